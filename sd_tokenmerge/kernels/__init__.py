@@ -1,0 +1,1 @@
+"""Array in, array out: the numerical core, without models or methods."""

@@ -1,0 +1,126 @@
+"""The one type every merging method produces: which cluster each token is in.
+
+This is the only module that scatters or gathers token features.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import cached_property
+from math import floor
+
+import torch
+from torch import Tensor
+
+from sd_tokenmerge.kernels.segments import segment_sum
+
+
+def clusters_to_keep(num_tokens: int, keep_rate: float) -> int:
+    """Number of clusters K that a keep rate leaves: `N - floor(N * (1 - keep_rate))`.
+
+    The product is taken in exact arithmetic on the decimal number the caller wrote, so that
+    0.7 of 10 tokens is 7 although `10 * (1 - 0.7)` is 3.0000000000000004 in binary.
+
+    Args:
+        num_tokens: N, at least 1.
+        keep_rate: fraction of the tokens that is kept, in (0, 1].
+
+    Returns:
+        K, in [1, N].
+
+    Raises:
+        ValueError: `keep_rate` is outside (0, 1].
+    """
+    if not 0 < keep_rate <= 1:
+        raise ValueError(f"`keep_rate` must be in (0, 1], got {keep_rate}.")
+    removed = floor(num_tokens * (1 - Fraction(keep_rate).limit_denominator(10**6)))
+    return max(num_tokens - removed, 1)
+
+
+@dataclass(frozen=True, eq=False)
+class Partition:
+    """A disjoint cover of N tokens by K clusters, for each image of a batch.
+
+    Attributes:
+        labels: `[B, N]` int64; the cluster of each token. Every label in `[0, K)` must be used in
+            every row: an empty cluster has no mean (0/0). `Partition.check` verifies this; methods
+            guarantee it.
+        num_clusters: K.
+        representatives: `[B, K]` int64 token indices, or None. Where given (K-Medoids), a cluster is
+            represented by that token instead of by its mean.
+    """
+
+    labels: Tensor
+    num_clusters: int
+    representatives: Tensor | None = None
+
+    @cached_property
+    def sizes(self) -> Tensor:
+        """Tokens per cluster, `[B, K]` int64."""
+        ones = torch.ones_like(self.labels)
+        return torch.zeros(
+            (self.labels.shape[0], self.num_clusters), dtype=torch.int64, device=self.labels.device
+        ).scatter_add_(1, self.labels, ones)  # integer sums do not depend on their order
+
+    def merge(self, tokens: Tensor) -> Tensor:
+        """Represent each cluster by one token, `[B, N, C] -> [B, K, C]`.
+
+        The mean of the cluster's tokens (LoTM eq. 10), summed in float32 (float64 for float64
+        input) in a fixed order on every device, or the representative token where the method
+        chose one.
+
+        Raises:
+            ValueError: `tokens` is not `[B, N, C]` with the B and N of `labels`.
+        """
+        self._require(tokens, self.labels.shape[1], "tokens")
+        if self.representatives is not None:
+            index = self.representatives.unsqueeze(-1).expand(-1, -1, tokens.shape[-1])
+            return tokens.gather(1, index)
+        sums = segment_sum(tokens, self.labels, self.num_clusters)
+        return (sums / self.sizes.unsqueeze(-1)).to(tokens.dtype)
+
+    def unmerge(self, merged: Tensor) -> Tensor:
+        """Give every token its cluster's features, `[B, K, C] -> [B, N, C]`.
+
+        Raises:
+            ValueError: `merged` is not `[B, K, C]` with the B of `labels`.
+        """
+        self._require(merged, self.num_clusters, "merged")
+        index = self.labels.unsqueeze(-1).expand(-1, -1, merged.shape[-1])
+        return merged.gather(1, index)
+
+    def check(self) -> Partition:
+        """Verify the invariants that methods guarantee; returns self.
+
+        Waits for the device, so it belongs into tests and the public door, not into a denoising loop.
+
+        Raises:
+            ValueError: a label is outside `[0, K)` or unused, or a representative is not a member of
+                its cluster.
+        """
+        low, high = int(self.labels.min()), int(self.labels.max())
+        if low < 0 or high >= self.num_clusters:
+            raise ValueError(
+                f"`labels` must be in [0, {self.num_clusters}), got values from {low} to {high}."
+            )
+        unused = int((self.sizes == 0).sum())
+        if unused:
+            raise ValueError(
+                f"`labels` must use every label in [0, {self.num_clusters}), got {unused} unused."
+            )
+        if self.representatives is not None:
+            clusters = torch.arange(self.num_clusters, device=self.labels.device)
+            if not torch.equal(
+                self.labels.gather(1, self.representatives),
+                clusters.expand_as(self.representatives),
+            ):
+                raise ValueError("`representatives` must be members of their own clusters.")
+        return self
+
+    def _require(self, tensor: Tensor, length: int, name: str) -> None:
+        expected = (self.labels.shape[0], length)
+        if tensor.ndim != 3 or tuple(tensor.shape[:2]) != expected:
+            raise ValueError(
+                f"`{name}` must be [{expected[0]}, {expected[1]}, C], got {list(tensor.shape)}."
+            )
