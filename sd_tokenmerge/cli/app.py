@@ -1,0 +1,84 @@
+"""The typer application: subcommands are imported only when they are asked for."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Any
+
+import typer
+from typer.core import TyperGroup
+
+from sd_tokenmerge.cli.errors import UserError
+
+COMMANDS = ("generate", "fid", "sweep", "methods", "sites", "reference", "status")
+"""Subcommands; `name` is the function `<name>_command` in `sd_tokenmerge/cli/<name>.py`.
+
+No module there imports torch at its top: `--help` imports them all and has to answer at once.
+"""
+
+# Public in typer only through a subclass; click's own classes moved inside typer in 0.16.
+_UsageError: Any = typer.BadParameter.__base__
+_ClickException: Any = _UsageError.__base__
+
+
+class _Subcommands(TyperGroup):
+    def list_commands(self, ctx: Any) -> list[str]:
+        return [name for name in COMMANDS if find_spec(f"sd_tokenmerge.cli.{name}")]
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        if cmd_name not in self.list_commands(ctx):
+            return None
+        if cmd_name not in self.commands:
+            module = import_module(f"sd_tokenmerge.cli.{cmd_name}")
+            single = typer.Typer(add_completion=False, rich_markup_mode=None)
+            single.command(cmd_name)(getattr(module, f"{cmd_name}_command"))
+            self.commands[cmd_name] = typer.main.get_command(single)
+        return self.commands[cmd_name]
+
+
+app = typer.Typer(
+    cls=_Subcommands,
+    add_completion=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+
+
+def _show_version(value: bool) -> None:
+    if value:
+        from importlib.metadata import version
+
+        typer.echo(f"sd-tokenmerge {version('sd-tokenmerge')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: bool = typer.Option(
+        False, "--version", callback=_show_version, is_eager=True, help="Show the version and exit."
+    ),
+) -> None:
+    """Merge redundant tokens in Stable Diffusion, and measure what it costs."""
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one command line, report errors, and return the exit code."""
+    try:
+        return int(
+            app(list(arguments) or ["--help"], prog_name="sd-tokenmerge", standalone_mode=False)
+            or 0
+        )
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except _ClickException as error:
+        message = error.format_message().rstrip(".")
+        command = error.ctx.command_path if getattr(error, "ctx", None) else "sd-tokenmerge"
+        print(f"error: {message}. See `{command} --help`.", file=sys.stderr)
+        return 2
+    except (typer.Abort, KeyboardInterrupt):
+        print("error: interrupted.", file=sys.stderr)
+        return 130

@@ -1,0 +1,47 @@
+"""Errors that are the user's to solve: one line on stderr, no traceback."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+class UserError(Exception):
+    """Something the user can put right; the command line prints it as `error: <message>`.
+
+    Attributes:
+        exit_code: 2 for bad input, 1 where the surroundings failed (a full disk), 130 for Ctrl-C.
+    """
+
+    def __init__(self, message: str, exit_code: int = 2):
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+@contextmanager
+def user_errors(*types: type[Exception]) -> Iterator[None]:
+    """Report exceptions of the given types as the user's to solve.
+
+    Wrap the part of a command that reads and checks its input. What is not wrapped keeps its
+    traceback, because an unexpected exception is a bug of ours.
+
+    Args:
+        types: what to report; default: `ValueError`, `TypeError` and `OSError`, the library's own
+            for bad arguments and unusable files.
+
+    Raises:
+        UserError: one of `types` was raised inside; its message, on one line.
+    """
+    reported = types or (ValueError, TypeError, OSError)
+    try:
+        yield
+    except reported as error:
+        raise UserError(describe(error)) from error
+
+
+def describe(error: Exception) -> str:
+    """An exception's message on one line, with the file's name where the system left it out."""
+    if isinstance(error, OSError) and error.strerror:
+        name = f" `{error.filename}`" if error.filename is not None else ""
+        return f"{error.strerror}:{name}" if name else error.strerror
+    return " ".join(str(error).split()) or type(error).__name__
