@@ -1,0 +1,25 @@
+"""What every test shares: no network, and no more threads than the machine has cores."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import pytest
+import torch
+
+_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", _cores)))
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+"""Reference material kept beside the repository; absent in most checkouts."""
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of reference material beside the repository; skips where there is none."""
+    if not SHARED.is_dir():
+        pytest.skip("no reference material beside the repository (../shared)")
+    return SHARED
