@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from fractions import Fraction
-from functools import cached_property
 from math import floor
 
 import torch
@@ -19,8 +18,8 @@ from sd_tokenmerge.kernels.segments import segment_sum
 def clusters_to_keep(num_tokens: int, keep_rate: float) -> int:
     """Number of clusters K that a keep rate leaves: `N - floor(N * (1 - keep_rate))`.
 
-    The product is taken in exact arithmetic on the decimal number the caller wrote, so that
-    0.7 of 10 tokens is 7 although `10 * (1 - 0.7)` is 3.0000000000000004 in binary.
+    Computed exactly, on the simplest fraction next to the binary number (denominators up to 10^6):
+    0.9 of 10 tokens is 9, although `10 * (1 - 0.9)` is 0.9999999999999998 in binary.
 
     Args:
         num_tokens: N, at least 1.
@@ -30,8 +29,10 @@ def clusters_to_keep(num_tokens: int, keep_rate: float) -> int:
         K, in [1, N].
 
     Raises:
-        ValueError: `keep_rate` is outside (0, 1].
+        ValueError: `num_tokens` is below 1, or `keep_rate` is outside (0, 1].
     """
+    if num_tokens < 1:
+        raise ValueError(f"`num_tokens` must be at least 1, got {num_tokens}.")
     if not 0 < keep_rate <= 1:
         raise ValueError(f"`keep_rate` must be in (0, 1], got {keep_rate}.")
     removed = floor(num_tokens * (1 - Fraction(keep_rate).limit_denominator(10**6)))
@@ -47,15 +48,15 @@ class Partition:
             every row: an empty cluster has no mean (0/0). `Partition.check` verifies this; methods
             guarantee it.
         num_clusters: K.
-        representatives: `[B, K]` int64 token indices, or None. Where given (K-Medoids), a cluster is
-            represented by that token instead of by its mean.
+        representatives: `[B, K]` int64 token indices, or None. Where given (K-Medoids), a cluster
+            is represented by that token instead of by its mean.
     """
 
     labels: Tensor
     num_clusters: int
     representatives: Tensor | None = None
 
-    @cached_property
+    @property
     def sizes(self) -> Tensor:
         """Tokens per cluster, `[B, K]` int64."""
         ones = torch.ones_like(self.labels)
@@ -93,11 +94,12 @@ class Partition:
     def check(self) -> Partition:
         """Verify the invariants that methods guarantee; returns self.
 
-        Waits for the device, so it belongs into tests and the public door, not into a denoising loop.
+        Waits for the device, so it belongs into tests and the public door, not into a denoising
+        loop.
 
         Raises:
-            ValueError: a label is outside `[0, K)` or unused, or a representative is not a member of
-                its cluster.
+            ValueError: a label is outside `[0, K)` or unused, or a representative is not a member
+                of its cluster.
         """
         low, high = int(self.labels.min()), int(self.labels.max())
         if low < 0 or high >= self.num_clusters:

@@ -1,14 +1,18 @@
 """Merging methods, by name.
 
-Adding one: write a module with a `Method` subclass, add a row to `METHODS`; the contract test and the
-command line pick it up.
+To add one, write a module with a `Method` subclass and add a row to `METHODS`: the contract test and
+the command line pick it up.
 """
 
 from __future__ import annotations
 
+import torch
+from torch import Tensor
+
 from sd_tokenmerge.methods.atc import ATC
 from sd_tokenmerge.methods.base import Grid, Method
 from sd_tokenmerge.methods.parse import parse_method_string
+from sd_tokenmerge.partitions import Partition
 
 METHODS: dict[str, type[Method]] = {cls.name: cls for cls in (ATC,)}
 
@@ -27,4 +31,91 @@ def parse_method(method: str | Method) -> Method:
     return parse_method_string(method, METHODS)
 
 
-__all__ = ["ATC", "METHODS", "Grid", "Method", "parse_method"]
+def partition(
+    tokens: Tensor,
+    method: str | Method = "atc",
+    *,
+    num_clusters: int,
+    grid: tuple[int, int],
+    seed: int = 0,
+    scores: Tensor | None = None,
+) -> Partition:
+    """Cluster each image's tokens, `[B, N, C]` -> K clusters.
+
+    The checks wait for the device; inside a denoiser, `methods.op.cluster` does without them.
+
+    Args:
+        tokens: `[B, N, C]` float, row by row over the grid.
+        method: a method, or its string such as `"atc:linkage=complete"`.
+        num_clusters: K, in [1, N]; some methods can't reach the smallest. `clusters_to_keep` gives
+            the K of a keep rate.
+        grid: height and width in tokens; their product is N.
+        seed: what a random method draws from, in [0, 2^63); other methods don't use it.
+        scores: `[B, N]` significance of each token, non-negative; for weighted methods, and only
+            for them.
+
+    Returns:
+        A checked partition: K clusters, none of them empty.
+
+    Raises:
+        TypeError: an argument is of the wrong type.
+        ValueError: an argument is of the wrong shape or out of range, K is out of the method's
+            reach, `tokens` or `scores` are not finite, or `scores` are missing or would be unused.
+    """
+    method = parse_method(method)
+    _check_tokens(tokens)
+    grid = _checked_grid(grid, num_tokens=tokens.shape[1])
+    for name, value in (("num_clusters", num_clusters), ("seed", seed)):
+        if type(value) is not int:
+            raise TypeError(f"`{name}` must be an integer, got {value!r}.")
+    if not 0 <= seed < 2**63:
+        raise ValueError(f"`seed` must be in [0, 2^63), got {seed}.")
+    method.require_reachable(num_clusters, grid)
+    if scores is not None:
+        if not method.uses_scores:
+            raise ValueError(f"`scores` must be None for {method}, which does not use them.")
+        _check_scores(scores, tokens)
+    return method(tokens, num_clusters, grid=grid, seed=seed, scores=scores).check()
+
+
+def _check_tokens(tokens: Tensor) -> None:
+    if not isinstance(tokens, Tensor):
+        raise TypeError(f"`tokens` must be a tensor, got {type(tokens).__name__}.")
+    if not tokens.is_floating_point():
+        raise TypeError(f"`tokens` must be floating point, got {tokens.dtype}.")
+    if tokens.ndim != 3 or tokens.numel() == 0:
+        raise ValueError(f"`tokens` must be a non-empty [B, N, C], got {list(tokens.shape)}.")
+    if not torch.isfinite(tokens).all():
+        raise ValueError("`tokens` must be finite, got NaN or infinity.")
+
+
+def _checked_grid(grid: tuple[int, int], num_tokens: int) -> Grid:
+    if not isinstance(grid, tuple) or len(grid) != 2 or any(type(side) is not int for side in grid):
+        raise TypeError(f"`grid` must be (height, width) in tokens, got {grid!r}.")
+    checked = Grid(*grid)
+    if min(checked) < 1 or checked.num_tokens != num_tokens:
+        raise ValueError(
+            f"`grid` must be positive and hold the {num_tokens} tokens, "
+            f"got {checked.height} x {checked.width}."
+        )
+    return checked
+
+
+def _check_scores(scores: Tensor, tokens: Tensor) -> None:
+    if not isinstance(scores, Tensor):
+        raise TypeError(f"`scores` must be a tensor, got {type(scores).__name__}.")
+    if not scores.is_floating_point():
+        raise TypeError(f"`scores` must be floating point, got {scores.dtype}.")
+    if scores.shape != tokens.shape[:2]:
+        raise ValueError(
+            f"`scores` must be {list(tokens.shape[:2])} like the tokens, got {list(scores.shape)}."
+        )
+    if scores.device != tokens.device:
+        raise ValueError(
+            f"`scores` must be on the tokens' device {tokens.device}, got {scores.device}."
+        )
+    if not (torch.isfinite(scores) & (scores >= 0)).all():
+        raise ValueError("`scores` must be finite and non-negative.")
+
+
+__all__ = ["ATC", "METHODS", "Grid", "Method", "parse_method", "partition"]

@@ -26,17 +26,10 @@ class ATC(Method):
     """
 
     name: ClassVar[str] = "atc"
+    order_free: ClassVar[bool] = True
     linkage: Literal["single", "complete", "average"] = "average"
 
-    def __call__(
-        self,
-        tokens: Tensor,
-        num_clusters: int,
-        *,
-        grid: Grid,
-        seed: int = 0,
-        scores: Tensor | None = None,
+    def _cluster(
+        self, tokens: Tensor, num_clusters: int, grid: Grid, seed: int, scores: Tensor | None
     ) -> Partition:
-        """Cut the hierarchy of each image's tokens at K clusters; see `Method.__call__`."""
-        self.require_reachable(num_clusters, grid)
         return Partition(agglomerative_labels(tokens, num_clusters, self.linkage), num_clusters)

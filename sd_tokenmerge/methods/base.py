@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import fields
-from typing import ClassVar, NamedTuple
+from typing import ClassVar, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
+import torch
 from torch import Tensor
 
 from sd_tokenmerge.partitions import Partition
 
 
 class Grid(NamedTuple):
-    """Height and width of an image in tokens; token `i` is at row `i // width`, column `i % width`."""
+    """Height and width of an image in tokens.
+
+    Token `i` is at row `i // width` and column `i % width`.
+    """
 
     height: int
     width: int
@@ -26,18 +30,36 @@ class Grid(NamedTuple):
 class Method(ABC):
     """A hard merging method; subclasses are frozen dataclasses whose fields are its options.
 
-    A method is a pure function of its arguments. It must not depend on the other images of the batch,
-    and draws random numbers only from `seed`: the same draw for every image, so that batch size and
-    order never change a result.
+    A subclass gives a `name`, its options as fields (bool, int, float or a `Literal` of strings,
+    each with a default) and `_cluster`. It must be a pure function of its arguments: it must not
+    depend on the other images of the batch, and draws random numbers only from `seed`, the same for
+    every image, so that batch size and order never change a result.
     """
 
     name: ClassVar[str]
-    uses_seed: bool = False
-    """Whether the result depends on `seed`."""
-    uses_scores: bool = False
-    """Whether `scores` (significance of each token) must be given."""
+    order_free: ClassVar[bool] = False
+    """Whether permuting the tokens just permutes their labels: neither place nor order matters."""
 
-    @abstractmethod
+    @property
+    def uses_seed(self) -> bool:
+        """Whether the result depends on `seed`."""
+        return False
+
+    @property
+    def uses_scores(self) -> bool:
+        """Whether `scores` (significance of each token) must be given."""
+        return False
+
+    @property
+    def has_representatives(self) -> bool:
+        """Whether a cluster is represented by one of its tokens instead of by its mean."""
+        return False
+
+    def __post_init__(self) -> None:
+        """Refuse options of the wrong type; subclasses add their ranges."""
+        for option, hint in option_types(type(self)).items():
+            _require_type(self.name, option, getattr(self, option), hint)
+
     def __call__(
         self,
         tokens: Tensor,
@@ -50,8 +72,10 @@ class Method(ABC):
         """Cluster each image's tokens.
 
         Args:
-            tokens: `[B, N, C]`, any float dtype.
-            num_clusters: K, in [1, N].
+            tokens: `[B, N, C]`, any float dtype. Features that are not finite count as 0, because
+                looking for them would wait for the device in every block of every denoising step;
+                `partition` refuses them.
+            num_clusters: K, in [`smallest_num_clusters(grid)`, N].
             grid: layout of the N tokens; `grid.num_tokens == N`.
             seed: what a random method draws from.
             scores: `[B, N]` non-negative significance of each token, where `uses_scores`.
@@ -62,19 +86,29 @@ class Method(ABC):
         Raises:
             ValueError: K is out of the method's reach, or `scores` are missing.
         """
+        self.require_reachable(num_clusters, grid)
+        if not self.uses_scores:
+            scores = None
+        elif scores is None:
+            raise ValueError(f"`scores` must be given for {self}, got None.")
+        else:
+            scores = _precise(scores)
+        with torch.autocast(tokens.device.type, enabled=False):
+            return self._cluster(_precise(tokens), num_clusters, grid, seed, scores)
+
+    @abstractmethod
+    def _cluster(
+        self, tokens: Tensor, num_clusters: int, grid: Grid, seed: int, scores: Tensor | None
+    ) -> Partition:
+        """The method itself; see `__call__`.
+
+        `tokens` and `scores` are finite, detached, and float32 (float64 where the caller's are);
+        autocast is off, K is within reach, and `scores` are there exactly where `uses_scores`.
+        """
 
     def smallest_num_clusters(self, grid: Grid) -> int:
         """The smallest K that this method can reach on `grid`."""
         return 1
-
-    def __str__(self) -> str:
-        """The method string that `parse_method` reads back, options at their default left out."""
-        options = [
-            f"{field.name}={_spell(getattr(self, field.name))}"
-            for field in fields(self)  # type: ignore[arg-type]
-            if getattr(self, field.name) != field.default
-        ]
-        return self.name + (":" + ",".join(options) if options else "")
 
     def require_reachable(self, num_clusters: int, grid: Grid) -> None:
         """Refuse a K that this method cannot reach on `grid`.
@@ -89,6 +123,47 @@ class Method(ABC):
                 f"{grid.height}x{grid.width} grid (a keep rate of at least {low / high:.4g}), "
                 f"got {num_clusters}."
             )
+
+    def __str__(self) -> str:
+        """The method string that `parse_method` reads back, options at their default left out."""
+        options = [
+            f"{field.name}={_spell(getattr(self, field.name))}"
+            for field in fields(self)  # type: ignore[arg-type]
+            if getattr(self, field.name) != field.default
+        ]
+        return self.name + (":" + ",".join(options) if options else "")
+
+
+def option_types(method_class: type[Method]) -> dict[str, object]:
+    """The options of a method and their types, in the order of its fields."""
+    hints = get_type_hints(method_class)
+    return {field.name: hints[field.name] for field in fields(method_class)}  # type: ignore[arg-type]
+
+
+def describe_type(hint: object) -> str:
+    """How an error message names the values that an option allows."""
+    if get_origin(hint) is Literal:
+        return "|".join(get_args(hint))
+    return {bool: "true|false", int: "an integer", float: "a number"}[hint]  # type: ignore[index]
+
+
+def _require_type(method: str, option: str, value: object, hint: object) -> None:
+    allowed = describe_type(hint)
+    if get_origin(hint) is Literal:
+        if value not in get_args(hint):
+            raise ValueError(
+                f"`{option}` of {method} must be {describe_type(hint)}, got {value!r}."
+            )
+    elif type(value) is not hint and not (hint is float and type(value) is int):
+        raise TypeError(f"`{option}` of {method} must be {allowed}, got {value!r}.")
+
+
+def _precise(tensor: Tensor) -> Tensor:
+    """Detached, finite, and at least float32."""
+    tensor = tensor.detach()
+    if tensor.dtype != torch.float64:
+        tensor = tensor.float()
+    return torch.nan_to_num(tensor, nan=0.0, posinf=0.0, neginf=0.0)
 
 
 def _spell(value: object) -> str:

@@ -1,0 +1,58 @@
+"""Method strings: `name` or `name:option=value,option=value`, read strictly."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal, get_args, get_origin
+
+from sd_tokenmerge.methods.base import Method, describe_type, option_types
+
+
+def parse_method_string(text: str, methods: Mapping[str, type[Method]]) -> Method:
+    """Read a method string such as `"tome-sd:stride=2,random=true"`.
+
+    Nothing is guessed: no blanks, no abbreviations, each option at most once; booleans are `true`
+    or `false`. Options that are left out keep their defaults.
+
+    Args:
+        text: the method string.
+        methods: the known methods by name.
+
+    Raises:
+        ValueError: unknown method or option, or bad value; the message lists what is allowed.
+    """
+    name, colon, rest = text.partition(":")
+    if name not in methods:
+        raise ValueError(f"`method` must be one of {', '.join(sorted(methods))}, got {text!r}.")
+    types = option_types(methods[name])
+    options: dict[str, Any] = {}
+    for part in rest.split(",") if colon else ():
+        option, equals, value = part.partition("=")
+        if option not in types or not equals:
+            raise ValueError(f"`method` {text!r}: {_allowed(name, types)}, got {part!r}.")
+        if option in options:
+            raise ValueError(f"`method` {text!r}: option {option!r} is given twice.")
+        options[option] = _read(text, option, value, types[option])
+    return methods[name](**options)
+
+
+def _allowed(name: str, types: Mapping[str, object]) -> str:
+    if not types:
+        return f"{name} has no options"
+    listed = ", ".join(f"{option}={describe_type(hint)}" for option, hint in types.items())
+    return f"the options of {name} are {listed}"
+
+
+def _read(text: str, option: str, value: str, hint: object) -> bool | int | float | str:
+    try:
+        if hint is bool:
+            return {"true": True, "false": False}[value]
+        if hint is int and set(value) <= set("-0123456789"):
+            return int(value)
+        if hint is float and set(value) <= set("-0123456789.e"):
+            return float(value)
+        if get_origin(hint) is Literal and value in get_args(hint):
+            return value
+    except (KeyError, ValueError):
+        pass
+    raise ValueError(f"`method` {text!r}: {option} must be {describe_type(hint)}, got {value!r}.")
