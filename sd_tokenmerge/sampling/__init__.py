@@ -1,0 +1,1 @@
+"""Batch generation: classes, prompts, seeds, and run folders that survive anything."""
