@@ -1,0 +1,181 @@
+"""Load the pipeline that the options describe, through diffusers' own loaders."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+from safetensors import SafetensorError, safe_open
+
+from sd_tokenmerge.sampling.locate import locate_model, locate_part
+from sd_tokenmerge.sampling.options import GenerateOptions, ResolvedOptions
+from sd_tokenmerge.sampling.resolve import resolve_options
+
+# diffusers 0.40 renamed `torch_dtype` to `dtype`.
+_VERSION = tuple(int(part) for part in diffusers.__version__.split(".")[:2])
+_DTYPE_ARGUMENT = "dtype" if _VERSION >= (0, 40) else "torch_dtype"
+
+
+def load_pipeline(options: GenerateOptions) -> Any:
+    """A pipeline, on its device, ready to be patched.
+
+    Args:
+        options: those that concern the model are read; None means as in `resolve_options`.
+
+    Returns:
+        A diffusers text-to-image pipeline with a UNet.
+
+    Raises:
+        ValueError: the model is not there, is broken, or an option does not fit it.
+    """
+    resolved = resolve_options(options)
+    path = locate_model(resolved)
+    dtype = getattr(torch, resolved.dtype)
+    try:
+        pipe = (_load_folder if path.is_dir() else _load_file)(path, resolved, dtype)
+    except (OSError, SafetensorError, pickle.UnpicklingError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(f"`model` {resolved.model!r} cannot be loaded: {reason}") from error
+    if not isinstance(getattr(pipe, "unet", None), diffusers.UNet2DConditionModel):
+        raise ValueError(
+            f"`model` must be a Stable Diffusion pipeline with a UNet, got {type(pipe).__name__}."
+        )
+    pipe.set_progress_bar_config(disable=True)
+    _set_scheduler(pipe, resolved.scheduler)
+    _set_vae(pipe, resolved, dtype)
+    _add_loras(pipe, resolved)
+    _place(pipe, resolved)
+    _set_attention(pipe, resolved.attention_backend)
+    if resolved.compile:
+        pipe.unet.compile()
+    return pipe
+
+
+def _load_folder(path: Path, options: ResolvedOptions, dtype: torch.dtype) -> Any:
+    # The class comes from the model; other than Stable Diffusion 1 and 2, none takes a checker.
+    index = diffusers.DiffusionPipeline.load_config(path)
+    checker: dict[str, Any] = {}
+    if "safety_checker" in index and not options.safety_checker:
+        checker = {"safety_checker": None, "requires_safety_checker": False}
+    return diffusers.DiffusionPipeline.from_pretrained(
+        path,
+        variant=options.variant,
+        local_files_only=True,
+        **{_DTYPE_ARGUMENT: dtype},
+        **checker,
+    )
+
+
+def _load_file(path: Path, options: ResolvedOptions, dtype: torch.dtype) -> Any:
+    if options.safety_checker:
+        raise ValueError("`safety_checker` must be off for a single-file checkpoint, got on.")
+    is_sdxl = any(name.startswith("conditioner.embedders.1.") for name in _tensor_names(path))
+    cls = diffusers.StableDiffusionXLPipeline if is_sdxl else diffusers.StableDiffusionPipeline
+    checker = {} if is_sdxl else {"safety_checker": None, "requires_safety_checker": False}
+    try:
+        return cls.from_single_file(
+            str(path),
+            config=options.model_config,
+            local_files_only=options.local_files_only,
+            **{_DTYPE_ARGUMENT: dtype},
+            **checker,
+        )
+    except OSError as error:
+        if options.model_config is not None:
+            raise
+        raise ValueError(
+            f"`model` {str(path)!r} is a single file; what it does not contain (configurations, "
+            f"tokenizer) comes from the hub, which cannot be reached. Offline, give a folder with "
+            f"them as `model_config`."
+        ) from error
+
+
+def _tensor_names(path: Path) -> list[str]:
+    if path.suffix == ".safetensors":
+        with safe_open(path, framework="pt") as file:
+            return list(file.keys())
+    content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    return list(content.get("state_dict", content))
+
+
+def _set_scheduler(pipe: Any, name: str | None) -> None:
+    if name is None:
+        return
+    compatible = {cls.__name__: cls for cls in pipe.scheduler.compatibles}
+    full_name = name if name.endswith("Scheduler") else f"{name}Scheduler"
+    if full_name not in compatible:
+        choices = ", ".join(sorted(key.removesuffix("Scheduler") for key in compatible))
+        raise ValueError(f"`scheduler` must be one of {choices}, got {name!r}.")
+    pipe.scheduler = compatible[full_name].from_config(pipe.scheduler.config)
+
+
+def _set_vae(pipe: Any, options: ResolvedOptions, dtype: torch.dtype) -> None:
+    if options.vae is None:
+        return
+    path = locate_part("vae", options.vae, local_files_only=options.local_files_only)
+    if not (path / "config.json").is_file():
+        raise ValueError(f"`vae` must be a folder with a config.json, got {options.vae!r}.")
+    name = diffusers.AutoencoderKL.load_config(path).get("_class_name", "")
+    if not name.startswith("Autoencoder"):
+        raise ValueError(f"`vae` must be an autoencoder, got {name or 'no class'} in {path}.")
+    pipe.vae = getattr(diffusers, name).from_pretrained(path, **{_DTYPE_ARGUMENT: dtype})
+
+
+def _add_loras(pipe: Any, options: ResolvedOptions) -> None:
+    scales = []
+    for index, entry in enumerate(options.lora):
+        name, scale = split_lora(entry)
+        path = locate_part("lora", name, local_files_only=options.local_files_only)
+        folder, weight_name = (path, None) if path.is_dir() else (path.parent, path.name)
+        pipe.load_lora_weights(
+            str(folder), weight_name=weight_name, adapter_name=f"lora{index}", local_files_only=True
+        )
+        scales.append(scale)
+    if scales:
+        pipe.set_adapters([f"lora{index}" for index in range(len(scales))], scales)
+
+
+def split_lora(entry: str) -> tuple[str, float]:
+    """`"name@0.8"` as name and scale; the scale is 1 where none is given.
+
+    Raises:
+        ValueError: what follows the last `@` is no number.
+    """
+    name, at, scale = entry.rpartition("@")
+    if not at:
+        return entry, 1.0
+    try:
+        return name, float(scale)
+    except ValueError:
+        raise ValueError(f"`lora` must be name@scale with a number, got {entry!r}.") from None
+
+
+def _place(pipe: Any, options: ResolvedOptions) -> None:
+    try:
+        if options.offload == "none":
+            pipe.to(options.device)
+        elif options.offload == "model":
+            pipe.enable_model_cpu_offload(device=options.device)
+        else:
+            pipe.enable_sequential_cpu_offload(device=options.device)
+    except (RuntimeError, AssertionError) as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(f"`device` {options.device!r} cannot be used: {reason}") from error
+
+
+def _set_attention(pipe: Any, backend: str) -> None:
+    if backend == "eager":
+        pipe.unet.set_attn_processor(diffusers.models.attention_processor.AttnProcessor())
+    elif backend == "sliced":
+        pipe.enable_attention_slicing()
+    elif backend == "xformers":
+        try:
+            pipe.enable_xformers_memory_efficient_attention()
+        except (ImportError, ValueError, NotImplementedError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise ValueError(f"`attention_backend` xformers cannot be used: {reason}") from error

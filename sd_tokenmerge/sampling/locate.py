@@ -1,0 +1,127 @@
+"""Find a model's files: a local folder, a local file, or the hub's cache."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from sd_tokenmerge.sampling.manifest import file_sha256
+from sd_tokenmerge.sampling.options import ResolvedOptions
+
+CHECKPOINT_SUFFIXES = (".safetensors", ".ckpt")
+
+
+def locate_model(options: ResolvedOptions) -> Path:
+    """The diffusers folder or single-file checkpoint of `options.model`; a hub id is downloaded.
+
+    Raises:
+        ValueError: there is no such model, or what is there is none.
+    """
+    from diffusers import DiffusionPipeline
+
+    model = options.model
+
+    def download() -> str:
+        return str(
+            DiffusionPipeline.download(
+                model,
+                revision=options.revision,
+                variant=options.variant,
+                local_files_only=options.local_files_only,
+            )
+        )
+
+    path = _local_or_downloaded("model", model, download)
+    if path.is_dir() and not (path / "model_index.json").is_file():
+        raise ValueError(
+            f"`model` must be a diffusers folder (with a model_index.json), a checkpoint file or a "
+            f"hub id, got the folder {model!r} without a model_index.json."
+        )
+    if path.is_file() and path.suffix not in CHECKPOINT_SUFFIXES:
+        raise ValueError(
+            f"`model` must be a file that ends in {' or '.join(CHECKPOINT_SUFFIXES)}, "
+            f"got {model!r}."
+        )
+    return path
+
+
+def locate_part(argument: str, name: str, *, local_files_only: bool) -> Path:
+    """The folder or file of an autoencoder or LoRA; a hub id is downloaded.
+
+    Args:
+        argument: the option's name, for messages.
+        name: what the user gave.
+        local_files_only: never ask the hub.
+
+    Raises:
+        ValueError: there is no such thing.
+    """
+
+    def download() -> str:
+        from huggingface_hub import snapshot_download
+
+        return snapshot_download(
+            name, allow_patterns=["*.json", "*.safetensors"], local_files_only=local_files_only
+        )
+
+    return _local_or_downloaded(argument, name, download)
+
+
+def _local_or_downloaded(argument: str, name: str, download: Callable[[], str]) -> Path:
+    path = Path(name).expanduser()
+    if path.exists():
+        return path
+    if name.count("/") != 1 or name[0] in "./~" or path.suffix in CHECKPOINT_SUFFIXES:
+        raise ValueError(f"`{argument}` must exist, got {name!r}: no such file or folder.")
+    try:
+        return Path(download())
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(
+            f"`{argument}` {name!r} is no local path, is not in the local hub cache, and cannot be "
+            f"fetched ({reason}). Offline, give a local folder or file, or fetch it beforehand "
+            f"with `hf download {name}`."
+        ) from error
+
+
+def files_identity(path: Path) -> dict[str, Any]:
+    """What a model consists of, independent of where it lies.
+
+    Of a diffusers folder: the files of the components named in its model_index.json. Of any other
+    folder: all configurations and weights in it.
+
+    Returns:
+        `"sha256"`, one hash over names and contents, and `"files"`, the hash of each.
+    """
+    if path.is_file():
+        names = {path.suffix: path}  # renaming a checkpoint does not make it another one
+    else:
+        names = {str(file.relative_to(path).as_posix()): file for file in _model_files(path)}
+    hashes = {name: _hash_once(file) for name, file in sorted(names.items())}
+    digest = hashlib.sha256(json.dumps(hashes).encode()).hexdigest()
+    return {"sha256": digest, "files": hashes}
+
+
+def _model_files(folder: Path) -> list[Path]:
+    index = folder / "model_index.json"
+    folders = [folder]
+    if index.is_file():
+        parts = json.loads(index.read_text(encoding="utf-8"))
+        folders = [folder / name for name, value in parts.items() if isinstance(value, list)]
+    suffixes = {".json", ".txt", ".model", ".safetensors", ".bin", ".ckpt"}
+    found = [file for part in folders for file in part.rglob("*") if file.suffix in suffixes]
+    return sorted(found + ([index] if index.is_file() else []))
+
+
+def _hash_once(file: Path) -> str:
+    status = file.stat()
+    return _hash(file.resolve(), status.st_size, status.st_mtime_ns)
+
+
+@lru_cache(maxsize=4096)
+def _hash(file: Path, size: int, modified_ns: int) -> str:
+    return file_sha256(file)

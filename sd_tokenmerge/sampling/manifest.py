@@ -1,0 +1,168 @@
+"""The manifest: one JSON line per finished image.
+
+One process alone writes `manifest.jsonl`. Shards and further processes write `manifest.<who>.jsonl`
+beside it, so that no two ever append to the same file; a run that has the folder for itself puts
+them together. Readers take all of them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from sd_tokenmerge.sampling.atomic import write_atomically
+
+MANIFEST = "manifest.jsonl"
+
+
+@dataclass(frozen=True)
+class ImageRecord:
+    """One finished image.
+
+    Attributes:
+        file: its name in the run folder.
+        class_index: of the class, or of the prompt in its file.
+        image_index: within its class.
+        seed: what its noise was drawn from.
+        prompt: what it shows.
+        sha256: of the file.
+        seconds: wall time of its batch, divided by the images in it.
+        flagged: whether the safety checker blacked it out.
+    """
+
+    file: str
+    class_index: int
+    image_index: int
+    seed: int
+    prompt: str
+    sha256: str
+    seconds: float
+    flagged: bool = False
+
+    def to_line(self) -> str:
+        """The record as one line of JSON."""
+        return json.dumps(asdict(self), ensure_ascii=False)
+
+
+@dataclass(frozen=True)
+class ManifestContent:
+    """What a run folder's manifests say.
+
+    Attributes:
+        records: in the order of the files; a file may be recorded more than once.
+        broken: where a line is no record, as "file, line n".
+        cut_off: the last line of a manifest that was being written when its process died.
+    """
+
+    records: list[ImageRecord]
+    broken: list[str]
+    cut_off: list[str]
+
+
+def manifest_files(folder: Path) -> list[Path]:
+    """All manifests in a run folder, the main one first."""
+    return sorted(folder.glob("manifest*.jsonl"), key=lambda path: (path.name != MANIFEST, path))
+
+
+def load_manifest(files: Iterable[Path]) -> ManifestContent:
+    """Read manifests as they are, damage included.
+
+    Raises:
+        OSError: one cannot be read.
+    """
+    content = ManifestContent([], [], [])
+    for path in files:
+        lines = path.read_bytes().split(b"\n")
+        for number, line in enumerate(lines, start=1):
+            is_last = number == len(lines)
+            if is_last and not line:
+                continue
+            record = None if is_last else _parse(line)
+            if record is not None:
+                content.records.append(record)
+            else:
+                (content.cut_off if is_last else content.broken).append(
+                    f"{path.name}, line {number}"
+                )
+    return content
+
+
+def read_manifest(folder: str | Path) -> list[ImageRecord]:
+    """The finished images of a run folder, by class and image.
+
+    A line that is still being written is left out. The images themselves are not read; see
+    `has_content` and `sd-tokenmerge status`.
+
+    Raises:
+        ValueError: there is no manifest, or a line in it is no record.
+        OSError: it cannot be read.
+    """
+    files = manifest_files(Path(folder))
+    if not files:
+        raise ValueError(f"`folder` must hold a {MANIFEST}, got {str(folder)!r} without one.")
+    content = load_manifest(files)
+    if content.broken:
+        raise ValueError(
+            f"{folder}: {content.broken[0]} is no record of an image; "
+            f"start the same generation again to repair the folder."
+        )
+    unique = {record.file: record for record in content.records}
+    return sorted(unique.values(), key=_order)
+
+
+def write_manifest(path: Path, records: Iterable[ImageRecord]) -> None:
+    """Replace a manifest by these records, by class and image."""
+    lines = [record.to_line() + "\n" for record in sorted(records, key=_order)]
+    write_atomically(path, "".join(lines).encode())
+
+
+def has_content(path: Path, sha256: str) -> bool:
+    """Whether a file is there and has this hash."""
+    try:
+        return file_sha256(path) == sha256
+    except FileNotFoundError:
+        return False
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def intact_records(folder: Path, records: Iterable[ImageRecord]) -> dict[str, ImageRecord]:
+    """Those records whose images are there with the recorded hash, by file name."""
+    candidates = list(records)
+    with ThreadPoolExecutor(max_workers=8) as pool:
+        intact = pool.map(lambda r: has_content(folder / r.file, r.sha256), candidates)
+        pairs = zip(candidates, intact, strict=True)
+        return {record.file: record for record, is_intact in pairs if is_intact}
+
+
+def _parse(line: bytes) -> ImageRecord | None:
+    try:
+        values: Any = json.loads(line)
+        record = ImageRecord(**values)
+    except (ValueError, TypeError):
+        return None
+    kinds = {"str": str, "int": int, "float": (int, float), "bool": bool}
+    correct = all(
+        isinstance(getattr(record, entry.name), kinds[str(entry.type)]) for entry in fields(record)
+    )
+    return record if correct else None
+
+
+def _order(record: ImageRecord) -> tuple[int, int]:
+    return record.class_index, record.image_index

@@ -1,0 +1,223 @@
+"""Everything a run is told, in one JSON-able dataclass. Imports no torch."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import asdict, dataclass, field, fields
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+from sd_tokenmerge.sampling.imagenet import PAPER_TEMPLATE, NameStyle, class_prompt
+from sd_tokenmerge.sampling.seeds import SEED_LIMIT, SeedScheme
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+PAPER_SIZE, PAPER_STEPS, PAPER_GUIDANCE = 512, 50, 7.5
+"""ToMe-SD's and ATC's protocol for Stable Diffusion 1.5."""
+
+NO_METHOD = "none"
+"""The method string of an unpatched pipeline."""
+
+DType = Literal["float32", "float16", "bfloat16"]
+Offload = Literal["none", "model", "sequential"]
+AttentionBackend = Literal["default", "eager", "sliced", "xformers", "flash", "efficient", "math"]
+
+# Says where and how a run is carried out, or names a file whose content is compared instead.
+_NOT_COMPARED = {"compared": False}
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerateOptions:
+    """The options of `generate`.
+
+    None means: what the model's own `sample.json` says, else the paper's protocol; see
+    `sampling.resolve`. Fields marked "not compared" may change between two starts in one folder.
+
+    Attributes:
+        out: the run folder (not compared).
+        model: hub id, diffusers folder, or single-file checkpoint; compared by content.
+        classes: ImageNet indices; None: the model's own classes, else all 1,000.
+        images_per_class: also per prompt, where `prompts` are given.
+        prompts: file with prompts, instead of classes; compared by content.
+        prompt_template: text with `{class}`.
+        class_names: what stands for `{class}`.
+        negative_prompt: None: the pipeline's own unconditional branch.
+        seed: base of all seeds.
+        seed_scheme: see `image_seed`.
+        height: pixels.
+        width: pixels.
+        steps: denoising steps.
+        guidance_scale: classifier-free guidance; 1 or less: none.
+        noise_device: where the initial noise is drawn: the CPU gives the same on every machine,
+            the GPU follows the paper's runs literally.
+        method: a method string, or `"none"` for the unpatched pipeline.
+        keep_rate: see `apply_patch`, as the next seven.
+        levels: finest resolutions that are merged.
+        features: what is clustered.
+        merge: which of queries, keys and values are merged.
+        refresh_every: denoising steps between two partitions.
+        share_layers: whether blocks with the same grid share a partition.
+        proportional_attention: whether attention counts a merged token as often as it stands for.
+        merge_seed: what random methods draw from.
+        model_config: folder with the configuration of a single-file checkpoint, to load it without
+            the hub (not compared: its effect is in the loaded model's configuration).
+        revision: of a hub id (not compared: its content is).
+        variant: weights file variant such as `"fp16"`.
+        dtype: None: float16 on a GPU, float32 on the CPU.
+        device: torch device; None: the GPU if there is one. Its type is compared.
+        compile: whether the denoiser is compiled.
+        scheduler: diffusers class, with or without "Scheduler"; None: the model's own.
+        vae: hub id or folder of another autoencoder; compared by content.
+        lora: file, folder or hub id, each with an optional `@scale`; compared by content.
+        attention_backend: how attention is computed.
+        offload: which parts wait on the CPU.
+        safety_checker: whether the model's safety checker runs, where it has one.
+        batch_size: images per call (not compared: it changes images by rounding only).
+        shard: `"3/16"`: only the third sixteenth of the images (not compared).
+        local_files_only: never ask the hub (not compared).
+    """
+
+    out: str = field(metadata=_NOT_COMPARED)
+    model: str | None = field(default=None, metadata=_NOT_COMPARED)
+
+    classes: tuple[int, ...] | None = None
+    images_per_class: int = 2
+    prompts: str | None = field(default=None, metadata=_NOT_COMPARED)
+    prompt_template: str = PAPER_TEMPLATE
+    class_names: NameStyle = "atc"
+    negative_prompt: str | None = None
+
+    seed: int = 0
+    seed_scheme: SeedScheme = "paper"
+    height: int | None = None
+    width: int | None = None
+    steps: int | None = None
+    guidance_scale: float | None = None
+    noise_device: str = "cpu"
+
+    method: str = "atc"
+    keep_rate: float = 0.5
+    levels: int = 1
+    features: str = "input"
+    merge: str = "qkv"
+    refresh_every: int = 1
+    share_layers: bool = False
+    proportional_attention: bool = False
+    merge_seed: int = 0
+
+    model_config: str | None = field(default=None, metadata=_NOT_COMPARED)
+    revision: str | None = field(default=None, metadata=_NOT_COMPARED)
+    variant: str | None = None
+    dtype: DType | None = None
+    device: str | None = field(default=None, metadata=_NOT_COMPARED)
+    compile: bool = False
+    scheduler: str | None = None
+    vae: str | None = field(default=None, metadata=_NOT_COMPARED)
+    lora: tuple[str, ...] = field(default=(), metadata=_NOT_COMPARED)
+    attention_backend: AttentionBackend = "default"
+    offload: Offload = "none"
+    safety_checker: bool = False
+
+    batch_size: int = field(default=1, metadata=_NOT_COMPARED)
+    shard: str | None = field(default=None, metadata=_NOT_COMPARED)
+    local_files_only: bool = field(default=False, metadata=_NOT_COMPARED)
+
+    def __post_init__(self) -> None:
+        """Check every value that can be checked without loading anything.
+
+        Raises:
+            ValueError: a value is out of range, or two options exclude each other.
+        """
+        for name in ("images_per_class", "steps", "levels", "refresh_every", "batch_size"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"`{name}` must be at least 1, got {value}.")
+        for name in ("height", "width"):
+            value = getattr(self, name)
+            if value is not None and (value < 8 or value % 8):
+                raise ValueError(f"`{name}` must be a positive multiple of 8, got {value}.")
+        for name in ("seed", "merge_seed"):
+            value = getattr(self, name)
+            if not 0 <= value < SEED_LIMIT:
+                raise ValueError(f"`{name}` must be in [0, 2^63), got {value}.")
+        for name, choices in _CHOICES.items():
+            value = getattr(self, name)
+            if value is not None and value not in choices:
+                raise ValueError(f"`{name}` must be one of {', '.join(choices)}, got {value!r}.")
+        if not 0 < self.keep_rate <= 1:
+            raise ValueError(f"`keep_rate` must be in (0, 1], got {self.keep_rate}.")
+        if self.guidance_scale is not None and not 0 <= self.guidance_scale < float("inf"):
+            raise ValueError(
+                f"`guidance_scale` must be finite and not negative, got {self.guidance_scale}."
+            )
+        if self.prompts is not None and self.classes is not None:
+            raise ValueError("`prompts` and `classes` exclude each other, got both.")
+        class_prompt(0, self.prompt_template, self.class_names)
+        self.shard_numbers()
+
+    def shard_numbers(self) -> tuple[int, int]:
+        """`(index, count)` of `shard`, the index from 0.
+
+        Raises:
+            ValueError: `shard` is not "i/n" with 1 <= i <= n.
+        """
+        if self.shard is None:
+            return 0, 1
+        match = re.fullmatch(r"(\d+)/(\d+)", self.shard)
+        if match is None or not 1 <= int(match[1]) <= int(match[2]):
+            raise ValueError(
+                f"`shard` must be i/n with i from 1 to n, such as 3/16, got {self.shard!r}."
+            )
+        return int(match[1]) - 1, int(match[2])
+
+    def to_json(self) -> dict[str, Any]:
+        """All options as JSON values, for `run.json`."""
+        return {
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in asdict(self).items()
+        }
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> Self:
+        """The inverse of `to_json`.
+
+        Raises:
+            TypeError: an option is unknown: the folder was written by another version.
+        """
+        return cls(
+            **{
+                name: tuple(value) if isinstance(value, list) else value
+                for name, value in values.items()
+            }
+        )
+
+    def compared(self) -> dict[str, Any]:
+        """What must not change between two starts in one folder, as JSON values."""
+        values = self.to_json()
+        return {
+            entry.name: values[entry.name]
+            for entry in fields(self)
+            if entry.metadata.get("compared", True)
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResolvedOptions(GenerateOptions):
+    """Options in which nothing is left open; `resolve_options` makes them."""
+
+    model: str = field(metadata=_NOT_COMPARED)
+    height: int
+    width: int
+    steps: int
+    guidance_scale: float
+    dtype: DType
+    device: str = field(metadata=_NOT_COMPARED)
+
+
+_CHOICES: dict[str, tuple[str, ...]] = {
+    "class_names": get_args(NameStyle),
+    "seed_scheme": get_args(SeedScheme),
+    "dtype": get_args(DType),
+    "offload": get_args(Offload),
+    "attention_backend": get_args(AttentionBackend),
+}

@@ -1,0 +1,59 @@
+"""Prompt files: any list of prompts, with or without seeds."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+
+class Prompt(NamedTuple):
+    """One line of a prompt file."""
+
+    text: str
+    seed: int | None
+    """Seed of its first image, counted up for the others; None: by the run's seed scheme."""
+
+
+def read_prompts(path: str | Path) -> list[Prompt]:
+    """Read a prompt file: `.txt` with one prompt a line, or `.jsonl` with `prompt` and `seed`.
+
+    Blank lines are refused, because the prompt's number is the line's number.
+
+    Raises:
+        ValueError: an unknown suffix, an empty file, or a line that is no prompt.
+        OSError: the file cannot be read.
+    """
+    path = Path(path)
+    if path.suffix not in (".txt", ".jsonl"):
+        raise ValueError(f"`prompts` must be a .txt or .jsonl file, got {str(path)!r}.")
+    lines = path.read_text(encoding="utf-8").splitlines()
+    if not lines:
+        raise ValueError(f"`prompts` must hold at least one prompt, got an empty {path.name}.")
+    parse = _parse_json if path.suffix == ".jsonl" else _parse_text
+    prompts = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            prompts.append(parse(line))
+        except ValueError as error:
+            raise ValueError(f"{path.name}, line {number}: {error}") from None
+    return prompts
+
+
+def _parse_text(line: str) -> Prompt:
+    if not line.strip():
+        raise ValueError("a prompt must not be blank.")
+    return Prompt(line.strip(), None)
+
+
+def _parse_json(line: str) -> Prompt:
+    entry = json.loads(line)
+    if not isinstance(entry, dict) or not set(entry) <= {"prompt", "seed"}:
+        raise ValueError(f'must be {{"prompt": text, "seed": number}}, got {line!r}.')
+    seed = entry.get("seed")
+    if seed is not None and (type(seed) is not int or not 0 <= seed < 2**62):
+        raise ValueError(f"`seed` must be an integer in [0, 2^62), got {seed!r}.")
+    text = entry.get("prompt")
+    if not isinstance(text, str):
+        raise ValueError(f"`prompt` must be text, got {text!r}.")
+    return Prompt(_parse_text(text).text, seed)
