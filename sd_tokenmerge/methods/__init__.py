@@ -1,6 +1,6 @@
 """Merging methods, by name.
 
-To add one, write a module with a `Method` subclass and add a row to `METHODS`: the contract test and
+To add one, write a module with a `Method` subclass and add it to `METHODS`: the contract test and
 the command line pick it up.
 """
 
@@ -11,10 +11,31 @@ from torch import Tensor
 
 from sd_tokenmerge.methods.atc import ATC
 from sd_tokenmerge.methods.base import Grid, Method
+from sd_tokenmerge.methods.dpc_knn import DPCKNN
+from sd_tokenmerge.methods.grid_pooling import GridPooling
+from sd_tokenmerge.methods.kmeans import KMeans
+from sd_tokenmerge.methods.kmedoids import KMedoids
+from sd_tokenmerge.methods.lotm import LoTM
 from sd_tokenmerge.methods.parse import parse_method_string
+from sd_tokenmerge.methods.random_clusters import RandomClusters
+from sd_tokenmerge.methods.tome import ToMe
+from sd_tokenmerge.methods.tome_sd import ToMeSD
 from sd_tokenmerge.partitions import Partition
 
-METHODS: dict[str, type[Method]] = {cls.name: cls for cls in (ATC,)}
+METHODS: dict[str, type[Method]] = {
+    method.name: method
+    for method in (
+        ATC,
+        ToMe,
+        ToMeSD,
+        LoTM,
+        KMeans,
+        KMedoids,
+        DPCKNN,
+        GridPooling,
+        RandomClusters,
+    )
+}
 
 
 def parse_method(method: str | Method) -> Method:
@@ -118,4 +139,19 @@ def _check_scores(scores: Tensor, tokens: Tensor) -> None:
         raise ValueError("`scores` must be finite and non-negative.")
 
 
-__all__ = ["ATC", "METHODS", "Grid", "Method", "parse_method", "partition"]
+__all__ = [
+    "ATC",
+    "DPCKNN",
+    "METHODS",
+    "Grid",
+    "GridPooling",
+    "KMeans",
+    "KMedoids",
+    "LoTM",
+    "Method",
+    "RandomClusters",
+    "ToMe",
+    "ToMeSD",
+    "parse_method",
+    "partition",
+]

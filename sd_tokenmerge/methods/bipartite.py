@@ -1,0 +1,41 @@
+"""Bipartite soft matching, shared by ToMe and ToMe-SD (Bolya et al., ICLR 2023, section 3).
+
+1. Split the tokens into sources (A) and destinations (B).
+2. Draw one edge from each source to its most similar destination.
+3. Keep the r = N - K most similar edges.
+4. Merge the tokens that are connected.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from sd_tokenmerge.methods.distances import most_similar, unit_tokens
+from sd_tokenmerge.methods.numbering import labels_from_roots
+
+
+def match_bipartite(
+    tokens: Tensor, sources: Tensor, destinations: Tensor, num_clusters: int
+) -> Tensor:
+    """Merge the N - K sources that are most similar to a destination, `[B, N, C] -> [B, N]`.
+
+    Args:
+        tokens: `[B, N, C]` features, compared by cosine similarity.
+        sources: `[S]` int64 token indices; S >= N - K. Of equally similar edges, the source that
+            comes first here is merged.
+        destinations: `[D]` int64 token indices, the other N - S tokens; of equally similar ones,
+            the first here is chosen.
+        num_clusters: K.
+
+    Returns:
+        `[B, N]` int64 labels, numbered in the order of the destinations and unmerged sources.
+    """
+    batch, count, _ = tokens.shape
+    roots = torch.arange(count, device=tokens.device).repeat(batch, 1)
+    if num_clusters < count:
+        unit = unit_tokens(tokens)
+        similarity, match = most_similar(unit[:, sources], unit[:, destinations])
+        edges = similarity.argsort(dim=1, descending=True, stable=True)[:, : count - num_clusters]
+        roots.scatter_(1, sources[edges], destinations[match.gather(1, edges)])
+    return labels_from_roots(roots)

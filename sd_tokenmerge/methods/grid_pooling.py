@@ -1,0 +1,74 @@
+"""Regular pooling, a control: what merging costs if only the place of the tokens is used.
+
+The grid is cut into R horizontal bands and each band into cells side by side, all as even as
+integers allow; a cell is a cluster. Any K in [1, N] is reached by giving the bands K // R or
+K // R + 1 cells. Of the possible R the one that keeps tokens closest to the centers of their cells
+is taken: on an even grid, K = N / 4 gives cells of 2 x 2 tokens, and K = N / 2 cells of two.
+Deterministic.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from sd_tokenmerge.methods.base import Grid, Method
+from sd_tokenmerge.partitions import Partition
+
+
+@dataclass(frozen=True)
+class GridPooling(Method):
+    """Rectangles of the grid, whatever the tokens are."""
+
+    name: ClassVar[str] = "grid"
+
+    def _cluster(
+        self, tokens: Tensor, num_clusters: int, grid: Grid, seed: int, scores: Tensor | None
+    ) -> Partition:
+        bands = best_num_bands(grid, num_clusters)
+        rows = torch.arange(grid.height, device=tokens.device).unsqueeze(1)
+        columns = torch.arange(grid.width, device=tokens.device)
+        band = _part(rows, grid.height, bands)
+        first_cell = band * num_clusters // bands
+        num_cells = (band + 1) * num_clusters // bands - first_cell
+        labels = first_cell + _part(columns, grid.width, num_cells)
+        return Partition(labels.reshape(1, -1).repeat(len(tokens), 1), num_clusters)
+
+
+@lru_cache(maxsize=256)
+def best_num_bands(grid: Grid, num_clusters: int) -> int:
+    """The number of bands with the smallest sum of squared distances to the cells' centers.
+
+    Bands are at most as many as rows and clusters, and their cells at most as many as columns; of
+    equally good numbers the smallest is taken.
+    """
+    fewest = -(-num_clusters // grid.width)
+    candidates = range(fewest, min(grid.height, num_clusters) + 1)
+    return min(candidates, key=lambda bands: _spread(grid, num_clusters, bands))
+
+
+def _spread(grid: Grid, num_clusters: int, bands: int) -> int:
+    # A row of n tokens has the spread n (n^2 - 1) / 12 about its center; the 12 is left out.
+    shapes = Counter(
+        (
+            (band + 1) * grid.height // bands - band * grid.height // bands,
+            (band + 1) * num_clusters // bands - band * num_clusters // bands,
+        )
+        for band in range(bands)
+    )
+    total = 0
+    for (height, cells), count in shapes.items():
+        width, wider = divmod(grid.width, cells)
+        for cell_width, number in ((width, cells - wider), (width + 1, wider)):
+            total += count * number * height * cell_width * (height**2 + cell_width**2 - 2)
+    return total
+
+
+def _part(place: Tensor, length: int, parts: Tensor | int) -> Tensor:
+    """Which even part of `[0, length)` a place is in; part p starts at p * length // parts."""
+    return ((place + 1) * parts - 1) // length

@@ -1,0 +1,42 @@
+"""Random clusters, a control: what merging costs if the choice of tokens carries no information.
+
+K tokens drawn without replacement found one cluster each; every other token joins one of them,
+drawn uniformly. The draw depends on the seed alone and is the same for all images of a batch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from sd_tokenmerge.methods.base import Grid, Method
+from sd_tokenmerge.methods.numbering import labels_from_roots
+from sd_tokenmerge.partitions import Partition
+
+
+@dataclass(frozen=True)
+class RandomClusters(Method):
+    """Clusters drawn from the seed, whatever the tokens are."""
+
+    name: ClassVar[str] = "random"
+
+    @property
+    def uses_seed(self) -> bool:
+        """Always."""
+        return True
+
+    def _cluster(
+        self, tokens: Tensor, num_clusters: int, grid: Grid, seed: int, scores: Tensor | None
+    ) -> Partition:
+        count = grid.num_tokens
+        generator = torch.Generator().manual_seed(seed)
+        order = torch.randperm(count, generator=generator)
+        joined = torch.randint(num_clusters, (count - num_clusters,), generator=generator)
+        roots = torch.empty(count, dtype=torch.int64)
+        roots[order[:num_clusters]] = order[:num_clusters]
+        roots[order[num_clusters:]] = order[joined]
+        labels = labels_from_roots(roots.unsqueeze(0)).to(tokens.device)
+        return Partition(labels.repeat(len(tokens), 1), num_clusters)

@@ -1,0 +1,72 @@
+"""Token Merging for Stable Diffusion (Bolya and Hoffman, CVPR workshops 2023).
+
+Bipartite soft matching where each `stride` x `stride` cell of the grid holds one destination
+(section 4.1): its top-left token, or one drawn at random. Tokens to the right of or below the last
+whole cell are sources, as in the authors' implementation.
+
+The draw depends on the seed alone and is the same for all images of a batch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from sd_tokenmerge.methods.base import Grid, Method
+from sd_tokenmerge.methods.bipartite import match_bipartite
+from sd_tokenmerge.partitions import Partition
+
+
+@dataclass(frozen=True)
+class ToMeSD(Method):
+    """Bipartite soft matching to one destination per cell of the grid.
+
+    Attributes:
+        stride: side of a cell in tokens, at least 2; about 1 / stride^2 of the tokens must be kept.
+        random: draw each cell's destination from the seed (the authors' default) instead of taking
+            the top-left token (what the ATC paper compares with).
+    """
+
+    name: ClassVar[str] = "tome-sd"
+    stride: int = 2
+    random: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.stride < 2:
+            raise ValueError(f"`stride` of {self.name} must be at least 2, got {self.stride}.")
+
+    @property
+    def uses_seed(self) -> bool:
+        """True with random destinations."""
+        return self.random
+
+    def smallest_num_clusters(self, grid: Grid) -> int:
+        """The number of destinations; all N tokens where the grid is smaller than one cell."""
+        cells = (grid.height // self.stride) * (grid.width // self.stride)
+        return cells if cells > 0 else grid.num_tokens
+
+    def _cluster(
+        self, tokens: Tensor, num_clusters: int, grid: Grid, seed: int, scores: Tensor | None
+    ) -> Partition:
+        is_destination = self._destinations(grid, seed)
+        index = is_destination.int().argsort(stable=True).to(tokens.device)
+        num_sources = grid.num_tokens - int(is_destination.sum())
+        labels = match_bipartite(tokens, index[:num_sources], index[num_sources:], num_clusters)
+        return Partition(labels, num_clusters)
+
+    def _destinations(self, grid: Grid, seed: int) -> Tensor:
+        """Whether each token is a destination, `[N]` bool on the CPU."""
+        rows, columns = grid.height // self.stride, grid.width // self.stride
+        offset = torch.zeros(rows, columns, dtype=torch.int64)
+        if self.random:
+            generator = torch.Generator().manual_seed(seed)
+            offset = torch.randint(self.stride**2, (rows, columns), generator=generator)
+        y = torch.arange(rows).unsqueeze(1) * self.stride + offset // self.stride
+        x = torch.arange(columns) * self.stride + offset % self.stride
+        is_destination = torch.zeros(grid.num_tokens, dtype=torch.bool)
+        is_destination[(y * grid.width + x).reshape(-1)] = True
+        return is_destination
