@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from fractions import Fraction
-from math import floor
 
 import torch
 from torch import Tensor
@@ -35,8 +34,14 @@ def clusters_to_keep(num_tokens: int, keep_rate: float) -> int:
         raise ValueError(f"`num_tokens` must be at least 1, got {num_tokens}.")
     if not 0 < keep_rate <= 1:
         raise ValueError(f"`keep_rate` must be in (0, 1], got {keep_rate}.")
-    removed = floor(num_tokens * (1 - Fraction(keep_rate).limit_denominator(10**6)))
-    return max(num_tokens - removed, 1)
+    numerator, denominator = _removed_share(keep_rate)
+    return max(num_tokens - num_tokens * numerator // denominator, 1)
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _removed_share(keep_rate: float) -> tuple[int, int]:
+    removed = 1 - Fraction(keep_rate).limit_denominator(10**6)
+    return removed.numerator, removed.denominator
 
 
 @dataclass(frozen=True, eq=False)
