@@ -34,12 +34,14 @@ def clusters_to_keep(num_tokens: int, keep_rate: float) -> int:
         raise ValueError(f"`num_tokens` must be at least 1, got {num_tokens}.")
     if not 0 < keep_rate <= 1:
         raise ValueError(f"`keep_rate` must be in (0, 1], got {keep_rate}.")
-    numerator, denominator = _removed_share(keep_rate)
+    share: tuple[int, int] = _removed_share(keep_rate)
+    numerator, denominator = share
     return max(num_tokens - num_tokens * numerator // denominator, 1)
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _removed_share(keep_rate: float) -> tuple[int, int]:
+    # Fractions can't be traced by torch.compile, their integers can.
     removed = 1 - Fraction(keep_rate).limit_denominator(10**6)
     return removed.numerator, removed.denominator
 
