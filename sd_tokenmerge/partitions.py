@@ -5,8 +5,8 @@ This is the only module that scatters or gathers token features.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from fractions import Fraction
 
 import torch
 from torch import Tensor
@@ -17,8 +17,8 @@ from sd_tokenmerge.kernels.segments import segment_sum
 def clusters_to_keep(num_tokens: int, keep_rate: float) -> int:
     """Number of clusters K that a keep rate leaves: `N - floor(N * (1 - keep_rate))`.
 
-    Computed exactly, on the simplest fraction next to the binary number (denominators up to 10^6):
-    0.9 of 10 tokens is 9, although `10 * (1 - 0.9)` is 0.9999999999999998 in binary.
+    What lies within 10^-6 of a whole number of tokens counts as whole: 0.9 of 10 tokens is 9,
+    although `10 * (1 - 0.9)` is 0.9999999999999998 in binary.
 
     Args:
         num_tokens: N, at least 1.
@@ -34,16 +34,8 @@ def clusters_to_keep(num_tokens: int, keep_rate: float) -> int:
         raise ValueError(f"`num_tokens` must be at least 1, got {num_tokens}.")
     if not 0 < keep_rate <= 1:
         raise ValueError(f"`keep_rate` must be in (0, 1], got {keep_rate}.")
-    share: tuple[int, int] = _removed_share(keep_rate)
-    numerator, denominator = share
-    return max(num_tokens - num_tokens * numerator // denominator, 1)
-
-
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def _removed_share(keep_rate: float) -> tuple[int, int]:
-    # Fractions can't be traced by torch.compile, their integers can.
-    removed = 1 - Fraction(keep_rate).limit_denominator(10**6)
-    return removed.numerator, removed.denominator
+    removed = math.floor(num_tokens * (1 - keep_rate) + 1e-6)
+    return max(num_tokens - removed, 1)
 
 
 @dataclass(frozen=True, eq=False)
