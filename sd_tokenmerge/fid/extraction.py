@@ -1,0 +1,154 @@
+"""The loop from image files to features: threads read and resize, the network follows.
+
+Threads rather than processes load the images: Pillow decodes and resizes without holding the
+interpreter, an error keeps its type and its file name, and nothing is copied between processes.
+Every forward pass has the same batch size (the last one is padded), because convolution algorithms,
+and with them the last digits, depend on it: so results do not depend on how images are sharded.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from sd_tokenmerge.fid.extractors import Extractor
+from sd_tokenmerge.fid.images import ImageError, read_image
+from sd_tokenmerge.fid.processes import Processes
+
+Resize = Callable[[Image.Image, int], Tensor]
+
+
+def resolve_device(device: str | torch.device | None, processes: Processes) -> torch.device:
+    """The device to extract on: the given one, this process's own, or the best there is."""
+    if device is not None and torch.device(device).type == "cpu":
+        return torch.device("cpu")
+    if processes.device is not None:
+        return processes.device
+    if device is not None:
+        return torch.device(device)
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def extract(
+    paths: Sequence[Path],
+    extractor: Extractor,
+    resize: Resize,
+    *,
+    autocast: torch.dtype | None,
+    batch_size: int,
+    num_workers: int | None,
+    device: torch.device,
+    processes: Processes,
+    progress: Callable[[int, int], None] | None,
+) -> Tensor:
+    """Features of the given files, `[N, D]` float32 on the CPU.
+
+    Raises:
+        ImageError: a file cannot be read.
+        ValueError: the network gave NaN or infinity for a file.
+        RuntimeError: another process failed.
+    """
+    total = len(paths)
+    own = [paths[index] for index in processes.shard(total)]
+    failure: ValueError | None = None
+    rows = torch.empty(0, extractor.num_features)
+    try:
+        rows = _extract_shard(
+            own,
+            extractor,
+            resize,
+            autocast=autocast,
+            batch_size=min(batch_size, total),
+            num_workers=num_workers,
+            device=device,
+            progress=None
+            if progress is None
+            else lambda done: progress(min(done * processes.world, total), total),
+        )
+    except ValueError as error:
+        failure = error
+    failed_somewhere = processes.any(failure is not None)  # or the others would wait for ever
+    if failure is not None:
+        raise failure
+    if failed_somewhere:
+        raise RuntimeError("Another process could not extract its images; see its message.")
+    return processes.collect(rows, total)
+
+
+def _extract_shard(
+    paths: Sequence[Path],
+    extractor: Extractor,
+    resize: Resize,
+    *,
+    autocast: torch.dtype | None,
+    batch_size: int,
+    num_workers: int | None,
+    device: torch.device,
+    progress: Callable[[int], None] | None,
+) -> Tensor:
+    network = extractor.load().to(device)
+    features = torch.empty(len(paths), extractor.num_features)
+    done = 0
+    with ExitStack() as stack:
+        stack.enter_context(torch.inference_mode())
+        if device.type == "cuda":  # TF32 would leave three digits
+            stack.enter_context(torch.backends.cudnn.flags(allow_tf32=False))
+        if autocast is not None:
+            stack.enter_context(torch.autocast(device.type, autocast))
+        for pixels in _load_batches(paths, resize, extractor.image_size, batch_size, num_workers):
+            count = pixels.shape[0]
+            if count < batch_size:
+                filler = pixels[-1:].expand(batch_size - count, -1, -1, -1)
+                pixels = torch.cat([pixels, filler])
+            output = network(extractor.normalize(pixels.to(device)))
+            features[done : done + count] = output[:count].float().cpu()
+            done += count
+            if progress is not None:
+                progress(done)
+    finite = features.isfinite().all(dim=1)
+    if not finite.all():
+        bad = [path for path, good in zip(paths, finite.tolist(), strict=True) if not good]
+        raise ImageError(
+            f"The network {extractor.name} gave NaN or infinity for {len(bad)} of {len(paths)} "
+            f"images, the first being {str(bad[0])!r}."
+        )
+    return features
+
+
+def _load_batches(
+    paths: Sequence[Path], resize: Resize, size: int, batch_size: int, num_workers: int | None
+) -> Iterator[Tensor]:
+    workers = num_workers or min(os.cpu_count() or 1, 16)
+    with ThreadPoolExecutor(workers) as pool:
+        waiting: deque[Future[Tensor]] = deque()
+        upcoming = iter(paths)
+        ahead = 2 * batch_size
+
+        def top_up() -> None:
+            while len(waiting) < ahead and (path := next(upcoming, None)) is not None:
+                waiting.append(pool.submit(_load, path, resize, size))
+
+        try:
+            top_up()
+            while waiting:
+                count = min(batch_size, len(waiting))
+                batch = [waiting.popleft().result() for _ in range(count)]
+                top_up()
+                yield torch.stack(batch)
+        finally:
+            for future in waiting:
+                future.cancel()
+
+
+def _load(path: Path, resize: Resize, size: int) -> Tensor:
+    return resize(read_image(path), size)

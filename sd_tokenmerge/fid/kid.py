@@ -1,0 +1,152 @@
+"""Kernel Inception Distance (Binkowski et al., ICLR 2018): unbiased, so usable for small sets.
+
+The squared maximum mean discrepancy with the kernel `(x.y / D + 1)^3`, estimated by the U-statistic
+of all images. `subset_kid` averages over random subsets, as torchmetrics and torch-fidelity do.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from sd_tokenmerge.fid.distance import require_features
+from sd_tokenmerge.fid.jackknife import Groups
+
+_BLOCK = 1024
+
+
+def polynomial_kernel(x: Tensor, y: Tensor) -> Tensor:
+    """`(x.y / D + 1)^3`, `[N, D]` and `[M, D]` to `[N, M]`."""
+    return (x @ y.T / x.shape[1] + 1) ** 3
+
+
+def self_similarity(features: Tensor) -> float:
+    """Mean kernel of all pairs of different images; a reference set's can be kept.
+
+    Raises:
+        ValueError: not finite `[N, D]` features of at least two images.
+    """
+    require_features(features)
+    features = features.to(torch.float64)
+    count = features.shape[0]
+    total = _kernel_sum(features, features)
+    return (total - float(_diagonal(features).sum())) / (count * (count - 1))
+
+
+def kernel_distance(
+    features: Tensor, reference: Tensor, *, reference_similarity: float | None = None
+) -> float:
+    """Unbiased KID of all images.
+
+    Args:
+        features: `[N, D]`, any float dtype.
+        reference: `[M, D]`.
+        reference_similarity: `self_similarity(reference)`, where it is known already.
+
+    Returns:
+        The squared MMD; around zero, and as often below as above it, for sets of the same
+        population.
+
+    Raises:
+        ValueError: features are not finite, of different sizes, or of fewer than two images.
+    """
+    _require_same_size(features, reference)
+    if reference_similarity is None:
+        reference_similarity = self_similarity(reference)
+    features, reference = features.to(torch.float64), reference.to(torch.float64)
+    mean_cross = _kernel_sum(features, reference) / (features.shape[0] * reference.shape[0])
+    return self_similarity(features) + reference_similarity - 2 * mean_cross
+
+
+def kernel_replicates(
+    features: Tensor, reference: Tensor, groups: Groups, *, reference_similarity: float
+) -> Tensor:
+    """KIDs with one group of images deleted each (see `jackknife.py`), `[G]` float64."""
+    _require_same_size(features, reference)
+    features, reference = features.to(torch.float64), reference.to(torch.float64)
+    member = torch.nn.functional.one_hot(groups.labels, groups.num_groups).to(
+        torch.float64
+    )  # [N, G]
+    within = torch.zeros(groups.num_groups, groups.num_groups, dtype=torch.float64)
+    cross = torch.zeros(groups.num_groups, dtype=torch.float64)
+    for start in range(0, features.shape[0], _BLOCK):
+        block, block_member = features[start : start + _BLOCK], member[start : start + _BLOCK]
+        within += block_member.T @ polynomial_kernel(block, features) @ member
+        cross += block_member.T @ polynomial_kernel(block, reference).sum(1)
+    within -= torch.diag(member.T @ _diagonal(features))
+    kept = features.shape[0] - member.sum(0)
+    pairs = within.sum() - 2 * within.sum(1) + within.diagonal()
+    mean_cross = (cross.sum() - cross) / (kept * reference.shape[0])
+    return pairs / (kept * (kept - 1)) + reference_similarity - 2 * mean_cross
+
+
+class SubsetKID(NamedTuple):
+    """Mean and standard deviation over random subsets."""
+
+    mean: float
+    std: float
+
+
+def subset_kid(
+    features: Tensor,
+    reference: Tensor,
+    *,
+    num_subsets: int = 100,
+    subset_size: int = 1000,
+    seed: int = 0,
+) -> SubsetKID:
+    """KID as other packages print it: over random subsets without repetition.
+
+    The standard deviation tells how much one subset varies, not how sure the mean is.
+
+    Args:
+        features: `[N, D]`, any float dtype.
+        reference: `[M, D]`.
+        num_subsets: how many to draw.
+        subset_size: images of each set in a subset; at most N and M.
+        seed: of a private generator.
+
+    Raises:
+        ValueError: a subset would be larger than a set, or as in `kernel_distance`.
+    """
+    _require_same_size(features, reference)
+    smallest = min(features.shape[0], reference.shape[0])
+    if not 2 <= subset_size <= smallest:
+        raise ValueError(f"`subset_size` must be in [2, {smallest}], got {subset_size}.")
+    if num_subsets < 1:
+        raise ValueError(f"`num_subsets` must be at least 1, got {num_subsets}.")
+    generator = torch.Generator().manual_seed(seed)
+    values = torch.tensor(
+        [
+            kernel_distance(
+                features[torch.randperm(features.shape[0], generator=generator)[:subset_size]],
+                reference[torch.randperm(reference.shape[0], generator=generator)[:subset_size]],
+            )
+            for _ in range(num_subsets)
+        ],
+        dtype=torch.float64,
+    )
+    return SubsetKID(float(values.mean()), float(values.std(correction=0)))
+
+
+def _kernel_sum(x: Tensor, y: Tensor) -> float:
+    return sum(
+        float(polynomial_kernel(x[start : start + _BLOCK], y).sum())
+        for start in range(0, x.shape[0], _BLOCK)
+    )
+
+
+def _diagonal(features: Tensor) -> Tensor:
+    return (features.square().sum(1) / features.shape[1] + 1) ** 3
+
+
+def _require_same_size(features: Tensor, reference: Tensor) -> None:
+    require_features(features)
+    require_features(reference)
+    if features.shape[1] != reference.shape[1]:
+        raise ValueError(
+            "`features` and `reference` must have the same number of features, "
+            f"got {features.shape[1]} and {reference.shape[1]}."
+        )

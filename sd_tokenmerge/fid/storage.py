@@ -1,0 +1,80 @@
+"""Arrays on disk: written all or nothing, read without unpickling."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import zipfile
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+CACHE_VARIABLE = "SD_TOKENMERGE_CACHE"
+Array = npt.NDArray[np.generic]
+
+
+class StorageError(ValueError):
+    """An `.npz` file that cannot be used; the message names it."""
+
+
+def default_cache_folder() -> Path:
+    """`$SD_TOKENMERGE_CACHE`, or `sd-tokenmerge` in the user's cache folder."""
+    if named := os.environ.get(CACHE_VARIABLE):
+        return Path(named)
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "sd-tokenmerge"
+
+
+def write_arrays(path: Path, arrays: Mapping[str, Array]) -> None:
+    """Write an `.npz` file that is either complete or not there.
+
+    The file is written beside its place and renamed when it is on the disk, so neither a killed
+    process nor a full disk leaves a broken one.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, partial = tempfile.mkstemp(dir=path.parent, prefix=".partial-", suffix=".npz")
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            np.savez(file, allow_pickle=False, **arrays)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(partial, 0o666 & ~_umask())  # mkstemp makes it private
+        os.replace(partial, path)
+    finally:
+        Path(partial).unlink(missing_ok=True)
+
+
+def read_arrays(path: Path, wanted: set[str] | None = None) -> dict[str, Array]:
+    """Read an `.npz` file; object arrays are refused, so nothing is unpickled.
+
+    Args:
+        path: the file.
+        wanted: names to read where present (others may be large); None reads all.
+
+    Raises:
+        StorageError: not a readable `.npz` file, or an array in it is damaged or pickled.
+    """
+    try:
+        archive = np.load(path, allow_pickle=False)
+        if not isinstance(archive, np.lib.npyio.NpzFile):
+            raise StorageError(f"{str(path)!r} must be an .npz file with named arrays.")
+        with archive:
+            names = archive.files if wanted is None else [n for n in archive.files if n in wanted]
+            return {name: archive[name] for name in names}
+    except StorageError:
+        raise
+    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise StorageError(f"{str(path)!r} cannot be read as an .npz file: {reason}") from error
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
