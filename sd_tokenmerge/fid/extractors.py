@@ -15,6 +15,7 @@ from typing import Protocol as TypingProtocol
 from torch import Tensor, nn
 
 from sd_tokenmerge.fid import efficientnet_lite, inception
+from sd_tokenmerge.fid import vision_transformers as vit
 from sd_tokenmerge.fid.efficientnet_lite import find_efficientnet_weights, load_efficientnet
 from sd_tokenmerge.fid.images import file_sha256
 from sd_tokenmerge.fid.inception_weights import (
@@ -25,9 +26,6 @@ from sd_tokenmerge.fid.inception_weights import (
     verify_inception_weights,
 )
 from sd_tokenmerge.fid.preprocess import Protocol
-
-CLIP_MODEL = "openai/clip-vit-large-patch14"
-DINOV2_MODEL = "facebook/dinov2-large"
 
 
 @dataclass(frozen=True)
@@ -115,9 +113,50 @@ def efficientnet_extractor(
     )
 
 
+def clip_extractor(
+    protocol: Protocol,
+    weights: str | os.PathLike[str] | None,
+    *,
+    download: bool,
+    allow_unknown: bool,
+) -> Extractor:
+    """A CLIP image encoder; any checkpoint, so its digest is part of the result."""
+    folder = vit.find_model(weights or vit.CLIP_MODEL, download=download)
+    size, num_features = vit.clip_size_and_features(folder)
+    return Extractor(
+        "clip",
+        size,
+        num_features,
+        vit.model_sha256(folder),
+        vit.standardize_clip,
+        partial(vit.load_clip, folder),
+    )
+
+
+def dinov2_extractor(
+    protocol: Protocol,
+    weights: str | os.PathLike[str] | None,
+    *,
+    download: bool,
+    allow_unknown: bool,
+) -> Extractor:
+    """A DINOv2 image encoder; any checkpoint, so its digest is part of the result."""
+    folder = vit.find_model(weights or vit.DINOV2_MODEL, download=download)
+    return Extractor(
+        "dinov2",
+        vit.DINOV2_SIZE,
+        vit.dinov2_features(folder),
+        vit.model_sha256(folder),
+        vit.standardize_imagenet,
+        partial(vit.load_dinov2, folder),
+    )
+
+
 EXTRACTORS: dict[str, ExtractorFactory] = {
     "inception": inception_extractor,
     "efficientnet-lite0": efficientnet_extractor,
+    "clip": clip_extractor,
+    "dinov2": dinov2_extractor,
 }
 
 
