@@ -81,7 +81,7 @@ class Method(ABC):
             scores: `[B, N]` non-negative significance of each token, where `uses_scores`.
 
         Returns:
-            A partition with exactly K non-empty clusters.
+            A partition with exactly K non-empty clusters; K = N is the identity.
 
         Raises:
             ValueError: K is out of the method's reach, or `scores` are missing.
@@ -93,6 +93,9 @@ class Method(ABC):
             raise ValueError(f"`scores` must be given for {self}, got None.")
         else:
             scores = _precise(scores)
+        if num_clusters == grid.num_tokens:
+            own = torch.arange(num_clusters, device=tokens.device).repeat(len(tokens), 1)
+            return Partition(own, num_clusters, own.clone() if self.has_representatives else None)
         with torch.autocast(tokens.device.type, enabled=False):
             return self._cluster(_precise(tokens), num_clusters, grid, seed, scores)
 
@@ -103,7 +106,8 @@ class Method(ABC):
         """The method itself; see `__call__`.
 
         `tokens` and `scores` are finite, detached, and float32 (float64 where the caller's are);
-        autocast is off, K is within reach, and `scores` are there exactly where `uses_scores`.
+        autocast is off, K is within reach and below N, and `scores` are there exactly where
+        `uses_scores`.
         """
 
     def smallest_num_clusters(self, grid: Grid) -> int:

@@ -33,9 +33,8 @@ def match_bipartite(
     """
     batch, count, _ = tokens.shape
     roots = torch.arange(count, device=tokens.device).repeat(batch, 1)
-    if num_clusters < count:
-        unit = unit_tokens(tokens)
-        similarity, match = most_similar(unit[:, sources], unit[:, destinations])
-        edges = similarity.argsort(dim=1, descending=True, stable=True)[:, : count - num_clusters]
-        roots.scatter_(1, sources[edges], destinations[match.gather(1, edges)])
+    unit = unit_tokens(tokens)
+    similarity, match = most_similar(unit[:, sources], unit[:, destinations])
+    edges = similarity.argsort(dim=1, descending=True, stable=True)[:, : count - num_clusters]
+    roots.scatter_(1, sources[edges], destinations[match.gather(1, edges)])
     return labels_from_roots(roots)

@@ -3,8 +3,8 @@
 As the token clustering of TCFormer (Zeng et al., CVPR 2022) uses it: tokens that have a high
 density and are far from any token of higher density are cluster centers; every other token joins
 its nearest center. Distances are Euclidean, divided by sqrt(C). Deterministic: the random noise
-that the public implementation adds to tell equal densities apart is left out; of equal scores the first
-token wins.
+that the public implementation adds to tell equal densities apart is left out; of equal scores the
+first token wins.
 """
 
 from __future__ import annotations

@@ -48,7 +48,9 @@ class KMedoids(Method):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.iterations < 1:
-            raise ValueError(f"`iterations` of {self.name} must be at least 1.")
+            raise ValueError(
+                f"`iterations` of {self.name} must be at least 1, got {self.iterations}."
+            )
 
     @property
     def uses_scores(self) -> bool:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Mapping
 from typing import Any, Literal, get_args, get_origin
 
 from sd_tokenmerge.methods.base import Method, describe_type, option_types
+
+_INTEGER = re.compile(r"-?[0-9]+")
+_NUMBER = re.compile(r"-?[0-9]+(\.[0-9]+)?(e[+-]?[0-9]+)?")
 
 
 def parse_method_string(text: str, methods: Mapping[str, type[Method]]) -> Method:
@@ -44,15 +49,12 @@ def _allowed(name: str, types: Mapping[str, object]) -> str:
 
 
 def _read(text: str, option: str, value: str, hint: object) -> bool | int | float | str:
-    try:
-        if hint is bool:
-            return {"true": True, "false": False}[value]
-        if hint is int and set(value) <= set("-0123456789"):
-            return int(value)
-        if hint is float and set(value) <= set("-0123456789.e"):
-            return float(value)
-        if get_origin(hint) is Literal and value in get_args(hint):
-            return value
-    except (KeyError, ValueError):
-        pass
+    if hint is bool and value in ("true", "false"):
+        return value == "true"
+    if hint is int and _INTEGER.fullmatch(value):
+        return int(value)
+    if hint is float and _NUMBER.fullmatch(value) and math.isfinite(float(value)):
+        return float(value)
+    if get_origin(hint) is Literal and value in get_args(hint):
+        return value
     raise ValueError(f"`method` {text!r}: {option} must be {describe_type(hint)}, got {value!r}.")

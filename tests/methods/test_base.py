@@ -1,0 +1,53 @@
+import dataclasses
+
+import pytest
+import torch
+
+from sd_tokenmerge.methods import ATC, METHODS, Grid, KMeans, ToMeSD
+from sd_tokenmerge.methods.base import option_types
+
+
+@pytest.mark.parametrize(
+    ("build", "error", "message"),
+    [
+        (
+            lambda: ATC(linkage="mean"),
+            ValueError,
+            r"`linkage` of atc must be single\|.* got 'mean'",
+        ),
+        (lambda: ATC(linkage=None), ValueError, "`linkage` of atc must be"),
+        (lambda: ToMeSD(random="false"), TypeError, r"`random` of tome-sd must be true\|false"),
+        (lambda: ToMeSD(random=1), TypeError, "`random` of tome-sd"),
+        (lambda: ToMeSD(stride=2.0), TypeError, "`stride` of tome-sd must be an integer, got 2.0"),
+        (lambda: ToMeSD(stride=True), TypeError, "`stride` of tome-sd must be an integer"),
+        (lambda: KMeans(iterations="5"), TypeError, "`iterations` of kmeans must be an integer"),
+    ],
+)
+def test_options_of_the_wrong_type_are_refused(build, error, message):
+    with pytest.raises(error, match=message):
+        build()
+
+
+@pytest.mark.parametrize("method_class", METHODS.values(), ids=METHODS)
+def test_methods_are_frozen_hashable_values(method_class):
+    assert method_class() == method_class()
+    assert hash(method_class()) == hash(method_class())
+    for option in option_types(method_class):
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            setattr(method_class(), option, None)
+
+
+def test_the_error_of_an_unreachable_k_says_what_is_reachable():
+    with pytest.raises(
+        ValueError,
+        match=r"`num_clusters` must be in \[8, 32\] for tome-sd on a 4x8 grid "
+        r"\(a keep rate of at least 0.25\), got 7\.",
+    ):
+        ToMeSD().require_reachable(7, Grid(4, 8))
+
+
+def test_float64_tokens_are_compared_in_float64():
+    # Two tokens whose difference is lost in float32, so that only float64 tells which is nearer.
+    tokens = torch.tensor([[[1.0, 0.0], [1.0, 3e-9], [1.0, 1e-9]]], dtype=torch.float64)
+    labels = KMeans()(tokens, 2, grid=Grid(1, 3)).labels
+    assert labels.tolist() == [[0, 1, 0]]

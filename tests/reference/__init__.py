@@ -1,0 +1,1 @@
+"""The obvious slow versions that the fast ones are compared with."""

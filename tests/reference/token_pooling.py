@@ -1,0 +1,78 @@
+"""K-Means and K-Medoids with loops and full distances (Marin et al., WACV 2023)."""
+
+from __future__ import annotations
+
+import numpy as np
+
+
+def squared(a: np.ndarray, b: np.ndarray) -> float:
+    """Squared Euclidean distance."""
+    return float(((a - b) ** 2).sum())
+
+
+def farthest_first(tokens: np.ndarray, num_clusters: int) -> list[int]:
+    """Gonzalez' traversal from the token nearest to the mean."""
+    mean = tokens.mean(0)
+    chosen = [min(range(len(tokens)), key=lambda i: squared(tokens[i], mean))]
+    while len(chosen) < num_clusters:
+        rest = [i for i in range(len(tokens)) if i not in chosen]
+        chosen.append(max(rest, key=lambda i: min(squared(tokens[i], tokens[c]) for c in chosen)))
+    return chosen
+
+
+def highest(scores: np.ndarray, num_clusters: int) -> list[int]:
+    """The K tokens of highest score."""
+    return sorted(range(len(scores)), key=lambda i: -scores[i])[:num_clusters]
+
+
+def kmeans_labels(
+    tokens: np.ndarray, start: list[int], weights: np.ndarray, iterations: int
+) -> list[int]:
+    """Lloyd's iterations; an empty cluster takes the movable token farthest from its center."""
+    centers = tokens[start].copy()
+    for _ in range(iterations):
+        labels = _assign_to_centers(tokens, centers)
+        for k in range(len(centers)):
+            members = [i for i, label in enumerate(labels) if label == k]
+            w = weights[members]
+            w = w if w.sum() > 0 else np.ones_like(w)
+            centers[k] = (tokens[members] * w[:, None]).sum(0) / w.sum()
+    return _assign_to_centers(tokens, centers)
+
+
+def kmedoids(
+    tokens: np.ndarray, start: list[int], weights: np.ndarray, iterations: int
+) -> tuple[list[int], list[int]]:
+    """Labels and medoids; a medoid has the smallest weighted sum of squared distances."""
+    medoids = list(start)
+    for _ in range(iterations):
+        labels = _assign_to_medoids(tokens, medoids)
+        for k in range(len(medoids)):
+            members = [i for i, label in enumerate(labels) if label == k]
+            w = weights if weights[members].sum() > 0 else np.ones_like(weights)
+            medoids[k] = min(
+                members,
+                key=lambda i: sum(w[j] * squared(tokens[i], tokens[j]) for j in members),  # noqa: B023
+            )
+    return _assign_to_medoids(tokens, medoids), medoids
+
+
+def _assign_to_centers(tokens: np.ndarray, centers: np.ndarray) -> list[int]:
+    distance = [[squared(token, center) for center in centers] for token in tokens]
+    labels = [int(np.argmin(row)) for row in distance]
+    own = [distance[i][label] for i, label in enumerate(labels)]
+    keepers = set()
+    for k in set(labels):
+        keepers.add(min((i for i, label in enumerate(labels) if label == k), key=lambda i: own[i]))
+    movable = sorted((i for i in range(len(tokens)) if i not in keepers), key=lambda i: -own[i])
+    empty = [k for k in range(len(centers)) if k not in labels]
+    for token, k in zip(movable, empty, strict=False):
+        labels[token] = k
+    return labels
+
+
+def _assign_to_medoids(tokens: np.ndarray, medoids: list[int]) -> list[int]:
+    labels = [int(np.argmin([squared(t, tokens[m]) for m in medoids])) for t in tokens]
+    for k, medoid in enumerate(medoids):
+        labels[medoid] = k
+    return labels
