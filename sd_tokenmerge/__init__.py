@@ -1,0 +1,72 @@
+"""Token merging for Stable Diffusion in diffusers.
+
+The public names are loaded on first use, so that `import sd_tokenmerge` costs nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sd_tokenmerge.methods import (
+        ATC,
+        DPCKNN,
+        METHODS,
+        Grid,
+        GridPooling,
+        KMeans,
+        KMedoids,
+        LoTM,
+        Method,
+        RandomClusters,
+        ToMe,
+        ToMeSD,
+        parse_method,
+        partition,
+    )
+    from sd_tokenmerge.partitions import Partition, clusters_to_keep
+    from sd_tokenmerge.patcher import PatchHandle, apply_patch, remove_patch
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "ATC",
+    "DPCKNN",
+    "METHODS",
+    "Grid",
+    "GridPooling",
+    "KMeans",
+    "KMedoids",
+    "LoTM",
+    "Method",
+    "Partition",
+    "PatchHandle",
+    "RandomClusters",
+    "ToMe",
+    "ToMeSD",
+    "apply_patch",
+    "clusters_to_keep",
+    "parse_method",
+    "partition",
+    "remove_patch",
+]
+
+_HOMES = {
+    "Partition": "partitions",
+    "clusters_to_keep": "partitions",
+    "PatchHandle": "patcher",
+    "apply_patch": "patcher",
+    "remove_patch": "patcher",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module = import_module(f"{__name__}.{_HOMES.get(name, 'methods')}")
+    return getattr(module, name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

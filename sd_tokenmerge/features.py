@@ -1,0 +1,74 @@
+"""What a method sees of a self-attention: its keys, and the attention that each token receives."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+_CHUNK_ELEMENTS = 2**24
+"""Attention weights held at a time: 64 MiB in float32."""
+
+
+def head_mean_keys(attention: Any, tokens: Tensor) -> Tensor:
+    """The keys averaged over the heads, which ATC compares, `[B, N, C] -> [B, N, C / heads]`.
+
+    The average of linear maps is one linear map, so this costs 1/heads of `attention.to_k`. Where
+    `to_k` is more than its weight (LoRA, quantised, offloaded, ...) or the keys are normalised, all
+    heads' keys are computed and then averaged.
+
+    Args:
+        attention: a diffusers `Attention`.
+        tokens: its input.
+    """
+    to_k, heads = attention.to_k, attention.heads
+    if attention.norm_k is None and _is_just_its_weight(to_k, tokens):
+        weight = to_k.weight.unflatten(0, (heads, -1)).mean(0)
+        bias = None if to_k.bias is None else to_k.bias.unflatten(0, (heads, -1)).mean(0)
+        return F.linear(tokens, weight, bias)
+    keys = to_k(tokens).unflatten(-1, (heads, -1))
+    if attention.norm_k is not None:
+        keys = attention.norm_k(keys)
+    mean: Tensor = keys.mean(-2)
+    return mean
+
+
+def _is_just_its_weight(linear: nn.Module, tokens: Tensor) -> bool:
+    return (
+        type(linear) is nn.Linear
+        and "forward" not in linear.__dict__  # accelerate and diffusers put their hooks there
+        and not linear._forward_pre_hooks
+        and not linear._forward_hooks
+        and linear.weight.device == tokens.device
+        and linear.weight.dtype == tokens.dtype
+    )
+
+
+def received_attention(attention: Any, tokens: Tensor) -> Tensor:
+    """The attention each token receives, averaged over heads and queries, `[B, N, C] -> [B, N]`.
+
+    The significance score of Token Pooling (Marin et al., 2023), from the attention's own queries
+    and keys. Computed for a chunk of queries at a time: all N x N weights are never held.
+
+    Args:
+        attention: a diffusers `Attention`.
+        tokens: its input.
+
+    Returns:
+        float32; each row sums to 1.
+    """
+    queries = attention.to_q(tokens).unflatten(-1, (attention.heads, -1)).transpose(1, 2)
+    keys = attention.to_k(tokens).unflatten(-1, (attention.heads, -1)).transpose(1, 2)
+    if attention.norm_q is not None:
+        queries = attention.norm_q(queries)
+    if attention.norm_k is not None:
+        keys = attention.norm_k(keys)
+    queries, keys = queries.float() * attention.scale, keys.float().transpose(-1, -2)
+    batch, heads, count, _ = queries.shape
+    received = torch.zeros(batch, count, device=tokens.device)
+    for chunk in queries.split(max(_CHUNK_ELEMENTS // (batch * heads * count), 1), dim=2):
+        received = received + (chunk @ keys).softmax(-1).sum((1, 2))
+    mean: Tensor = received / (heads * count)
+    return mean

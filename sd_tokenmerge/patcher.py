@@ -1,0 +1,200 @@
+"""Turning token merging on and off: `apply_patch` and `remove_patch`."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Any, get_args
+
+from torch import nn
+
+from sd_tokenmerge.hook import Features, Merge, Merging
+from sd_tokenmerge.methods import parse_method
+from sd_tokenmerge.methods.base import Method
+from sd_tokenmerge.partitions import clusters_to_keep
+from sd_tokenmerge.patch import Patch, Report, find_patch
+from sd_tokenmerge.sites import (
+    Site,
+    cache_over_steps,
+    find_denoiser,
+    find_sites,
+    level_grid,
+    native_latent_size,
+)
+
+
+def apply_patch(
+    pipe: Any,
+    method: str | Method = "atc",
+    *,
+    keep_rate: float = 0.5,
+    levels: int = 1,
+    features: Features = "input",
+    merge: Merge = "qkv",
+    refresh_every: int = 1,
+    share_layers: bool = False,
+    proportional_attention: bool = False,
+    seed: int = 0,
+    replace: bool = False,
+) -> PatchHandle:
+    """Merge tokens around the self-attentions of a pipeline's UNet. The defaults are the papers'.
+
+    Works on a UNet before and after `torch.compile`, LoRA, IP-Adapter, offloading and the like, in
+    any order. Cross-attention and feed-forward see all tokens. A patched UNet must not be called
+    from two threads at a time.
+
+    Args:
+        pipe: a pipeline with a UNet (its ControlNet is left alone), a UNet, or a ControlNet.
+        method: a method or its string, such as `"atc"` or `"atc:linkage=complete"`.
+        keep_rate: fraction of the tokens that is kept, in (0, 1]. 1 changes nothing.
+        levels: how many of the finest resolutions that have self-attention are merged, at least 1.
+        features: what is clustered: the block's `"input"`, as in ToMe-SD's and ATC's experiments,
+            or the attention's `"keys"` averaged over its heads, as in ATC's description.
+        merge: `"qkv"` merges queries, keys and values and gives each token its cluster's output
+            (the papers). `"kv"` keeps every query and attends to merged keys and values. `"q"`
+            attends with merged queries to every key and value.
+        refresh_every: denoising steps for which a partition is used, at least 1.
+        share_layers: whether the blocks of a level use the partition of the first of them.
+        proportional_attention: whether a merged key counts as many times as it has tokens (ToMe);
+            not for `merge="q"`, which merges no keys.
+        seed: what random methods draw from, together with block and timestep; in [0, 2^63).
+        replace: whether to replace a patch that is already there.
+
+    Returns:
+        A handle: `handle.report()`, `handle.remove()`; as a context manager it removes the patch at
+        the end of the block.
+
+    Raises:
+        TypeError: an argument is of the wrong type, or `pipe` has no UNet.
+        ValueError: an argument is out of range, no block would be merged, or the method can't reach
+            the keep rate at the size the UNet was made for (for other sizes, the call of the UNet
+            raises it).
+        RuntimeError: `pipe` is already patched, or caches the output of its self-attentions.
+    """
+    merging = _checked_merging(keep_rate, features, merge, proportional_attention)
+    method = parse_method(method)
+    _require_integer("levels", levels, 1)
+    _require_integer("refresh_every", refresh_every, 1)
+    _require_integer("seed", seed, 0)
+    if seed >= 2**63:
+        raise ValueError(f"`seed` must be in [0, 2^63), got {seed}.")
+    denoiser = find_denoiser(pipe)
+    sites = find_sites(denoiser)
+    merged = _finest(sites, levels, denoiser)
+    _require_reachable(method, keep_rate, merged, denoiser)
+    for site in merged:
+        cache_name = cache_over_steps(site.attention)
+        if cache_name is not None:
+            raise RuntimeError(
+                f"`pipe` must not cache its self-attentions over steps, got {cache_name!r} on "
+                f"{site.path}: it would replay merged tokens under another partition."
+            )
+    present = find_patch(denoiser)
+    if present is not None and not replace:
+        raise RuntimeError(
+            "`pipe` is already patched. Call remove_patch(pipe) first, or pass replace=True."
+        )
+    if present is not None:
+        present.detach_from(denoiser)
+    patch = Patch(method, merging, refresh_every, share_layers, seed, sites, merged)
+    patch.attach_to(denoiser, merged)
+    return PatchHandle(denoiser, patch)
+
+
+def remove_patch(pipe: Any) -> None:
+    """Undo `apply_patch`: the model is then exactly what it was before.
+
+    Args:
+        pipe: what was given to `apply_patch`, or a copy of it.
+
+    Raises:
+        TypeError: `pipe` has no UNet.
+        RuntimeError: `pipe` is not patched.
+    """
+    denoiser = find_denoiser(pipe)
+    patch = find_patch(denoiser)
+    if patch is None:
+        raise RuntimeError("`pipe` must be patched to remove a patch, got one that is not.")
+    patch.detach_from(denoiser)
+
+
+class PatchHandle:
+    """A patch in force; as a context manager, until the end of the block."""
+
+    def __init__(self, denoiser: nn.Module, patch: Patch) -> None:
+        self._denoiser = denoiser
+        self._patch = patch
+
+    def remove(self) -> None:
+        """Undo this patch; nothing happens where it was removed or replaced before."""
+        if find_patch(self._denoiser) is self._patch:
+            self._patch.detach_from(self._denoiser)
+
+    def report(self) -> Report:
+        """What was merged so far, also after the patch is removed."""
+        return self._patch.report()
+
+    def __enter__(self) -> PatchHandle:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.remove()
+
+
+def _checked_merging(
+    keep_rate: float, features: Features, merge: Merge, proportional_attention: bool
+) -> Merging:
+    if isinstance(keep_rate, bool) or not isinstance(keep_rate, (int, float)):
+        raise TypeError(f"`keep_rate` must be a number, got {keep_rate!r}.")
+    if not 0 < keep_rate <= 1:
+        raise ValueError(f"`keep_rate` must be in (0, 1], got {keep_rate}.")
+    for name, value, allowed in (
+        ("features", features, get_args(Features)),
+        ("merge", merge, get_args(Merge)),
+    ):
+        if value not in allowed:
+            raise ValueError(f"`{name}` must be one of {', '.join(allowed)}, got {value!r}.")
+    if proportional_attention and merge == "q":
+        raise ValueError(
+            "`proportional_attention` must be False for merge='q', which merges no keys."
+        )
+    return Merging(keep_rate, features, merge, proportional_attention)
+
+
+def _require_integer(name: str, value: int, low: int) -> None:
+    if type(value) is not int:
+        raise TypeError(f"`{name}` must be an integer, got {value!r}.")
+    if value < low:
+        raise ValueError(f"`{name}` must be at least {low}, got {value}.")
+
+
+def _finest(sites: list[Site], levels: int, denoiser: nn.Module) -> list[Site]:
+    present = sorted({site.level for site in sites})
+    if not present:
+        raise ValueError(
+            "`pipe` must have self-attention in BasicTransformerBlocks to merge around, "
+            f"found none in its {type(denoiser).__name__}."
+        )
+    if levels > len(present):
+        raise ValueError(
+            f"`levels` must be in [1, {len(present)}], the number of resolutions with "
+            f"self-attention, got {levels}."
+        )
+    return [site for site in sites if site.level in present[:levels]]
+
+
+def _require_reachable(
+    method: Method, keep_rate: float, merged: list[Site], denoiser: nn.Module
+) -> None:
+    size = native_latent_size(denoiser)
+    if size is None:
+        return
+    for level in sorted({site.level for site in merged}):
+        grid = level_grid(level, *size)
+        clusters = clusters_to_keep(grid.num_tokens, keep_rate)
+        if clusters < grid.num_tokens:
+            method.require_reachable(clusters, grid)

@@ -1,0 +1,134 @@
+"""Where a denoiser's self-attentions are: the only module that knows diffusers' classes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from diffusers.models.attention import BasicTransformerBlock
+from diffusers.models.attention_processor import (
+    PAGCFGIdentitySelfAttnProcessor2_0,
+    PAGIdentitySelfAttnProcessor2_0,
+)
+from diffusers.models.transformers.transformer_2d import Transformer2DModel
+from torch import nn
+
+from sd_tokenmerge.methods.base import Grid
+
+
+@dataclass(frozen=True, eq=False)
+class Site:
+    """A transformer block of a denoiser with its self-attention.
+
+    Attributes:
+        path: the block's name in the denoiser.
+        level: how many times the image was halved before it gets here; 0 is the finest.
+        heads: attention heads.
+        channels: C of the block's tokens.
+        transformer: the `Transformer2DModel` around the block, where height and width are known.
+        block: the `BasicTransformerBlock`.
+        attention: the block's self-attention.
+    """
+
+    path: str
+    level: int
+    heads: int
+    channels: int
+    transformer: Any = field(repr=False)
+    block: Any = field(repr=False)
+    attention: Any = field(repr=False)
+
+
+def find_denoiser(model: object) -> nn.Module:
+    """The UNet of a pipeline, or `model` itself where it is a UNet or a ControlNet; not compiled.
+
+    Raises:
+        TypeError: there is no such module in `model`.
+    """
+    denoiser = getattr(model, "unet", model)
+    denoiser = getattr(denoiser, "_orig_mod", denoiser)  # what torch.compile(unet) wraps
+    if not isinstance(denoiser, nn.Module) or not hasattr(denoiser, "down_blocks"):
+        raise TypeError(
+            "`pipe` must be a pipeline with a UNet, a UNet or a ControlNet, "
+            f"got {type(model).__name__}."
+        )
+    return denoiser
+
+
+def find_sites(denoiser: nn.Module) -> list[Site]:
+    """All self-attentions over the image's tokens, in the order in which they run.
+
+    Attention over time (AnimateDiff), GLIGEN's fusers and blocks that only attend to the text are
+    none of them.
+
+    Raises:
+        ValueError: a transformer is neither in a down, mid nor up block, so its level is unknown.
+    """
+    sites = []
+    for name, transformer in denoiser.named_modules():
+        if not isinstance(transformer, Transformer2DModel) or not transformer.is_input_continuous:
+            continue
+        for index, block in enumerate(transformer.transformer_blocks):
+            block = getattr(block, "_orig_mod", block)
+            if isinstance(block, BasicTransformerBlock) and not block.only_cross_attention:
+                sites.append(
+                    Site(
+                        path=f"{name}.transformer_blocks.{index}",
+                        level=_level(name, len(denoiser.down_blocks)),  # type: ignore[arg-type]
+                        heads=block.attn1.heads,
+                        channels=block.attn1.query_dim,
+                        transformer=transformer,
+                        block=block,
+                        attention=block.attn1,
+                    )
+                )
+    return sorted(sites, key=lambda site: ["down", "mid", "up"].index(site.path.split("_")[0]))
+
+
+def _level(path: str, num_levels: int) -> int:
+    place, *rest = (part for part in path.split(".") if part != "_orig_mod")
+    if place == "down_blocks":
+        return int(rest[0])
+    if place == "mid_block":
+        return num_levels - 1
+    if place == "up_blocks":
+        return num_levels - 1 - int(rest[0])
+    raise ValueError(f"{path} must be in a down, mid or up block for its level to be known.")
+
+
+def level_grid(level: int, latent_height: int, latent_width: int) -> Grid:
+    """The token grid of a level: each level halves the latent's height and width, rounding up."""
+    return Grid(-(-latent_height // 2**level), -(-latent_width // 2**level))
+
+
+def native_latent_size(denoiser: nn.Module) -> tuple[int, int] | None:
+    """Height and width of the latents that a denoiser was made for, where its config tells."""
+    size = getattr(getattr(denoiser, "config", None), "sample_size", None)
+    if size is None:
+        return None
+    height, width = (size, size) if isinstance(size, int) else size
+    return height, width
+
+
+def cache_over_steps(attention: Any) -> str | None:
+    """The name of a diffusers cache that keeps this attention's output from call to call, if any.
+
+    Such a cache (pyramid attention broadcast, FasterCache, ...) works inside the merged attention:
+    it would replay merged tokens under another partition.
+    """
+    registry = getattr(attention, "_diffusers_hook", None)
+    if registry is not None:
+        for name, hook in registry.hooks.items():
+            if hook._is_stateful:
+                return str(name)
+    return None
+
+
+def only_attends_to_itself(attention: Any) -> str | None:
+    """Why this attention can take neither separate keys nor a bias on its logits, if so."""
+    if isinstance(
+        attention.processor,
+        (PAGIdentitySelfAttnProcessor2_0, PAGCFGIdentitySelfAttnProcessor2_0),
+    ):
+        return "perturbed-attention guidance, which splits the batch inside the attention"
+    return None
