@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Sequence
 from importlib import import_module
 from importlib.util import find_spec
+from inspect import cleandoc
 from typing import Any
 
 import typer
@@ -33,8 +35,9 @@ class _Subcommands(TyperGroup):
             return None
         if cmd_name not in self.commands:
             module = import_module(f"sd_tokenmerge.cli.{cmd_name}")
-            single = typer.Typer(add_completion=False, rich_markup_mode=None)
-            single.command(cmd_name)(getattr(module, f"{cmd_name}_command"))
+            function = getattr(module, f"{cmd_name}_command")
+            single = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+            single.command(cmd_name, help=_unwrap(function.__doc__))(function)
             self.commands[cmd_name] = typer.main.get_command(single)
         return self.commands[cmd_name]
 
@@ -42,9 +45,14 @@ class _Subcommands(TyperGroup):
 app = typer.Typer(
     cls=_Subcommands,
     add_completion=False,
-    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
+
+
+def _unwrap(text: str) -> str:
+    """Join the lines of each paragraph, so that the help wraps where the terminal ends."""
+    return re.sub(r"(?<!\n)\n(?!\n)", " ", cleandoc(text))
 
 
 def _show_version(value: bool) -> None:

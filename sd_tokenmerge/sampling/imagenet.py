@@ -8,10 +8,11 @@ imagenet_LICENSE.txt beside this file.
 from __future__ import annotations
 
 import csv
+from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cache
 from importlib.resources import files
-from typing import Literal, NamedTuple
+from typing import Literal
 
 PAPER_TEMPLATE = "A high quality photograph of a {class}."
 """ToMe-SD's and ATC's prompt."""
@@ -19,7 +20,8 @@ PAPER_TEMPLATE = "A high quality photograph of a {class}."
 NameStyle = Literal["atc", "short"]
 
 
-class ImagenetClass(NamedTuple):
+@dataclass(frozen=True)
+class ImagenetClass:
     """One class of ImageNet-1k."""
 
     index: int
@@ -143,7 +145,7 @@ def _by_name() -> dict[str, tuple[int, ...]]:
     full: dict[str, tuple[int, ...]] = {}
     synonyms: dict[str, tuple[int, ...]] = {}
     for entry in CLASSES:
-        for name in {name.casefold() for name in entry[1:]}:
+        for name in {entry.synset, entry.atc_name.casefold(), entry.short_name.casefold()}:
             full[name] = (*full.get(name, ()), entry.index)
         for name in {part.strip().casefold() for part in entry.atc_name.split(",")}:
             synonyms[name] = (*synonyms.get(name, ()), entry.index)

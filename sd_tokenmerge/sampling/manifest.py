@@ -51,22 +51,61 @@ class ImageRecord:
 
 @dataclass(frozen=True)
 class ManifestContent:
-    """What a run folder's manifests say.
+    """What manifests say.
 
     Attributes:
         records: in the order of the files; a file may be recorded more than once.
-        broken: where a line is no record, as "file, line n".
-        cut_off: the last line of a manifest that was being written when its process died.
+        damaged_lines: lines that are no record, as "file, line n".
+        unfinished_lines: last lines without an end: being written, or their process died.
     """
 
     records: list[ImageRecord]
-    broken: list[str]
-    cut_off: list[str]
+    damaged_lines: list[str]
+    unfinished_lines: list[str]
 
 
 def manifest_files(folder: Path) -> list[Path]:
     """All manifests in a run folder, the main one first."""
     return sorted(folder.glob("manifest*.jsonl"), key=lambda path: (path.name != MANIFEST, path))
+
+
+def part_name(shard: int, shards: int, rank: int) -> str:
+    """The manifest that one process of one shard writes."""
+    parts = ["manifest"]
+    if shards > 1:
+        parts.append(f"shard-{shard + 1}-of-{shards}")
+    if rank:
+        parts.append(f"process-{rank}")
+    return ".".join([*parts, "jsonl"])
+
+
+def part_files(folder: Path, shard: int, shards: int) -> list[Path]:
+    """The manifests that belong to one shard; a whole run owns all there are."""
+    if shards == 1:
+        return manifest_files(folder)
+    base = part_name(shard, shards, 0).removesuffix("jsonl")
+    return [path for path in manifest_files(folder) if path.name.startswith(base)]
+
+
+def unite_manifests(
+    folder: Path, shard: int = 0, shards: int = 1, records: Iterable[ImageRecord] | None = None
+) -> None:
+    """Put a shard's manifests, or all of a whole run's, into one; the folder must be locked.
+
+    Args:
+        folder: the run folder.
+        shard: which shard, from 0.
+        shards: how many.
+        records: what to write instead of what the manifests say.
+    """
+    parts = part_files(folder, shard, shards)
+    if records is None:
+        records = {record.file: record for record in load_manifest(parts).records}.values()
+    main = folder / part_name(shard, shards, 0)
+    write_manifest(main, records)
+    for path in parts:
+        if path != main:
+            path.unlink()
 
 
 def load_manifest(files: Iterable[Path]) -> ManifestContent:
@@ -80,15 +119,15 @@ def load_manifest(files: Iterable[Path]) -> ManifestContent:
         lines = path.read_bytes().split(b"\n")
         for number, line in enumerate(lines, start=1):
             is_last = number == len(lines)
-            if is_last and not line:
-                continue
-            record = None if is_last else _parse(line)
-            if record is not None:
-                content.records.append(record)
-            else:
-                (content.cut_off if is_last else content.broken).append(
-                    f"{path.name}, line {number}"
-                )
+            place = f"{path.name}, line {number}"
+            if is_last and line:
+                content.unfinished_lines.append(place)
+            elif not is_last:
+                record = _parse(line)
+                if record is None:
+                    content.damaged_lines.append(place)
+                else:
+                    content.records.append(record)
     return content
 
 
@@ -106,9 +145,9 @@ def read_manifest(folder: str | Path) -> list[ImageRecord]:
     if not files:
         raise ValueError(f"`folder` must hold a {MANIFEST}, got {str(folder)!r} without one.")
     content = load_manifest(files)
-    if content.broken:
+    if content.damaged_lines:
         raise ValueError(
-            f"{folder}: {content.broken[0]} is no record of an image; "
+            f"{folder}: {content.damaged_lines[0]} is no record of an image; "
             f"start the same generation again to repair the folder."
         )
     unique = {record.file: record for record in content.records}
@@ -157,9 +196,9 @@ def _parse(line: bytes) -> ImageRecord | None:
         record = ImageRecord(**values)
     except (ValueError, TypeError):
         return None
-    kinds = {"str": str, "int": int, "float": (int, float), "bool": bool}
+    kinds: dict[Any, type] = {"str": str, "int": int, "float": float, "bool": bool}
     correct = all(
-        isinstance(getattr(record, entry.name), kinds[str(entry.type)]) for entry in fields(record)
+        isinstance(getattr(record, entry.name), kinds[entry.type]) for entry in fields(record)
     )
     return record if correct else None
 

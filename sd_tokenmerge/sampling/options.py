@@ -6,7 +6,13 @@ import re
 from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from sd_tokenmerge.sampling.imagenet import PAPER_TEMPLATE, NameStyle, class_prompt
+from sd_tokenmerge.sampling.imagenet import (
+    PAPER_TEMPLATE,
+    NameStyle,
+    class_prompt,
+    format_classes,
+    parse_classes,
+)
 from sd_tokenmerge.sampling.seeds import SEED_LIMIT, SeedScheme
 
 if TYPE_CHECKING:
@@ -15,12 +21,19 @@ if TYPE_CHECKING:
 PAPER_SIZE, PAPER_STEPS, PAPER_GUIDANCE = 512, 50, 7.5
 """ToMe-SD's and ATC's protocol for Stable Diffusion 1.5."""
 
+DEFAULT_METHOD, DEFAULT_KEEP_RATE = "atc", 0.5
+"""The defaults of `apply_patch`."""
+
 NO_METHOD = "none"
 """The method string of an unpatched pipeline."""
 
 DType = Literal["float32", "float16", "bfloat16"]
 Offload = Literal["none", "model", "sequential"]
 AttentionBackend = Literal["default", "eager", "sliced", "xformers", "flash", "efficient", "math"]
+
+# As `apply_patch` has them; here because this module must not import torch.
+Features = Literal["input", "keys"]
+MergedRoles = Literal["qkv", "kv", "q"]
 
 # Says where and how a run is carried out, or names a file whose content is compared instead.
 _NOT_COMPARED = {"compared": False}
@@ -51,7 +64,7 @@ class GenerateOptions:
         noise_device: where the initial noise is drawn: the CPU gives the same on every machine,
             the GPU follows the paper's runs literally.
         method: a method string, or `"none"` for the unpatched pipeline.
-        keep_rate: see `apply_patch`, as the next seven.
+        keep_rate: see `apply_patch`, as the next seven; None: 0.5, and 1 without a method.
         levels: finest resolutions that are merged.
         features: what is clustered.
         merge: which of queries, keys and values are merged.
@@ -95,11 +108,11 @@ class GenerateOptions:
     guidance_scale: float | None = None
     noise_device: str = "cpu"
 
-    method: str = "atc"
-    keep_rate: float = 0.5
+    method: str = DEFAULT_METHOD
+    keep_rate: float | None = None
     levels: int = 1
-    features: str = "input"
-    merge: str = "qkv"
+    features: Features = "input"
+    merge: MergedRoles = "qkv"
     refresh_every: int = 1
     share_layers: bool = False
     proportional_attention: bool = False
@@ -144,16 +157,25 @@ class GenerateOptions:
             value = getattr(self, name)
             if value is not None and value not in choices:
                 raise ValueError(f"`{name}` must be one of {', '.join(choices)}, got {value!r}.")
-        if not 0 < self.keep_rate <= 1:
-            raise ValueError(f"`keep_rate` must be in (0, 1], got {self.keep_rate}.")
+        if self.keep_rate is not None:
+            self._check_keep_rate(self.keep_rate)
         if self.guidance_scale is not None and not 0 <= self.guidance_scale < float("inf"):
             raise ValueError(
                 f"`guidance_scale` must be finite and not negative, got {self.guidance_scale}."
             )
         if self.prompts is not None and self.classes is not None:
             raise ValueError("`prompts` and `classes` exclude each other, got both.")
-        class_prompt(0, self.prompt_template, self.class_names)
+        if self.classes is not None and not self.classes:
+            raise ValueError("`classes` must name at least one class, got none.")
+        for index in self.classes or (0,):
+            class_prompt(index, self.prompt_template, self.class_names)
         self.shard_numbers()
+
+    def _check_keep_rate(self, keep_rate: float) -> None:
+        if not 0 < keep_rate <= 1:
+            raise ValueError(f"`keep_rate` must be in (0, 1], got {keep_rate}.")
+        if self.method == NO_METHOD and keep_rate != 1:
+            raise ValueError(f"`keep_rate` must be 1 without a method, got {keep_rate}.")
 
     def shard_numbers(self) -> tuple[int, int]:
         """`(index, count)` of `shard`, the index from 0.
@@ -172,10 +194,10 @@ class GenerateOptions:
 
     def to_json(self) -> dict[str, Any]:
         """All options as JSON values, for `run.json`."""
-        return {
-            name: list(value) if isinstance(value, tuple) else value
-            for name, value in asdict(self).items()
-        }
+        values = asdict(self)
+        values["lora"] = list(self.lora)
+        values["classes"] = None if self.classes is None else format_classes(self.classes)
+        return values
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Self:
@@ -184,12 +206,11 @@ class GenerateOptions:
         Raises:
             TypeError: an option is unknown: the folder was written by another version.
         """
-        return cls(
-            **{
-                name: tuple(value) if isinstance(value, list) else value
-                for name, value in values.items()
-            }
-        )
+        given = dict(values)
+        if given.get("classes") is not None:
+            given["classes"] = parse_classes(given["classes"])
+        given["lora"] = tuple(given.get("lora", ()))
+        return cls(**given)
 
     def compared(self) -> dict[str, Any]:
         """What must not change between two starts in one folder, as JSON values."""
@@ -210,6 +231,7 @@ class ResolvedOptions(GenerateOptions):
     width: int
     steps: int
     guidance_scale: float
+    keep_rate: float
     dtype: DType
     device: str = field(metadata=_NOT_COMPARED)
 
@@ -217,6 +239,8 @@ class ResolvedOptions(GenerateOptions):
 _CHOICES: dict[str, tuple[str, ...]] = {
     "class_names": get_args(NameStyle),
     "seed_scheme": get_args(SeedScheme),
+    "features": get_args(Features),
+    "merge": get_args(MergedRoles),
     "dtype": get_args(DType),
     "offload": get_args(Offload),
     "attention_backend": get_args(AttentionBackend),

@@ -8,6 +8,8 @@ from typing import Any
 
 from sd_tokenmerge.sampling.imagenet import CLASSES
 from sd_tokenmerge.sampling.options import (
+    DEFAULT_KEEP_RATE,
+    NO_METHOD,
     PAPER_GUIDANCE,
     PAPER_SIZE,
     PAPER_STEPS,
@@ -48,7 +50,7 @@ def resolve_options(options: GenerateOptions) -> ResolvedOptions:
     size = own.get("size", PAPER_SIZE)
     classes = options.classes
     if classes is None and options.prompts is None:
-        classes = tuple(own.get("classes", range(len(CLASSES))))
+        classes = tuple(sorted(own.get("classes", range(len(CLASSES)))))
     device = best_device() if options.device is None else options.device
     dtype: DType = "float32" if device == "cpu" else "float16"
     filled: dict[str, Any] = {
@@ -57,6 +59,7 @@ def resolve_options(options: GenerateOptions) -> ResolvedOptions:
         "width": size,
         "steps": own.get("steps", PAPER_STEPS),
         "guidance_scale": own.get("guidance_scale", PAPER_GUIDANCE),
+        "keep_rate": 1.0 if options.method == NO_METHOD else DEFAULT_KEEP_RATE,
         "device": device,
         "dtype": dtype,
     }

@@ -1,0 +1,110 @@
+"""Progress on stderr: a bar in a terminal, a line now and then elsewhere."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
+
+_LINE_EVERY_S = 30.0
+
+
+class ConsoleProgress:
+    """Implements `sampling.progress.Progress`.
+
+    Args:
+        label: what stands before the bar.
+    """
+
+    def __init__(self, label: str = "Generating"):
+        self._label = label
+        self._console = Console(stderr=True)
+        self._bar: Progress | None = None
+        self._tasks: list[TaskID] = []
+        self._total = 0
+        self._before = 0
+        self._generated = 0
+        self._started = 0.0
+        self._last_line = 0.0
+
+    def start(self, total: int, done: int) -> None:
+        """Show that generation begins."""
+        self._total, self._before, self._generated = total, done, 0
+        self._started = self._last_line = time.monotonic()
+        if done:
+            self.note(f"{done} of {total} images are already there.")
+        if done < total and self._console.is_terminal:
+            self._bar = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[rate]}"),
+                console=self._console,
+                transient=True,
+            )
+            self._tasks = [self._bar.add_task(self._label, total=total, completed=done, rate="")]
+            self._bar.start()
+
+    def update(self, done_by_process: Sequence[int]) -> None:
+        """Show how far it is, with the rate and the time left."""
+        generated = sum(done_by_process)
+        if generated == self._generated:
+            return
+        self._generated = generated
+        rate = self._rate()
+        if self._bar is not None:
+            self._update_bar(self._bar, done_by_process, rate)
+        elif time.monotonic() - self._last_line >= _LINE_EVERY_S:
+            self._last_line = time.monotonic()
+            self.note(f"{self._label}: {self._before + generated}/{self._total} images, {rate}")
+
+    def note(self, message: str) -> None:
+        """Print a line above the bar."""
+        self._console.print(message, highlight=False, markup=False, soft_wrap=True)
+
+    def stopping(self) -> None:
+        """Say that the current batch is the last one; safe inside a signal handler."""
+        message = "\nStopping after the current batch; press Ctrl-C again to stop at once.\n"
+        os.write(sys.stderr.fileno(), message.encode())
+
+    def stop(self) -> None:
+        """Remove the bar."""
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+    def _update_bar(self, bar: Progress, done_by_process: Sequence[int], rate: str) -> None:
+        bar.update(self._tasks[0], completed=self._before + self._generated, rate=rate)
+        if len(done_by_process) > 1 and len(self._tasks) == 1:
+            self._tasks += [
+                bar.add_task(f"  process {rank}", total=None, rate="")
+                for rank in range(len(done_by_process))
+            ]
+        for task, done in zip(self._tasks[1:], done_by_process, strict=False):
+            bar.update(task, completed=done, rate="images")
+
+    def _rate(self) -> str:
+        elapsed = time.monotonic() - self._started
+        per_second = self._generated / elapsed
+        left = (self._total - self._before - self._generated) / per_second
+        return f"{format_rate(per_second)}, {format_duration(left)} left"
+
+
+def format_rate(per_second: float) -> str:
+    """Images per second, or seconds per image where that is easier to read."""
+    return f"{per_second:.2f} images/s" if per_second >= 1 else f"{1 / per_second:.2f} s/image"
+
+
+def format_duration(seconds: float) -> str:
+    """For example `2 d 3 h`, `1 h 05 min`, `3 min 20 s` or `12 s`."""
+    total = round(seconds)
+    minutes, hours, days = total // 60, total // 3600, total // 86400
+    if days:
+        return f"{days} d {hours % 24} h"
+    if hours:
+        return f"{hours} h {minutes % 60:02d} min"
+    return f"{minutes} min {total % 60:02d} s" if minutes else f"{total} s"

@@ -1,0 +1,161 @@
+"""`run.json`: what a run folder was made with, and whether new options fit it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+import subprocess
+from collections.abc import Sequence
+from datetime import datetime, timezone
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from sd_tokenmerge.sampling.atomic import write_atomically
+from sd_tokenmerge.sampling.load import split_lora
+from sd_tokenmerge.sampling.locate import files_identity, locate_model, locate_part
+from sd_tokenmerge.sampling.options import ResolvedOptions
+from sd_tokenmerge.sampling.plan import ImageJob
+
+RUN_FILE = "run.json"
+FORMAT = 1
+
+Description = dict[str, Any]
+
+
+def describe_run(options: ResolvedOptions, jobs: Sequence[ImageJob]) -> Description:
+    """Everything that is needed to tell whether another start would make the same images.
+
+    Raises:
+        ValueError: the model cannot be found.
+    """
+    import torch
+
+    device = torch.device(options.device)
+    return {
+        "format": FORMAT,
+        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "options": options.to_json(),
+        "plan": {"num_images": len(jobs), "sha256": plan_sha256(jobs)},
+        "model": {
+            "pipeline": files_identity(locate_model(options)),
+            "vae": _part_identity("vae", options.vae, options.local_files_only),
+            "lora": [
+                _part_identity("lora", split_lora(entry)[0], options.local_files_only)
+                for entry in options.lora
+            ],
+            "lora_scales": [split_lora(entry)[1] for entry in options.lora],
+        },
+        "device": {
+            "type": device.type,
+            "name": torch.cuda.get_device_name(device)
+            if device.type == "cuda"
+            else platform.processor() or platform.machine(),
+        },
+        "versions": {
+            "python": platform.python_version(),
+            **{name: version(name) for name in ("sd-tokenmerge", "torch", "diffusers")},
+            **{name: version(name) for name in ("transformers", "accelerate", "pillow")},
+        },
+        "commit": _commit(),
+    }
+
+
+def plan_sha256(jobs: Sequence[ImageJob]) -> str:
+    """One hash over all files, seeds and prompts."""
+    return hashlib.sha256(json.dumps(jobs).encode()).hexdigest()
+
+
+def read_description(folder: Path) -> Description | None:
+    """The folder's `run.json`; None where there is none.
+
+    Raises:
+        ValueError: it is damaged or of another format.
+    """
+    path = folder / RUN_FILE
+    try:
+        description = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error}).") from error
+    if not isinstance(description, dict) or description.get("format") != FORMAT:
+        raise ValueError(f"{path} must be of format {FORMAT}: it is of another version.")
+    return description
+
+
+def write_description(folder: Path, description: Description) -> None:
+    """Write `run.json`."""
+    data = json.dumps(description, indent=2, ensure_ascii=False) + "\n"
+    write_atomically(folder / RUN_FILE, data.encode())
+
+
+def option_differences(old: Description, options: ResolvedOptions) -> list[str]:
+    """What differs in the options that make the images, each as "name: old -> new"."""
+    old_options, new_options = old["options"], options.compared()
+    return [
+        f"{name}: {_show(old_options.get(name))} -> {_show(value)}"
+        for name, value in new_options.items()
+        if old_options.get(name) != value
+    ]
+
+
+def content_differences(old: Description, new: Description) -> list[str]:
+    """What differs besides the options: prompts, model files, kind of device."""
+    pairs = {
+        "prompts": [side["plan"]["sha256"] for side in (old, new)],
+        "model": [side["model"]["pipeline"]["sha256"] for side in (old, new)],
+        "vae": [(side["model"]["vae"] or {}).get("sha256") for side in (old, new)],
+        "lora": [
+            [part["sha256"] for part in side["model"]["lora"]] + side["model"]["lora_scales"]
+            for side in (old, new)
+        ],
+    }
+    found = [f"{name}: other content" for name, (was, now) in pairs.items() if was != now]
+    if old["device"]["type"] != new["device"]["type"]:
+        found.append(f"device: {old['device']['type']} -> {new['device']['type']}")
+    return found
+
+
+def version_differences(old: Description, new: Description) -> list[str]:
+    """Library versions that changed: images may differ by rounding, or by more."""
+    return [
+        f"{name} {old['versions'].get(name)} -> {value}"
+        for name, value in new["versions"].items()
+        if old["versions"].get(name) != value
+    ]
+
+
+def _part_identity(argument: str, name: str | None, local_files_only: bool) -> Any:
+    if name is None:
+        return None
+    return files_identity(locate_part(argument, name, local_files_only=local_files_only))
+
+
+def _commit() -> str | None:
+    """The commit of the checkout this package runs from, with "+" if it was changed since."""
+    root = Path(__file__).parents[2]
+    if not (root / ".git").exists():
+        return None
+    try:
+        head = subprocess.run(
+            ["git", "-C", str(root), "rev-parse", "HEAD"],
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout.strip()
+        changed = subprocess.run(
+            ["git", "-C", str(root), "status", "--porcelain", "--", "sd_tokenmerge"],
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return head + ("+" if changed else "")
+
+
+def _show(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 60 else text[:57] + "..."

@@ -1,0 +1,172 @@
+"""A run folder: whether it may be used, what is in it, and what is still to be done."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from sd_tokenmerge.sampling.atomic import temporary_path
+from sd_tokenmerge.sampling.description import (
+    RUN_FILE,
+    Description,
+    content_differences,
+    option_differences,
+    read_description,
+    write_description,
+)
+from sd_tokenmerge.sampling.manifest import (
+    ImageRecord,
+    intact_records,
+    load_manifest,
+    manifest_files,
+)
+from sd_tokenmerge.sampling.options import ResolvedOptions
+from sd_tokenmerge.sampling.plan import ImageJob
+
+_OWN_FILES = re.compile(r"\.?(\d+_\d+\.png|manifest.*\.jsonl)(\.tmp)?")
+_PICTURES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What is in a run folder, compared with what should be.
+
+    Attributes:
+        intact: records of images that are there as recorded, by file name.
+        missing: recorded or not, these images are not there.
+        changed: these images are not what their record says.
+        unrecorded: these images are there, but no record vouches for them.
+        foreign: pictures that are no part of the run.
+        damaged_lines: manifest lines that are no record, or were cut off, as "file, line n".
+    """
+
+    intact: dict[str, ImageRecord]
+    missing: list[str]
+    changed: list[str]
+    unrecorded: list[str]
+    foreign: list[str]
+    damaged_lines: list[str]
+
+    def findings(self) -> list[str]:
+        """What is wrong, a line each; a missing image is no finding, it may not be made yet."""
+        kinds = {
+            "image with another content than recorded": self.changed,
+            "image without a record": self.unrecorded,
+            "manifest line that is no record": self.damaged_lines,
+            "picture that is no part of the run": self.foreign,
+        }
+        return [
+            f"{len(names)} x {kind}: {', '.join(names[:3])}{', ...' if len(names) > 3 else ''}"
+            for kind, names in kinds.items()
+            if names
+        ]
+
+
+def check_folder(folder: Path, options: ResolvedOptions, overwrite: bool) -> None:
+    """Refuse a folder that cannot be used, before anything expensive; writes nothing.
+
+    Raises:
+        ValueError: it holds another run (and not `overwrite`) or something else than a run.
+        OSError: it cannot be written to.
+    """
+    existing = folder
+    while not existing.exists() and existing != existing.parent:
+        existing = existing.parent
+    if not existing.is_dir():
+        raise NotADirectoryError(20, "Not a directory", str(existing))
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise PermissionError(13, "Permission denied", str(existing))
+    if not folder.exists():
+        return
+    description = read_description(folder)
+    if description is None:
+        others = [path.name for path in folder.iterdir() if not path.name.startswith(".")]
+        if others:
+            raise ValueError(
+                f"`out` must be a new or empty folder, or hold a run ({RUN_FILE}), got "
+                f"{str(folder)!r} with {others[0]!r} in it."
+            )
+    elif not overwrite:
+        _refuse_differences(folder, option_differences(description, options))
+
+
+def settle_description(folder: Path, new: Description, overwrite: bool) -> Description | None:
+    """Write `run.json`, or check it against the one that is there; the folder must be locked.
+
+    Returns:
+        The description that was there and stays, None if the new one was written.
+
+    Raises:
+        ValueError: the folder holds a run with other content, and not `overwrite`.
+    """
+    old = read_description(folder)
+    if old is not None and not overwrite:
+        _refuse_differences(folder, content_differences(old, new))
+        return old
+    if old is not None:
+        for path in folder.iterdir():
+            if _OWN_FILES.fullmatch(path.name):
+                path.unlink()
+    write_description(folder, new)
+    return None
+
+
+def survey_folder(
+    folder: Path, jobs: Iterable[ImageJob], all_files: Collection[str], own_parts: Collection[Path]
+) -> Survey:
+    """Read every recorded image of `jobs`, and compare; writes nothing.
+
+    Args:
+        folder: the run folder.
+        jobs: the images that matter: a shard's, or all.
+        all_files: names of all images of the run; other pictures are foreign, and a Fréchet
+            distance would count them.
+        own_parts: manifests that nobody writes now, in which a cut-off line is damage.
+    """
+    wanted = {job.file: job for job in jobs}
+    own = load_manifest(own_parts)
+    records = [
+        record
+        for record in load_manifest(manifest_files(folder)).records
+        if record.file in wanted and _matches(record, wanted[record.file])
+    ]
+    intact = intact_records(folder, records)
+    recorded = {record.file for record in records}
+    present = {path.name for path in folder.glob("*.png")}
+    rest = [name for name in wanted if name not in intact]
+    return Survey(
+        intact=intact,
+        missing=[name for name in rest if name not in present],
+        changed=[name for name in rest if name in present and name in recorded],
+        unrecorded=[name for name in rest if name in present and name not in recorded],
+        foreign=sorted(
+            path.name
+            for path in folder.iterdir()
+            if path.suffix.lower() in _PICTURES
+            and path.name not in all_files
+            and not path.name.startswith(".")
+        ),
+        damaged_lines=own.damaged_lines + own.unfinished_lines,
+    )
+
+
+def remove_temporaries(folder: Path, jobs: Iterable[ImageJob]) -> None:
+    """Remove what a killed process left behind of these images."""
+    for job in jobs:
+        temporary_path(folder / job.file).unlink(missing_ok=True)
+
+
+def _matches(record: ImageRecord, job: ImageJob) -> bool:
+    return (record.class_index, record.image_index, record.seed, record.prompt) == tuple(job)
+
+
+def _refuse_differences(folder: Path, differences: list[str]) -> None:
+    if differences:
+        raise ValueError(
+            f"`out` must be a new folder or hold a run with the same options, got {str(folder)!r}, "
+            f"which differs (there -> now): {'; '.join(differences)}. Choose another folder, or "
+            f"overwrite the old run."
+        )

@@ -1,0 +1,105 @@
+"""Call the pipeline on batches, so that no image depends on its neighbours."""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from sd_tokenmerge.sampling.options import ResolvedOptions
+from sd_tokenmerge.sampling.plan import ImageJob
+
+_CACHED_PROMPTS = 256
+_SDPA_BACKENDS = {
+    "flash": SDPBackend.FLASH_ATTENTION,
+    "efficient": SDPBackend.EFFICIENT_ATTENTION,
+    "math": SDPBackend.MATH,
+}
+
+
+@dataclass(frozen=True)
+class SampledBatch:
+    """What the pipeline returned for a batch.
+
+    Attributes:
+        pixels: `[B, height, width, 3]` float32 in [0, 1].
+        flagged: whether the safety checker blacked each image out.
+        seconds: wall time of the call per image, the device's work included.
+    """
+
+    pixels: NDArray[np.float32]
+    flagged: list[bool]
+    seconds: float
+
+
+class Sampler:
+    """Generates batches of images with one pipeline.
+
+    Each image's noise is drawn by its own generator, exactly as in a call of the pipeline for that
+    image alone. Each prompt is encoded alone and once; the unconditional branch once in all.
+    """
+
+    def __init__(self, pipe: Any, options: ResolvedOptions):
+        self._pipe = pipe
+        self._options = options
+        self._encoded: OrderedDict[str, dict[str, Tensor]] = OrderedDict()
+        self._unconditional: dict[str, Tensor] | None = None
+
+    @torch.no_grad()
+    def __call__(self, jobs: Sequence[ImageJob]) -> SampledBatch:
+        """Generate one batch."""
+        options = self._options
+        start = time.perf_counter()
+        encoded = [self._encode(job.prompt) for job in jobs]
+        inputs = {name: torch.cat([one[name] for one in encoded]) for name in encoded[0]}
+        generators = [torch.Generator(options.noise_device).manual_seed(job.seed) for job in jobs]
+        with self._attention():
+            output = self._pipe(
+                **inputs,
+                generator=generators,
+                height=options.height,
+                width=options.width,
+                num_inference_steps=options.steps,
+                guidance_scale=options.guidance_scale,
+                output_type="np",  # waits for the device, so `seconds` is true
+            )
+        flagged = getattr(output, "nsfw_content_detected", None) or [False] * len(jobs)
+        seconds = (time.perf_counter() - start) / len(jobs)
+        return SampledBatch(output.images, [bool(flag) for flag in flagged], seconds)
+
+    def _encode(self, prompt: str) -> dict[str, Tensor]:
+        if prompt in self._encoded:
+            self._encoded.move_to_end(prompt)
+            return self._encoded[prompt]
+        guided = self._options.guidance_scale > 1
+        first = guided and self._unconditional is None
+        outputs = self._pipe.encode_prompt(
+            prompt=prompt,
+            device=self._pipe._execution_device,
+            num_images_per_prompt=1,
+            do_classifier_free_guidance=first,
+            negative_prompt=self._options.negative_prompt if first else None,
+        )
+        # SD 1 and 2 return (positive, negative), SDXL also both pooled.
+        names = ("prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds")
+        named = dict(zip((*names, "negative_pooled_prompt_embeds"), outputs, strict=False))
+        if first:
+            self._unconditional = {k: v for k, v in named.items() if k.startswith("negative")}
+        positive = {k: v for k, v in named.items() if not k.startswith("negative")}
+        self._encoded[prompt] = positive | (self._unconditional or {})
+        if len(self._encoded) > _CACHED_PROMPTS:
+            self._encoded.popitem(last=False)
+        return self._encoded[prompt]
+
+    def _attention(self) -> AbstractContextManager[Any]:
+        backend = _SDPA_BACKENDS.get(self._options.attention_backend)
+        return nullcontext() if backend is None else sdpa_kernel(backend)

@@ -1,0 +1,158 @@
+"""One process or many: who I am, and which batch is next.
+
+Several processes are started by `accelerate launch`; batches are handed out by one shared counter,
+so that a slow process takes fewer and no two take the same.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from typing import Any, Protocol, TypeVar
+
+import torch
+
+_Value = TypeVar("_Value")
+
+_POLL_S = 0.2
+_NO_MORE = 1 << 40
+
+
+class Workers(Protocol):
+    """What the processes of a run do together.
+
+    Attributes:
+        rank: number of this process, from 0.
+        count: number of processes.
+    """
+
+    rank: int
+    count: int
+
+    def own_device(self, device: str) -> str:
+        """This process's own device of the kind that was asked for."""
+
+    def broadcast(self, value: _Value) -> _Value:
+        """The first process's value, in every process."""
+
+    def take(self) -> int:
+        """Number of the next batch; past the end when there are no more."""
+
+    def take_no_more(self) -> None:
+        """Let nobody start another batch."""
+
+    def add_done(self, images: int) -> None:
+        """Tell the others how many images this process finished."""
+
+    def done(self) -> list[int]:
+        """Images finished so far, by process."""
+
+    def wait(self, while_waiting: Callable[[], bool]) -> bool:
+        """Wait until every process is here, or until the function, called meanwhile, is false.
+
+        Returns:
+            Whether every process is here.
+        """
+
+
+class OneProcess:
+    """A process of its own: takes all batches in order."""
+
+    rank = 0
+    count = 1
+
+    def __init__(self) -> None:
+        self._next = 0
+        self._done = 0
+
+    def own_device(self, device: str) -> str:  # noqa: D102
+        return device
+
+    def broadcast(self, value: _Value) -> _Value:  # noqa: D102
+        return value
+
+    def take(self) -> int:  # noqa: D102
+        self._next += 1
+        return self._next - 1
+
+    def take_no_more(self) -> None:  # noqa: D102
+        self._next = _NO_MORE
+
+    def add_done(self, images: int) -> None:  # noqa: D102
+        self._done += images
+
+    def done(self) -> list[int]:  # noqa: D102
+        return [self._done]
+
+    def wait(self, while_waiting: Callable[[], bool]) -> bool:  # noqa: D102
+        return True
+
+
+class LaunchedProcess:
+    """One of the processes that `accelerate launch` started, on one machine or several."""
+
+    def __init__(self) -> None:
+        from accelerate import PartialState
+
+        state = PartialState()
+        self.rank = int(state.process_index)
+        self.count = int(state.num_processes)
+        self._device = str(state.device)
+        self._store = self._open_store()
+
+    def own_device(self, device: str) -> str:  # noqa: D102
+        return device if torch.device(device).type == "cpu" else self._device
+
+    def broadcast(self, value: _Value) -> _Value:  # noqa: D102
+        from accelerate.utils import broadcast_object_list
+
+        box = [value]
+        broadcast_object_list(box, from_process=0)
+        return box[0]
+
+    def take(self) -> int:  # noqa: D102
+        return int(self._store.add("next", 1)) - 1
+
+    def take_no_more(self) -> None:  # noqa: D102
+        self._store.add("next", _NO_MORE)
+
+    def add_done(self, images: int) -> None:  # noqa: D102
+        self._store.add(f"done-{self.rank}", images)
+
+    def done(self) -> list[int]:  # noqa: D102
+        return [int(self._store.add(f"done-{rank}", 0)) for rank in range(self.count)]
+
+    def wait(self, while_waiting: Callable[[], bool]) -> bool:  # noqa: D102
+        # Not a barrier: those give up after some minutes, less than a slow batch may take.
+        if not self._gather("arrived", while_waiting):
+            return False
+        # The store lives in the first process; the others still read it.
+        self._store.add("left", 1)
+        return self.rank != 0 or self._gather("left", while_waiting, arrive=False)
+
+    def _gather(self, key: str, while_waiting: Callable[[], bool], *, arrive: bool = True) -> bool:
+        here = int(self._store.add(key, int(arrive)))
+        while here < self.count:
+            if not while_waiting():
+                return False
+            time.sleep(_POLL_S)
+            here = int(self._store.add(key, 0))
+        return True
+
+    def _open_store(self) -> Any:
+        from torch.distributed import TCPStore  # type: ignore[attr-defined]
+
+        host = os.environ["MASTER_ADDR"]
+        if self.rank == 0:
+            store = TCPStore(host, 0, is_master=True, wait_for_workers=False)
+            self.broadcast(store.port)
+            return store
+        return TCPStore(host, self.broadcast(0), is_master=False)
+
+
+def find_workers() -> Workers:
+    """This process's place among those that were launched together."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        return LaunchedProcess()
+    return OneProcess()
