@@ -180,6 +180,7 @@ def extract_features(
 
     cached = read_entry(entry) if entry is not None and processes.is_main else None
     features = processes.share(cached)
+    from_cache = features is not None
     if features is None:
         features = extract(
             paths,
@@ -195,7 +196,7 @@ def extract_features(
         if entry is not None and processes.is_main:
             write_entry(entry, features, space)
     seconds = time.perf_counter() - started
-    return FeatureSet(features, names, tuple(hashes), space, cached is not None, seconds)
+    return FeatureSet(features, names, tuple(hashes), space, from_cache, seconds)
 
 
 def list_content(folder: str | os.PathLike[str]) -> tuple[list[Path], list[str]]:

@@ -9,10 +9,10 @@ and only after its checksum was verified.
 from __future__ import annotations
 
 import hashlib
+import http.client
 import os
 import pickle
 import tempfile
-import urllib.error
 import urllib.request
 import warnings
 import zipfile
@@ -145,7 +145,7 @@ def download_inception_weights(
                 f"{file.sha256}; nothing was kept."
             )
         os.replace(partial, target)
-    except (OSError, urllib.error.URLError) as error:
+    except (OSError, http.client.HTTPException) as error:
         reason = getattr(error, "reason", error)
         raise WeightsError(
             f"{file.url} cannot be downloaded ({reason}); fetch it elsewhere and put it into "

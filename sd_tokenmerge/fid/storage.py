@@ -61,11 +61,11 @@ def read_arrays(path: Path, wanted: set[str] | None = None) -> dict[str, Array]:
         StorageError: not a readable `.npz` file, or an array in it is damaged or pickled.
     """
     try:
-        archive = np.load(path, allow_pickle=False)
-        if not isinstance(archive, np.lib.npyio.NpzFile):
-            raise StorageError(f"{str(path)!r} must be an .npz file with named arrays.")
-        with archive:
-            names = archive.files if wanted is None else [n for n in archive.files if n in wanted]
+        with open(path, "rb") as file:  # numpy leaves a damaged file open that it opened itself
+            archive = np.load(file, allow_pickle=False)
+            if not isinstance(archive, np.lib.npyio.NpzFile):
+                raise StorageError(f"{str(path)!r} must be an .npz file with named arrays.")
+            names = [name for name in archive.files if wanted is None or name in wanted]
             return {name: archive[name] for name in names}
     except StorageError:
         raise
