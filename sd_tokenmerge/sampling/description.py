@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from sd_tokenmerge.sampling.atomic import write_atomically
-from sd_tokenmerge.sampling.load import split_lora
-from sd_tokenmerge.sampling.locate import files_identity, locate_model, locate_part
+from sd_tokenmerge.sampling.locate import files_identity, locate_model, locate_part, split_lora
 from sd_tokenmerge.sampling.options import ResolvedOptions
 from sd_tokenmerge.sampling.plan import ImageJob
 

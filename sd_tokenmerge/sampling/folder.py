@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -115,40 +115,47 @@ def settle_description(folder: Path, new: Description, overwrite: bool) -> Descr
 
 
 def survey_folder(
-    folder: Path, jobs: Iterable[ImageJob], all_files: Collection[str], own_parts: Collection[Path]
+    folder: Path,
+    files: Collection[str],
+    *,
+    all_files: Collection[str] | None = None,
+    own_parts: Collection[Path] | None = None,
+    is_right: Callable[[ImageRecord], bool] = lambda record: True,
 ) -> Survey:
-    """Read every recorded image of `jobs`, and compare; writes nothing.
+    """Read every recorded image and compare it with its record; writes nothing.
 
     Args:
         folder: the run folder.
-        jobs: the images that matter: a shard's, or all.
-        all_files: names of all images of the run; other pictures are foreign, and a Fréchet
-            distance would count them.
-        own_parts: manifests that nobody writes now, in which a cut-off line is damage.
+        files: the images that matter: a shard's, or all.
+        all_files: names of all images of the run, default `files`; other pictures are foreign, and
+            a Fréchet distance would count them.
+        own_parts: manifests that nobody writes now, in which an unfinished line is damage;
+            default: all.
+        is_right: whether a record is of this run.
     """
-    wanted = {job.file: job for job in jobs}
-    own = load_manifest(own_parts)
+    parts = manifest_files(folder)
+    wanted = set(files)
+    known = wanted if all_files is None else set(all_files)
+    own = load_manifest(parts if own_parts is None else own_parts)
     records = [
         record
-        for record in load_manifest(manifest_files(folder)).records
-        if record.file in wanted and _matches(record, wanted[record.file])
+        for record in load_manifest(parts).records
+        if record.file in wanted and is_right(record)
     ]
     intact = intact_records(folder, records)
     recorded = {record.file for record in records}
-    present = {path.name for path in folder.glob("*.png")}
-    rest = [name for name in wanted if name not in intact]
+    pictures = {
+        path.name
+        for path in folder.iterdir()
+        if path.suffix.lower() in _PICTURES and not path.name.startswith(".")
+    }
+    rest = [name for name in files if name not in intact]
     return Survey(
         intact=intact,
-        missing=[name for name in rest if name not in present],
-        changed=[name for name in rest if name in present and name in recorded],
-        unrecorded=[name for name in rest if name in present and name not in recorded],
-        foreign=sorted(
-            path.name
-            for path in folder.iterdir()
-            if path.suffix.lower() in _PICTURES
-            and path.name not in all_files
-            and not path.name.startswith(".")
-        ),
+        missing=[name for name in rest if name not in pictures],
+        changed=[name for name in rest if name in pictures and name in recorded],
+        unrecorded=[name for name in rest if name in pictures and name not in recorded],
+        foreign=sorted(pictures - known),
         damaged_lines=own.damaged_lines + own.unfinished_lines,
     )
 
@@ -157,10 +164,6 @@ def remove_temporaries(folder: Path, jobs: Iterable[ImageJob]) -> None:
     """Remove what a killed process left behind of these images."""
     for job in jobs:
         temporary_path(folder / job.file).unlink(missing_ok=True)
-
-
-def _matches(record: ImageRecord, job: ImageJob) -> bool:
-    return (record.class_index, record.image_index, record.seed, record.prompt) == tuple(job)
 
 
 def _refuse_differences(folder: Path, differences: list[str]) -> None:

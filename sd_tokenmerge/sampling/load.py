@@ -10,7 +10,7 @@ import diffusers
 import torch
 from safetensors import SafetensorError, safe_open
 
-from sd_tokenmerge.sampling.locate import locate_model, locate_part
+from sd_tokenmerge.sampling.locate import locate_model, locate_part, split_lora
 from sd_tokenmerge.sampling.options import GenerateOptions, ResolvedOptions
 from sd_tokenmerge.sampling.resolve import resolve_options
 
@@ -136,21 +136,6 @@ def _add_loras(pipe: Any, options: ResolvedOptions) -> None:
         scales.append(scale)
     if scales:
         pipe.set_adapters([f"lora{index}" for index in range(len(scales))], scales)
-
-
-def split_lora(entry: str) -> tuple[str, float]:
-    """`"name@0.8"` as name and scale; the scale is 1 where none is given.
-
-    Raises:
-        ValueError: what follows the last `@` is no number.
-    """
-    name, at, scale = entry.rpartition("@")
-    if not at:
-        return entry, 1.0
-    try:
-        return name, float(scale)
-    except ValueError:
-        raise ValueError(f"`lora` must be name@scale with a number, got {entry!r}.") from None
 
 
 def _place(pipe: Any, options: ResolvedOptions) -> None:

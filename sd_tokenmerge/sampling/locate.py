@@ -1,4 +1,4 @@
-"""Find a model's files: a local folder, a local file, or the hub's cache."""
+"""Find a model's files: a local folder, a local file, or the hub's cache. Imports no torch."""
 
 from __future__ import annotations
 
@@ -71,6 +71,21 @@ def locate_part(argument: str, name: str, *, local_files_only: bool) -> Path:
     return _local_or_downloaded(argument, name, download)
 
 
+def split_lora(entry: str) -> tuple[str, float]:
+    """`"name@0.8"` as name and scale; the scale is 1 where none is given.
+
+    Raises:
+        ValueError: what follows the last `@` is no number.
+    """
+    name, at, scale = entry.rpartition("@")
+    if not at:
+        return entry, 1.0
+    try:
+        return name, float(scale)
+    except ValueError:
+        raise ValueError(f"`lora` must be name@scale with a number, got {entry!r}.") from None
+
+
 def _local_or_downloaded(argument: str, name: str, download: Callable[[], str]) -> Path:
     path = Path(name).expanduser()
     if path.exists():
@@ -80,7 +95,7 @@ def _local_or_downloaded(argument: str, name: str, download: Callable[[], str]) 
     try:
         return Path(download())
     except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = str(error).strip().splitlines()[0].partition(" (")[0].rstrip(".")
         raise ValueError(
             f"`{argument}` {name!r} is no local path, is not in the local hub cache, and cannot be "
             f"fetched ({reason}). Offline, give a local folder or file, or fetch it beforehand "

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from sd_tokenmerge.sampling.atomic import write_atomically
+from sd_tokenmerge.sampling.plan import ImageJob
 
 MANIFEST = "manifest.jsonl"
 
@@ -43,6 +44,11 @@ class ImageRecord:
     sha256: str
     seconds: float
     flagged: bool = False
+
+    @property
+    def job(self) -> ImageJob:
+        """What was to be made."""
+        return ImageJob(self.class_index, self.image_index, self.seed, self.prompt)
 
     def to_line(self) -> str:
         """The record as one line of JSON."""

@@ -66,6 +66,13 @@ def plan_images(options: GenerateOptions) -> list[ImageJob]:
     ]
 
 
+def planned_files(options: GenerateOptions, num_images: int) -> list[str]:
+    """The names of a run's images, without its prompts: their file may be gone."""
+    per_class = options.images_per_class
+    classes = range(num_images // per_class) if options.classes is None else options.classes
+    return [image_file(index, i) for index in classes for i in range(per_class)]
+
+
 def plan_batches(jobs: list[ImageJob], batch_size: int, shard: int, shards: int) -> list[Batch]:
     """The batches of one shard, a contiguous part of all batches.
 

@@ -193,14 +193,19 @@ class Run:
                 f"differ from those it made."
             )
         remove_temporaries(self.folder, self._own_jobs)
-        all_files = {job.file for job in self._jobs}
-        own_parts = part_files(self.folder, *self._shard)
-        survey = survey_folder(self.folder, self._own_jobs, all_files, own_parts)
+        wanted = {job.file: job for job in self._own_jobs}
+        survey = survey_folder(
+            self.folder,
+            list(wanted),
+            all_files={job.file for job in self._jobs},
+            own_parts=part_files(self.folder, *self._shard),
+            is_right=lambda record: record.job == wanted[record.file],
+        )
         for finding in survey.findings():
             self._progress.note(f"Found {finding}")
         unite_manifests(self.folder, *self._shard, records=survey.intact.values())
-        own_files = frozenset(job.file for job in self._own_jobs)
-        return _ToDo(own_files - set(survey.intact), len(survey.intact), tuple(survey.findings()))
+        missing = frozenset(wanted) - set(survey.intact)
+        return _ToDo(missing, len(survey.intact), tuple(survey.findings()))
 
     def execute(self) -> RunSummary:
         """Generate what is missing; see `generate`."""
