@@ -58,8 +58,12 @@ class StepRecorder:
     def __init__(self, schedule: Schedule) -> None:
         self.schedule = schedule
 
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def __call__(self, module: Any, args: Arguments, kwargs: Keywords) -> None:
-        """Forward pre-hook of the denoiser, whose second argument is the timestep."""
+        """Forward pre-hook of the denoiser, whose second argument is the timestep.
+
+        Its value must be known in every call: a compiled denoiser runs its hooks outside the graph.
+        """
         self.schedule.begin_call(args[1] if len(args) > 1 else kwargs["timestep"])
 
 
@@ -135,7 +139,12 @@ class MergedAttention:
         attend: Callable[..., Tensor] = super().__call__  # type: ignore[misc]
         partition = merger.partition(self, hidden_states)
         if partition is None:
-            return attend(hidden_states, encoder_hidden_states, attention_mask, **kwargs)
+            return attend(
+                hidden_states,
+                encoder_hidden_states=encoder_hidden_states,
+                attention_mask=attention_mask,
+                **kwargs,
+            )
         _refuse(self, merger.merging, encoder_hidden_states, attention_mask)
 
         merged = partition.merge(hidden_states)

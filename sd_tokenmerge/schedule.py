@@ -125,7 +125,6 @@ class Schedule:
             self.blocks.append(BlockSchedule(path, source_block, torch.tensor([0, index])))
         self._keeps = refresh_every > 1 or any(source is not None for source in sources)
         self._has_representatives = method.has_representatives
-        self._order = torch.zeros(1, dtype=torch.int64)
         self._place: _Place | None = None
         self._timestep: Tensor | float | None = None
         self._timesteps: tuple[float, ...] = ()
@@ -134,10 +133,12 @@ class Schedule:
 
     def begin_call(self, timestep: Tensor | float) -> None:
         """Note the denoiser's timestep; once per call, before any block, where `needs_timestep`."""
-        if torch.compiler.is_compiling():
-            self._order = _begin_call(torch.as_tensor(timestep), self.blocks[0].ticket)
-        else:
-            self._begin_call(timestep)
+        if self.refresh_every > 1:
+            self._locate(timestep)
+        if self.method.uses_seed:
+            values = timestep.tolist() if isinstance(timestep, Tensor) else timestep
+            distinct = set(values) if isinstance(values, list) else {values}
+            self._timesteps = tuple(sorted(map(float, distinct)))
 
     def partition(
         self, block: BlockSchedule, grid: Grid, batch: int, num_clusters: int, features: Features
@@ -160,7 +161,6 @@ class Schedule:
         labels, representatives = _scheduled_labels(
             *features(),
             block.ticket,
-            self._order if self.needs_timestep else block.ticket,
             num_clusters,
             grid.height,
             grid.width,
@@ -188,14 +188,6 @@ class Schedule:
         if self._keeps and block.source is None:
             block.keep(self._call, kept)
         return kept.partition
-
-    def _begin_call(self, timestep: Tensor | float) -> None:
-        if self.refresh_every > 1:
-            self._locate(timestep)
-        if self.method.uses_seed:
-            values = timestep.tolist() if isinstance(timestep, Tensor) else timestep
-            distinct = set(values) if isinstance(values, list) else {values}
-            self._timesteps = tuple(sorted(map(float, distinct)))
 
     def _locate(self, timestep: Tensor | float) -> None:
         if isinstance(timestep, Tensor):
@@ -236,24 +228,11 @@ _KEYS = itertools.count()
 _SCHEDULES: weakref.WeakValueDictionary[int, Schedule] = weakref.WeakValueDictionary()
 
 
-@torch.library.custom_op("sd_tokenmerge::begin_call", mutates_args=())
-def _begin_call(timestep: Tensor, ticket: Tensor) -> Tensor:
-    """Note the timestep; the result only makes the blocks' operators run after this one."""
-    _SCHEDULES[int(ticket[0])]._begin_call(timestep)
-    return torch.zeros(1, dtype=torch.int64)
-
-
-@_begin_call.register_fake
-def _(timestep: Tensor, ticket: Tensor) -> Tensor:
-    return torch.zeros(1, dtype=torch.int64)
-
-
 @torch.library.custom_op("sd_tokenmerge::scheduled_labels", mutates_args=())
 def _scheduled_labels(
     tokens: Tensor,
     scores: Tensor | None,
     ticket: Tensor,
-    order: Tensor,
     num_clusters: int,
     height: int,
     width: int,
@@ -279,7 +258,6 @@ def _(
     tokens: Tensor,
     scores: Tensor | None,
     ticket: Tensor,
-    order: Tensor,
     num_clusters: int,
     height: int,
     width: int,
