@@ -1,29 +1,121 @@
-"""Exact agglomerative clustering on cosine distance, by SciPy's hierarchy (to be replaced)."""
+"""Exact agglomerative clustering on cosine distance, for a batch of images.
+
+The hierarchies of single, complete and average linkage are the ones that a textbook implementation
+builds in float64, but for rounding in the last bits; they are cut by applying exactly the N - K
+lowest merges. How each linkage does it, and why it is exact, is in the docstrings of `rounds`,
+`average`, `complete` and `single`, and in `docs/clustering.md`.
+
+Deterministic, ties included: every comparison that decides about the result is made on values that
+do not depend on the order of a sum (`exact`). The labels of an image depend on its own tokens only:
+not on the other images, the batch size, the number of threads, the size of blocks, or the precision
+of the search.
+"""
 
 from __future__ import annotations
 
-import numpy as np
 import torch
-from scipy.cluster.hierarchy import linkage as scipy_linkage
 from torch import Tensor
 
+from sd_tokenmerge.kernels.average import AverageClusters
+from sd_tokenmerge.kernels.complete import CompleteClusters
+from sd_tokenmerge.kernels.exact import unit_vectors
+from sd_tokenmerge.kernels.hierarchy import Merges
+from sd_tokenmerge.kernels.rounds import merge_rounds
+from sd_tokenmerge.kernels.search import default_search_dtype
+from sd_tokenmerge.kernels.single import spanning_tree
 
-def agglomerative_labels(tokens: Tensor, num_clusters: int, linkage: str) -> Tensor:
-    """Cut each image's hierarchy at K clusters, `[B, N, C] -> [B, N]` int64."""
-    return torch.stack([_labels(row, num_clusters, linkage) for row in tokens]).to(tokens.device)
+LINKAGES = ("single", "complete", "average")
 
 
-def _labels(tokens: Tensor, num_clusters: int, linkage: str) -> Tensor:
-    count = tokens.shape[0]
-    unit = torch.nn.functional.normalize(tokens.double(), dim=-1).cpu().numpy()
-    distance = np.clip(1 - unit @ unit.T, 0, 2)
-    tree = scipy_linkage(distance[np.triu_indices(count, 1)], linkage)
-    parent = list(range(2 * count - 1))
-    for merge in range(count - num_clusters):  # exactly the N - K lowest merges, ties included
-        parent[int(tree[merge, 0])] = parent[int(tree[merge, 1])] = count + merge
-    roots = []
-    for token in range(count):
-        while parent[token] != token:
-            token = parent[token]
-        roots.append(token)
-    return torch.from_numpy(np.unique(roots, return_inverse=True)[1]).long()
+def agglomerative_labels(
+    tokens: Tensor,
+    num_clusters: int,
+    linkage: str,
+    search_dtype: torch.dtype | None = None,
+) -> Tensor:
+    """Cut each image's hierarchy at K clusters, `[B, N, C] -> [B, N]` int64.
+
+    Under `torch.compile` this is one operator. Gradients do not flow through labels.
+
+    Args:
+        tokens: `[B, N, C]`, any float dtype, finite. A zero token has cosine 0 with every token.
+        num_clusters: K, in [1, N].
+        linkage: `"single"`, `"complete"` or `"average"`.
+        search_dtype: of the products that look for candidates, `torch.float32` or `torch.bfloat16`;
+            None is the faster one on this device. Single and average linkage use it. It changes how
+            many candidates need an exact comparison, never the labels.
+
+    Returns:
+        `[B, N]` int64; clusters are numbered in the order of their first tokens, 0 to K - 1.
+
+    Raises:
+        ValueError: `num_clusters` is outside [1, N], `linkage` or `search_dtype` is unknown, or
+            `tokens` is not `[B, N, C]` or holds NaN or infinity.
+        TypeError: `tokens` are not floating-point.
+        MemoryError: complete linkage's N x N matrix does not fit; the message states its bytes.
+    """
+    if tokens.ndim != 3 or 0 in tokens.shape[1:]:
+        raise ValueError(
+            f"`tokens` must be [B, N, C] with N and C of at least 1, got {list(tokens.shape)}."
+        )
+    if not tokens.dtype.is_floating_point:
+        raise TypeError(f"`tokens` must be floating-point, got {tokens.dtype}.")
+    if not 1 <= num_clusters <= tokens.shape[1]:
+        raise ValueError(f"`num_clusters` must be in [1, {tokens.shape[1]}], got {num_clusters}.")
+    if linkage not in LINKAGES:
+        raise ValueError(f"`linkage` must be one of {', '.join(LINKAGES)}, got {linkage!r}.")
+    if search_dtype not in (None, torch.float32, torch.bfloat16):
+        raise ValueError(
+            f"`search_dtype` must be torch.float32 or torch.bfloat16, got {search_dtype}."
+        )
+    cluster = _operator if torch.compiler.is_compiling() else _cluster
+    return cluster(tokens.detach(), num_clusters, linkage, search_dtype)
+
+
+def lowest_merges(
+    tokens: Tensor, num_clusters: int, linkage: str, search_dtype: torch.dtype | None = None
+) -> Merges:
+    """The N - K lowest merges of one image's hierarchy, `[N, C]`; K is below N.
+
+    Arguments and errors are those of `agglomerative_labels`, unchecked.
+    """
+    if not bool(tokens.isfinite().all()):
+        raise ValueError("`tokens` must be finite, got NaN or infinity.")
+    unit = unit_vectors(tokens)
+    count = len(tokens) - num_clusters
+    dtype = search_dtype or default_search_dtype(tokens.device)
+    if linkage == "single":
+        merges = spanning_tree(unit, count, dtype)
+    elif linkage == "complete":
+        merges = merge_rounds(CompleteClusters(unit), count)
+    else:
+        merges = merge_rounds(AverageClusters(unit, dtype), count)
+    return merges.lowest(count)
+
+
+def _cluster(
+    tokens: Tensor, num_clusters: int, linkage: str, search_dtype: torch.dtype | None
+) -> Tensor:
+    batch, count, _ = tokens.shape
+    everyone = torch.arange(count, device=tokens.device)
+    labels = everyone.repeat(batch, 1)
+    if num_clusters == count:
+        return labels
+    device = tokens.device.type
+    with torch.no_grad(), torch.autocast(device, enabled=False):
+        for image, out in zip(tokens, labels, strict=True):
+            out.copy_(lowest_merges(image, num_clusters, linkage, search_dtype).labels(count))
+    return labels
+
+
+_operator = torch.library.custom_op(
+    "sd_tokenmerge::agglomerative_labels",
+    _cluster,
+    mutates_args=(),
+    schema="(Tensor tokens, int num_clusters, str linkage, ScalarType? search_dtype) -> Tensor",
+)
+
+
+@_operator.register_fake
+def _(tokens: Tensor, num_clusters: int, linkage: str, search_dtype: torch.dtype | None) -> Tensor:
+    return tokens.new_empty(tokens.shape[:2], dtype=torch.int64)

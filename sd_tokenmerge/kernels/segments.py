@@ -15,9 +15,9 @@ def segment_sum(tokens: Tensor, labels: Tensor, num_segments: int) -> Tensor:
         num_segments: K; an unused label sums to zero.
 
     Returns:
-        `[B, K, C]`, float32, or float64 where `tokens` are float64. Each sum is taken in token order
-        on the CPU and segment by segment on CUDA, where `index_add_` would use atomics in an order
-        that changes from run to run.
+        `[B, K, C]`, float32, or float64 where `tokens` are float64. Each sum is taken in token
+        order on the CPU and segment by segment on CUDA, where `index_add_` would use atomics in an
+        order that changes from run to run.
     """
     batch, _, channels = tokens.shape
     dtype = torch.float64 if tokens.dtype == torch.float64 else torch.float32
@@ -30,5 +30,7 @@ def segment_sum(tokens: Tensor, labels: Tensor, num_segments: int) -> Tensor:
     else:
         order = torch.argsort(flat_labels, stable=True)
         lengths = torch.bincount(flat_labels, minlength=total)
-        sums = torch.segment_reduce(flat_tokens[order], "sum", lengths=lengths, unsafe=True, initial=0)
+        sums = torch.segment_reduce(
+            flat_tokens[order], "sum", lengths=lengths, unsafe=True, initial=0
+        )
     return sums.view(batch, num_segments, channels)

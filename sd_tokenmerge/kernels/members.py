@@ -1,0 +1,37 @@
+"""Which tokens are in which cluster, as sorted runs."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+class Members:
+    """Tokens sorted by cluster.
+
+    Args:
+        root: `[N]` int64, the cluster of each token.
+    """
+
+    def __init__(self, root: Tensor) -> None:
+        self._tokens = torch.argsort(root, stable=True)
+        self.sizes = torch.bincount(root, minlength=len(root))
+        self._first = self.sizes.cumsum(0) - self.sizes
+
+    def expand(self, clusters: Tensor) -> tuple[Tensor, Tensor]:
+        """All tokens of clusters, `[M] -> [P], [P]`: place in `clusters`, and token."""
+        place, nth = expand(self.sizes[clusters])
+        return place, self._tokens[self._first[clusters[place]] + nth]
+
+    def nth(self, clusters: Tensor, number: int) -> Tensor:
+        """The `number`-th token of each cluster, `[M] -> [M]`; each must have that many."""
+        return self._tokens[self._first[clusters] + number]
+
+
+def expand(counts: Tensor) -> tuple[Tensor, Tensor]:
+    """Repeat each place `counts` times, `[M] -> ([P], [P])`: the place, and which repetition it
+    is.
+    """
+    place = torch.repeat_interleave(counts)
+    first = counts.cumsum(0) - counts
+    return place, torch.arange(len(place), device=counts.device) - first[place]
