@@ -1,0 +1,297 @@
+from __future__ import annotations
+
+import pytest
+import tomesd
+import torch
+from diffusers.hooks import PyramidAttentionBroadcastConfig, apply_pyramid_attention_broadcast
+
+from sd_tokenmerge import METHODS, ToMeSD, apply_patch, clusters_to_keep, parse_method
+from sd_tokenmerge.sites import find_sites
+from tests.patching.spies import SpyMethod, traced
+from tests.reference.merged_block import merged_attention, merged_block
+from tests.tiny_models import call_unet, tiny_unet, unet_inputs
+
+KINDS = ["sd15", "sd21", "sdxl"]
+MERGES = [("qkv", False), ("qkv", True), ("kv", False), ("kv", True), ("q", False)]
+SEEDED = [name for name in METHODS if parse_method(name).uses_seed]
+
+
+@pytest.mark.parametrize("size", [(16, 16), (15, 22)], ids=["square", "odd"])
+@pytest.mark.parametrize(("merge", "proportional"), MERGES)
+@pytest.mark.parametrize("kind", KINDS)
+def test_block_equals_the_slow_twin(kind, merge, proportional, size):
+    unet = tiny_unet(kind)
+    method, inputs = ToMeSD(), unet_inputs(kind, height=size[0], width=size[1])
+    options = {"merge": merge, "proportional_attention": proportional}
+    handle = apply_patch(unet, method, keep_rate=0.4, **options)
+    rows = {row.block: row for row in handle.report().rows if row.merged}
+    site = [site for site in find_sites(unet) if site.path in rows][-1]
+    with torch.no_grad(), traced(site.block) as trace:
+        unet(**inputs)
+    handle.remove()
+    row = next(row for row in handle.report().rows if row.block == site.path)
+    assert row.grid.num_tokens == trace.inputs[0].shape[1]
+    partition = method(trace.inputs[0], clusters_to_keep(row.grid.num_tokens, 0.4), grid=row.grid)
+    with torch.no_grad():
+        expected = merged_block(
+            site.block,
+            trace.inputs[0],
+            inputs["encoder_hidden_states"],
+            partition.labels,
+            merge,
+            proportional,
+        )
+    torch.testing.assert_close(trace.outputs[0].double(), expected, rtol=0, atol=1e-5)
+    change = trace.outputs[0] - trace.inputs[0]
+    assert change.abs().max() > 1e-2  # the block does something
+
+
+@pytest.mark.parametrize("merge", ["qkv", "kv", "q"])
+def test_only_self_attention_sees_fewer_tokens(merge):
+    unet = tiny_unet()
+    apply_patch(unet, "grid", keep_rate=0.25, merge=merge)
+    block = find_sites(unet)[0].block
+    with (
+        traced(block.attn1) as self_attention,
+        traced(block.attn2) as cross_attention,
+        traced(block.ff) as feed_forward,
+    ):
+        call_unet(unet)
+    queries = self_attention.inputs[0]
+    keys = self_attention.keywords[0].get("encoder_hidden_states")
+    assert queries.shape[1] == (256 if merge == "kv" else 64)
+    assert (queries if keys is None else keys).shape[1] == (256 if merge == "q" else 64)
+    assert cross_attention.inputs[0].shape[1] == 256
+    assert cross_attention.keywords[0]["encoder_hidden_states"].shape[1] == 77
+    assert feed_forward.inputs[0].shape[1] == 256
+
+
+@pytest.mark.parametrize("size", [(16, 16), (16, 24), (18, 26)])
+@pytest.mark.parametrize("keep_rate", [0.75, 0.5, 0.3])
+@pytest.mark.parametrize("kind", ["sd15", "sd21"])
+def test_tome_sd_equals_tomesd(kind, keep_rate, size):
+    unet = tiny_unet(kind)
+    inputs = unet_inputs(kind, height=size[0], width=size[1])
+    sample = inputs.pop("sample")
+    with torch.no_grad():
+        plain = unet(sample, **inputs).sample
+        with apply_patch(unet, "tome-sd", keep_rate=keep_rate):
+            ours = unet(sample, **inputs).sample
+        tomesd.apply_patch(unet, ratio=1 - keep_rate, use_rand=False)
+        theirs = unet(sample, **inputs).sample
+        tomesd.remove_patch(unet)
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
+    assert (ours - plain).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("features", ["input", "keys"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_method_sees_the_features(kind, features):
+    unet, spy = tiny_unet(kind), SpyMethod()
+    apply_patch(unet, spy, features=features)
+    report = apply_patch(unet, spy, features=features, replace=True).report()
+    path = next(row.block for row in report.rows if row.merged)
+    block = unet.get_submodule(path)
+    with torch.no_grad(), traced(block) as of_block, traced(block.norm1) as of_norm:
+        unet(**unet_inputs(kind))
+        keys = block.attn1.to_k(of_norm.outputs[0]).unflatten(-1, (block.attn1.heads, -1)).mean(-2)
+    expected = of_block.inputs[0] if features == "input" else keys
+    torch.testing.assert_close(spy.calls[0].tokens, expected, rtol=1e-5, atol=1e-6)
+    assert not spy.calls[0].tokens.requires_grad
+
+
+def test_method_sees_the_attention_that_tokens_receive():
+    unet, spy = tiny_unet(), SpyMethod(scored=True)
+    apply_patch(unet, spy)
+    block = find_sites(unet)[0].block
+    with torch.no_grad(), traced(block.norm1) as norm:
+        unet(**unet_inputs())
+        attention, tokens = block.attn1, norm.outputs[0]
+        queries = attention.head_to_batch_dim(attention.to_q(tokens))
+        keys = attention.head_to_batch_dim(attention.to_k(tokens))
+        weights = attention.get_attention_scores(queries, keys)  # [B * heads, N, N]
+    received = weights.unflatten(0, (-1, attention.heads)).mean((1, 2))
+    torch.testing.assert_close(spy.calls[0].scores, received, rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("merge", ["qkv", "kv", "q"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_keep_rate_one_is_bit_identical(kind, merge):
+    unet = tiny_unet(kind)
+    before = call_unet(unet, kind)
+    apply_patch(unet, keep_rate=1, merge=merge)
+    assert torch.equal(call_unet(unet, kind), before)
+
+
+@pytest.mark.parametrize("method", ["atc", "tome-sd:random=true", "random", "kmedoids"])
+def test_images_do_not_depend_on_their_batch(method):
+    unet = tiny_unet()
+    apply_patch(unet, method)
+    three, one = call_unet(unet, batch=3), call_unet(unet, batch=1)
+    torch.testing.assert_close(three[:1], one, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(("merge", "proportional"), MERGES)
+def test_half_precision(dtype, merge, proportional):
+    options = {"merge": merge, "proportional_attention": proportional, "keep_rate": 0.5}
+    single, half = tiny_unet(), tiny_unet().to(dtype)
+    apply_patch(single, "grid", **options)  # clusters that rounding can't change
+    apply_patch(half, "grid", **options)
+    expected, got = call_unet(single), call_unet(half, dtype=dtype)
+    assert got.dtype == dtype
+    tolerance = {torch.bfloat16: 0.06, torch.float16: 0.01}[dtype]
+    torch.testing.assert_close(got.float(), expected, rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_in_half_precision(method, dtype):
+    unet = tiny_unet().to(dtype)
+    handle = apply_patch(unet, method, keep_rate=0.5)
+    assert call_unet(unet, dtype=dtype).isfinite().all()
+    assert handle.report().rows[0].times_computed == 1
+
+
+@pytest.mark.parametrize("size", [(16, 24), (24, 16), (15, 17), (9, 13), (33, 20)])
+@pytest.mark.parametrize("kind", KINDS)
+def test_any_size_gives_the_grid_of_the_transformer(kind, size):
+    unet, spy = tiny_unet(kind), SpyMethod()
+    apply_patch(unet, spy, levels=2)
+    output = call_unet(unet, kind, height=size[0], width=size[1])
+    assert output.shape == (2, 4, *size)
+    coarser = tuple(-(-side // 2) for side in size)
+    coarsest = tuple(-(-side // 2) for side in coarser)
+    expected = {coarser, coarsest} if kind == "sdxl" else {size, coarser}
+    assert {tuple(call.grid) for call in spy.calls} == expected
+    for call in spy.calls:
+        assert call.num_clusters == clusters_to_keep(call.grid.num_tokens, 0.5)
+
+
+class TestRandomness:
+    @pytest.mark.parametrize("method", ["tome-sd:random=true", "random"])
+    def test_only_seed_block_and_timestep_matter(self, method):
+        unet = tiny_unet()
+        apply_patch(unet, method, seed=1)
+        torch.manual_seed(0)
+        first = call_unet(unet)
+        state = torch.get_rng_state()
+        call_unet(unet, timestep=100, height=24)
+        torch.manual_seed(5)
+        assert torch.equal(call_unet(unet), first)
+        other = tiny_unet()
+        apply_patch(other, method, seed=2)
+        assert not torch.equal(call_unet(other), first)
+        torch.manual_seed(0)
+        call_unet(unet)
+        assert torch.equal(torch.get_rng_state(), state)
+
+    def test_seeds_differ_between_blocks_and_timesteps(self):
+        unet, spy = tiny_unet(), SpyMethod(seeded=True)
+        apply_patch(unet, spy)
+        for timestep in (500, 500, 300):
+            call_unet(unet, timestep=timestep)
+        first, again, later = ([call.seed for call in spy.calls[i : i + 5]] for i in (0, 5, 10))
+        assert first == again
+        assert len({*first, *later}) == 10
+        assert all(0 <= seed < 2**63 for seed in first)
+
+    def test_seeds_are_the_same_everywhere(self):
+        unet, spy = tiny_unet(), SpyMethod(seeded=True)
+        apply_patch(unet, spy, seed=7)
+        call_unet(unet)
+        # A hash of the text "7 down_blocks....0 (500.0,)": no session-dependent hash.
+        assert spy.calls[0].seed == 7912908178996648827
+
+    def test_timestep_may_be_a_number_or_one_per_image(self):
+        unet, spy = tiny_unet(), SpyMethod(seeded=True)
+        apply_patch(unet, spy)
+        for timestep in (500, torch.tensor([500, 500]), torch.tensor([500.0])):
+            with torch.no_grad():
+                unet(**{**unet_inputs(), "timestep": timestep})
+        assert len({call.seed for call in spy.calls}) == 5
+
+
+class TestRefusals:
+    def test_tokens_must_fill_the_grid(self):
+        unet = tiny_unet()
+        apply_patch(unet, "tome-sd")
+        call_unet(unet)
+        block = find_sites(unet)[0].block
+        with pytest.raises(ValueError, match=r"must fill its transformer's 16x16 grid, got 255"):
+            block(torch.randn(2, 255, 32), encoder_hidden_states=torch.randn(2, 77, 32))
+
+    def test_block_needs_its_transformer(self):
+        unet = tiny_unet()
+        apply_patch(unet, "tome-sd")
+        with pytest.raises(RuntimeError, match="must be run by its transformer"):
+            find_sites(unet)[0].block(torch.randn(2, 256, 32))
+
+    def test_attention_needs_its_block(self):
+        unet = tiny_unet()
+        apply_patch(unet, "tome-sd")
+        call_unet(unet)
+        with pytest.raises(RuntimeError, match="must run its self-attention itself"):
+            find_sites(unet)[0].attention(torch.randn(2, 256, 32))
+
+    def test_self_attention_masks(self):
+        unet = tiny_unet()
+        apply_patch(unet, "tome-sd")
+        mask = torch.ones(2, 256)
+        with pytest.raises(ValueError, match="must get no `attention_mask`"):
+            find_sites(unet)[0].transformer(
+                torch.randn(2, 32, 16, 16), torch.randn(2, 77, 32), attention_mask=mask
+            )
+
+    def test_other_keys(self):
+        unet = tiny_unet()
+        apply_patch(unet, "tome-sd", features="keys")
+        call_unet(unet)
+        with pytest.raises(ValueError, match="must get no `encoder_hidden_states`"):
+            find_sites(unet)[0].attention(torch.randn(2, 256, 32), torch.randn(2, 9, 32))
+
+    @pytest.mark.parametrize("first", ["patch", "cache"])
+    def test_caches_inside_the_attention(self, first):
+        unet = tiny_unet()
+        config = PyramidAttentionBroadcastConfig(
+            spatial_attention_block_skip_range=2,
+            spatial_attention_block_identifiers=("down_blocks.0.attentions.0",),
+            current_timestep_callback=lambda: 500,
+        )
+        if first == "patch":
+            apply_patch(unet, "tome-sd")
+            apply_pyramid_attention_broadcast(unet, config)
+            with pytest.raises(RuntimeError, match="'pyramid_attention_broadcast'"):
+                call_unet(unet)
+        else:
+            apply_pyramid_attention_broadcast(unet, config)
+            with pytest.raises(RuntimeError, match="'pyramid_attention_broadcast'"):
+                apply_patch(unet, "tome-sd")
+
+    @pytest.mark.parametrize("merge", ["kv", "q"])
+    def test_separate_keys_with_fused_projections(self, merge):
+        unet = tiny_unet()
+        unet.fuse_qkv_projections()
+        apply_patch(unet, "tome-sd", merge=merge)
+        with pytest.raises(RuntimeError, match="call unfuse_qkv_projections"):
+            call_unet(unet)
+
+    def test_keep_rate_out_of_reach_where_the_size_is_known_only_now(self):
+        unet = tiny_unet()
+        unet.register_to_config(sample_size=None)
+        apply_patch(unet, "tome", keep_rate=0.4)
+        with pytest.raises(
+            ValueError, match=r"16x16 grid \(a keep rate of at least 0.5\), got 103"
+        ):
+            call_unet(unet)
+
+
+def test_slow_twin_without_merging_is_plain_attention():
+    attention = find_sites(tiny_unet())[0].attention
+    tokens = torch.randn(2, 12, 32, dtype=torch.float64)
+    labels = torch.arange(12).expand(2, 12)
+    for merge, proportional in MERGES:
+        torch.testing.assert_close(
+            merged_attention(attention, tokens, labels, merge, proportional),
+            attention.double()(tokens),
+        )
