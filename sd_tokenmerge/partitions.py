@@ -97,27 +97,39 @@ class Partition:
         loop.
 
         Raises:
-            ValueError: a label is outside `[0, K)` or unused, or a representative is not a member
-                of its cluster.
+            ValueError: `labels` is not a non-empty int64 `[B, N]`, a label is outside `[0, K)` or
+                unused, or the representatives are not one member of each cluster.
         """
-        low, high = int(self.labels.min()), int(self.labels.max())
-        if low < 0 or high >= self.num_clusters:
-            raise ValueError(
-                f"`labels` must be in [0, {self.num_clusters}), got values from {low} to {high}."
-            )
+        if self.labels.ndim != 2 or self.labels.numel() == 0:
+            raise ValueError(f"`labels` must be a non-empty [B, N], got {list(self.labels.shape)}.")
+        if self.labels.dtype != torch.int64:
+            raise ValueError(f"`labels` must be int64, got {self.labels.dtype}.")
+        self._require_range(self.labels, self.num_clusters, "labels")
         unused = int((self.sizes == 0).sum())
         if unused:
             raise ValueError(
                 f"`labels` must use every label in [0, {self.num_clusters}), got {unused} unused."
             )
         if self.representatives is not None:
-            clusters = torch.arange(self.num_clusters, device=self.labels.device)
-            if not torch.equal(
-                self.labels.gather(1, self.representatives),
-                clusters.expand_as(self.representatives),
-            ):
-                raise ValueError("`representatives` must be members of their own clusters.")
+            self._check_representatives(self.representatives)
         return self
+
+    def _check_representatives(self, representatives: Tensor) -> None:
+        batch, num_tokens = self.labels.shape
+        expected = [batch, self.num_clusters]
+        if list(representatives.shape) != expected:
+            raise ValueError(
+                f"`representatives` must be {expected}, got {list(representatives.shape)}."
+            )
+        self._require_range(representatives, num_tokens, "representatives")
+        clusters = torch.arange(self.num_clusters, device=self.labels.device)
+        if not (self.labels.gather(1, representatives) == clusters).all():
+            raise ValueError("`representatives` must be members of their own clusters.")
+
+    def _require_range(self, values: Tensor, end: int, name: str) -> None:
+        low, high = int(values.min()), int(values.max())
+        if low < 0 or high >= end:
+            raise ValueError(f"`{name}` must be in [0, {end}), got values from {low} to {high}.")
 
     def _require(self, tensor: Tensor, length: int, name: str) -> None:
         expected = (self.labels.shape[0], length)

@@ -11,6 +11,8 @@ from torch import Tensor
 
 from sd_tokenmerge.partitions import Partition
 
+_LARGEST = 1e15
+
 
 class Grid(NamedTuple):
     """Height and width of an image in tokens.
@@ -105,9 +107,9 @@ class Method(ABC):
     ) -> Partition:
         """The method itself; see `__call__`.
 
-        `tokens` and `scores` are finite, detached, and float32 (float64 where the caller's are);
-        autocast is off, K is within reach and below N, and `scores` are there exactly where
-        `uses_scores`.
+        `tokens` and `scores` are detached, float32 (float64 where the caller's are), and finite: at
+        most 1e15, so that sums of squares are finite too. Autocast is off, K is within reach and
+        below N, and `scores` are there exactly where `uses_scores`.
         """
 
     def smallest_num_clusters(self, grid: Grid) -> int:
@@ -163,11 +165,12 @@ def _require_type(method: str, option: str, value: object, hint: object) -> None
 
 
 def _precise(tensor: Tensor) -> Tensor:
-    """Detached, finite, and at least float32."""
+    """Detached, at least float32, and finite, squares and their sums included."""
     tensor = tensor.detach()
     if tensor.dtype != torch.float64:
         tensor = tensor.float()
-    return torch.nan_to_num(tensor, nan=0.0, posinf=0.0, neginf=0.0)
+    finite = torch.nan_to_num(tensor, nan=0.0, posinf=0.0, neginf=0.0)
+    return finite.clamp_(-_LARGEST, _LARGEST)
 
 
 def _spell(value: object) -> str:

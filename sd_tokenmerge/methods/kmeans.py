@@ -91,8 +91,9 @@ def _assign(tokens: Tensor, centers: Tensor) -> Tensor:
     distance, labels = nearest(tokens, centers)
     sizes = Partition(labels, num_clusters).sizes
     # The nearest token of each cluster stays; of the others, the farthest move first.
-    keepers = cheapest_members(labels, distance, num_clusters)
-    movable = distance.scatter(1, keepers, -torch.inf)
+    stays = cheapest_members(labels, distance, num_clusters).gather(1, labels)
+    is_staying = stays == torch.arange(labels.shape[1], device=labels.device)
+    movable = distance.masked_fill(is_staying, -torch.inf)
     farthest = movable.argsort(dim=1, descending=True, stable=True)[:, :num_clusters]
     empty_first = sizes.argsort(dim=1, stable=True)
     is_empty = sizes.gather(1, empty_first) == 0

@@ -24,6 +24,9 @@ from sd_tokenmerge.methods.kmeans import weighted_means
 from sd_tokenmerge.methods.numbering import cheapest_members, labels_from_roots
 from sd_tokenmerge.partitions import Partition
 
+ROUNDING = 1e-5
+"""A token must be better by this share to become the medoid; those of a pair are equally good."""
+
 
 @dataclass(frozen=True)
 class KMedoids(Method):
@@ -70,14 +73,15 @@ class KMedoids(Method):
             medoids = farthest_first(tokens, num_clusters)
         else:
             medoids = highest_scores(scores, num_clusters)
-        fixed_cost = _public_cost(tokens, scores) if self.medoid == "public" else None
+        public_cost = _public_cost(tokens, scores) if self.medoid == "public" else None
         for _ in range(self.iterations):
             labels = _assign(tokens, medoids)
-            if fixed_cost is None:
-                means = weighted_means(tokens, labels, num_clusters, scores)
-                cost = (tokens - _gather_tokens(means, labels)).square().sum(-1)
-            else:
-                cost = fixed_cost
+            if public_cost is not None:
+                medoids = cheapest_members(labels, public_cost, num_clusters)
+                continue
+            means = weighted_means(tokens, labels, num_clusters, scores)
+            cost = (tokens - _gather_tokens(means, labels)).square().sum(-1)
+            cost.scatter_(1, medoids, cost.gather(1, medoids) * (1 - ROUNDING))
             medoids = cheapest_members(labels, cost, num_clusters)
         roots = medoids.gather(1, _assign(tokens, medoids))
         return Partition(labels_from_roots(roots), num_clusters, medoids.sort(dim=1).values)

@@ -24,25 +24,24 @@ def number_by_first_token(labels: Tensor, num_clusters: int) -> Tensor:
         labels: `[B, N]` int64 in `[0, K)`.
         num_clusters: K.
     """
-    batch, count = labels.shape
-    tokens = torch.arange(count, device=labels.device).expand(batch, -1)
-    first = labels.new_full((batch, num_clusters), count)
-    first = first.scatter_reduce(1, labels, tokens, "amin")
+    first = cheapest_members(labels, torch.zeros_like(labels, dtype=torch.float32), num_clusters)
     return labels_from_roots(first.gather(1, labels))
 
 
 def cheapest_members(labels: Tensor, cost: Tensor, num_clusters: int) -> Tensor:
     """The token of lowest cost in each cluster, `[B, N] -> [B, K]` int64.
 
-    Of equal costs the first token wins. An empty cluster gets some valid token index.
+    Of equal costs the first token wins; an empty cluster has N.
 
     Args:
         labels: `[B, N]` int64 in `[0, K)`.
-        cost: `[B, N]` float.
+        cost: `[B, N]` float, non-negative, not NaN.
         num_clusters: K.
     """
-    by_cost = cost.argsort(dim=1, stable=True)
-    sorted_labels, order = labels.gather(1, by_cost).sort(dim=1, stable=True)
-    clusters = torch.arange(num_clusters, device=labels.device).expand(len(labels), -1)
-    first = torch.searchsorted(sorted_labels, clusters.contiguous())
-    return by_cost.gather(1, order.gather(1, first.clamp(max=labels.shape[1] - 1)))
+    batch, count = labels.shape
+    lowest = cost.new_full((batch, num_clusters), torch.inf)
+    lowest = lowest.scatter_reduce(1, labels, cost, "amin")
+    is_lowest = cost == lowest.gather(1, labels)
+    tokens = torch.arange(count, device=labels.device)
+    first = labels.new_full((batch, num_clusters), count)
+    return first.scatter_reduce(1, labels, torch.where(is_lowest, tokens, count), "amin")

@@ -130,7 +130,7 @@ TIES = {
         random_tokens(1, grid, 4) * (torch.arange(grid.num_tokens) % 3 > 0)[None, :, None]
     ),
     "tiny": lambda grid: random_tokens(1, grid, 4) * 1e-30,
-    "large": lambda grid: random_tokens(1, grid, 4) * 1e15,
+    "large": lambda grid: random_tokens(1, grid, 4) * 1e37,
 }
 
 

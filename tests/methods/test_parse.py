@@ -60,7 +60,7 @@ def test_an_instance_passes_through():
 @pytest.mark.parametrize("text", ["", "ATC", "at", " atc", "atc ", "atc;linkage=single", "kmean"])
 def test_an_unknown_method_lists_the_known_ones(text):
     with pytest.raises(
-        ValueError, match="must be one of atc, dpc-knn, grid, kmeans, .* got"
+        ValueError, match=r"must be one of atc, dpc-knn, grid, kmeans, .* got"
     ) as error:
         parse_method(text)
     assert repr(text) in str(error.value)

@@ -18,7 +18,7 @@ def row_clusters(tokens: np.ndarray, num_clusters: int) -> set[Cluster]:
         starts = range(0, len(sequence) - 1, 2)  # i = 1, 3, 5, ... counted from 1
         similarity = {i: _similarity(tokens, sequence[i], sequence[i + 1]) for i in starts}
         number = len(sequence) - _next_size(len(sequence), num_clusters)
-        chosen = sorted(starts, key=lambda i: (-similarity[i], i))[:number]  # noqa: B023
+        chosen = sorted(starts, key=lambda i: (-similarity[i], i))[:number]
         merged = []
         for i, cluster in enumerate(sequence):
             if i in chosen:

@@ -43,17 +43,20 @@ def kmeans_labels(
 def kmedoids(
     tokens: np.ndarray, start: list[int], weights: np.ndarray, iterations: int
 ) -> tuple[list[int], list[int]]:
-    """Labels and medoids; a medoid has the smallest weighted sum of squared distances."""
+    """Labels and medoids; a medoid has the smallest weighted sum of squared distances.
+
+    A medoid stays unless another token is better: the two tokens of a pair are equally good.
+    """
     medoids = list(start)
     for _ in range(iterations):
         labels = _assign_to_medoids(tokens, medoids)
         for k in range(len(medoids)):
             members = [i for i, label in enumerate(labels) if label == k]
             w = weights if weights[members].sum() > 0 else np.ones_like(weights)
-            medoids[k] = min(
-                members,
-                key=lambda i: sum(w[j] * squared(tokens[i], tokens[j]) for j in members),  # noqa: B023
-            )
+            cost = {i: sum(w[j] * squared(tokens[i], tokens[j]) for j in members) for i in members}
+            best = min(members, key=cost.__getitem__)
+            if cost[best] < cost[medoids[k]] * (1 - 1e-9):
+                medoids[k] = best
     return _assign_to_medoids(tokens, medoids), medoids
 
 
