@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sd_tokenmerge.cli.errors import UserError, user_errors
+from sd_tokenmerge.cli.progress import ConsoleProgress
 
 if TYPE_CHECKING:
     from sd_tokenmerge.fid.evaluate import Comparison
@@ -213,39 +215,22 @@ def _save(folder: Path, target: Path, extraction: object) -> None:
 
 
 def _is_main_process() -> bool:
-    import os
-
     return int(os.environ.get("RANK", "0")) == 0
 
 
 @contextmanager
 def _progress() -> Iterator[Callable[[int, int], None]]:
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeRemainingColumn,
-    )
+    bar = ConsoleProgress("Features")
 
-    columns = (
-        TextColumn("features"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]}"),
-        TimeRemainingColumn(),
-    )
-    console = Console(stderr=True)
-    quiet = not console.is_terminal  # rich would leave an empty line in a log
-    with Progress(*columns, console=console, transient=True, disable=quiet) as bar:
-        task = bar.add_task("features", total=None, rate="", start=False)
+    def advance(done: int, total: int) -> None:
+        if done == 0:
+            bar.stop()
+            bar.start(total, 0)
+        bar.update([done])
+        if done == total:
+            bar.stop()
 
-        def advance(done: int, total: int) -> None:
-            if bar.tasks[task].total != total or done <= bar.tasks[task].completed:
-                bar.reset(task, total=total, rate="")
-            bar.update(task, completed=done)
-            speed = bar.tasks[task].speed
-            bar.update(task, rate="" if speed is None else f"{speed:.1f} images/s")
-
+    try:
         yield advance
+    finally:
+        bar.stop()

@@ -99,6 +99,8 @@ def _extract_shard(
     network = extractor.load().to(device)
     features = torch.empty(len(paths), extractor.num_features)
     done = 0
+    if progress is not None:
+        progress(0)
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode())
         if device.type == "cuda":  # TF32 would leave three digits

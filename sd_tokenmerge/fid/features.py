@@ -147,7 +147,7 @@ def extract_features(
         num_workers: threads that read and resize; default: one per processor, at most 16.
         device: default: CUDA, else MPS, else the CPU.
         cache: False for none, True for the default folder, or the folder.
-        progress: called with (images done, images in all).
+        progress: called with (images done, images in all), first with 0; not on a cache hit.
 
     Returns:
         The features on the CPU; the same on every process.

@@ -205,7 +205,7 @@ def test_progress_reaches_the_end(picture_set: Path) -> None:
         batch_size=20,
         progress=lambda done, total: seen.append((done, total)),
     )
-    assert seen == [(20, 48), (40, 48), (48, 48)]
+    assert seen == [(0, 48), (20, 48), (40, 48), (48, 48)]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,149 @@
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+
+from sd_tokenmerge.fid.distance import Gaussian, squared_wasserstein
+from sd_tokenmerge.fid.jackknife import (
+    class_of,
+    frechet_replicates,
+    jackknife_error,
+    make_groups,
+)
+
+
+def names(num_classes: int, per_class: int) -> list[str]:
+    return [f"{c}_{i}.png" for c in range(num_classes) for i in range(per_class)]
+
+
+@pytest.mark.parametrize(
+    ("file", "expected"),
+    [
+        ("17_0.png", "17"),
+        ("n01440764/ILSVRC2012_val_00000293.JPEG", "n01440764"),
+        ("val/n01440764/x.JPEG", "val/n01440764"),
+        ("ILSVRC2012_val_00000293.JPEG", "ILSVRC2012_val"),
+        ("portrait.png", "portrait"),
+    ],
+)
+def test_the_class_is_read_from_the_name(file: str, expected: str) -> None:
+    assert class_of(file) == expected
+
+
+def test_many_classes_are_deleted_whole() -> None:
+    files = names(100, 2)
+    groups = make_groups(files)
+    assert groups is not None
+    assert groups.by_class
+    assert str(groups) == "20 groups of classes"
+    assert groups.labels.bincount().tolist() == [10] * 20
+    for first, second in zip(groups.labels[::2], groups.labels[1::2], strict=True):
+        assert first == second
+    # "10" is the eleventh class, not the second: numbers sort as numbers
+    assert groups.labels[files.index("10_0.png")] == 10
+
+
+def test_few_classes_are_spread_over_the_groups() -> None:
+    groups = make_groups(names(4, 30))
+    assert groups is not None
+    assert not groups.by_class
+    assert groups.labels.bincount().tolist() == [6] * 20
+    per_group = groups.labels.view(4, 30)
+    for row in per_group:
+        assert row.bincount(minlength=20).min() >= 1
+
+
+def test_too_few_images_have_no_groups() -> None:
+    assert make_groups(names(39, 1)) is None
+    assert make_groups(names(40, 1)) is not None
+    assert make_groups([]) is None
+
+
+@pytest.mark.parametrize(("num_images", "size"), [(60, 24), (60, 100)])
+def test_replicates_are_the_distances_without_each_group(num_images: int, size: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(num_images, size, generator=generator, dtype=torch.float64) + 3
+    other = torch.randn(80, size, generator=generator, dtype=torch.float64) * 1.5
+    reference = Gaussian.from_features(other)
+    groups = make_groups(names(num_images, 1))
+    assert groups is not None
+    fast = frechet_replicates(features, reference, groups)
+    for group in range(groups.num_groups):
+        kept = features[groups.labels != group]
+        slow = squared_wasserstein(Gaussian.from_features(kept), reference)
+        assert float(fast[group]) == pytest.approx(slow, rel=1e-7)
+
+
+def test_error_of_a_mean_is_the_textbook_one() -> None:
+    # for the mean, the delete-one jackknife is exactly s / sqrt(n)
+    values = torch.randn(50, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    replicates = (values.sum() - values) / 49
+    assert jackknife_error(replicates) == pytest.approx(float(values.std()) / 50**0.5, rel=1e-9)
+
+
+@dataclass
+class Simulation:
+    """Many generated sets of one population: how distances spread, and what the jackknife says."""
+
+    size: int = 48
+    num_images: int = 400
+    num_sets: int = 600
+    num_errors: int = 60
+    shift: float = 0.3
+
+    def run(self) -> dict[str, float]:
+        generator = torch.Generator().manual_seed(0)
+        scale = torch.arange(1, self.size + 1, dtype=torch.float64) ** -0.4
+
+        def draw(count: int) -> torch.Tensor:
+            shape = (count, self.size)
+            return torch.randn(shape, generator=generator, dtype=torch.float64) * scale
+
+        reference = Gaussian.from_features(draw(1000))
+        groups = make_groups(names(self.num_images // 2, 2))
+        assert groups is not None
+        distances, differences, errors, paired_errors = [], [], [], []
+        for index in range(self.num_sets):
+            baseline = draw(self.num_images) * (1 + self.shift) + self.shift * scale
+            merged = baseline * 1.05 + 0.1 * draw(self.num_images)
+            fits = [Gaussian.from_features(x) for x in (baseline, merged)]
+            a, b = (squared_wasserstein(fit, reference) for fit in fits)
+            distances.append(a)
+            differences.append(b - a)
+            if index < self.num_errors:
+                first = frechet_replicates(baseline, reference, groups)
+                second = frechet_replicates(merged, reference, groups)
+                errors.append(jackknife_error(first))
+                paired_errors.append(jackknife_error(second - first))
+        spread, paired_spread = (
+            float(torch.tensor(values).std()) for values in (distances, differences)
+        )
+        return {
+            "error": float(torch.tensor(errors).mean()) / spread,
+            "paired error": float(torch.tensor(paired_errors).mean()) / paired_spread,
+            "gain of pairing": spread / paired_spread,
+        }
+
+
+def test_error_is_within_ten_per_cent_of_the_true_one() -> None:
+    ratios = Simulation().run()
+    assert ratios["error"] == pytest.approx(1, abs=0.1)
+    assert ratios["paired error"] == pytest.approx(1, abs=0.1)
+    assert ratios["gain of pairing"] > 2
+
+
+def test_error_is_not_understated_for_equal_populations() -> None:
+    # at its minimum the distance has no slope; the jackknife is then on the safe side
+    ratios = Simulation(shift=0.0, num_sets=300).run()
+    assert 0.95 < ratios["error"] < 1.5
+
+
+def test_replicates_refuse_values_that_are_not_finite() -> None:
+    features = torch.randn(60, 4)
+    features[3] = torch.nan
+    groups = make_groups(names(60, 1))
+    assert groups is not None
+    with pytest.raises(ValueError, match="must be finite"):
+        frechet_replicates(features, Gaussian.from_features(torch.randn(9, 4)), groups)
