@@ -1,0 +1,49 @@
+"""A tiny pipeline on disk, and options for runs that take a fraction of a second."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sd_tokenmerge.sampling.load import load_pipeline
+from sd_tokenmerge.sampling.options import GenerateOptions
+from tests.tiny_models import tiny_sd15
+
+MakeOptions = Callable[..., GenerateOptions]
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny SD 1.5 in a diffusers folder."""
+    folder = tmp_path_factory.mktemp("models") / "tiny-sd15"
+    tiny_sd15().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def make_options(tiny_model: Path, tmp_path: Path) -> MakeOptions:
+    """Options for six images of 32 px in two steps, into a new folder."""
+
+    def make(**changes: Any) -> GenerateOptions:
+        values: dict[str, Any] = {
+            "out": str(tmp_path / "run"),
+            "model": str(tiny_model),
+            "classes": (0, 1, 2),
+            "height": 32,
+            "width": 32,
+            "steps": 2,
+            "method": "tome-sd",
+            "device": "cpu",
+        }
+        return GenerateOptions(**values | changes)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny_pipe(tiny_model: Path) -> Any:
+    """The tiny pipeline, loaded as a run loads it."""
+    return load_pipeline(GenerateOptions(out="-", model=str(tiny_model), device="cpu"))

@@ -1,0 +1,148 @@
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+
+import pytest
+
+from sd_tokenmerge.sampling.atomic import append_line, temporary_path, write_atomically
+from sd_tokenmerge.sampling.manifest import (
+    MANIFEST,
+    ImageRecord,
+    intact_records,
+    load_manifest,
+    part_files,
+    part_name,
+    read_manifest,
+    unite_manifests,
+    write_manifest,
+)
+
+
+def record(class_index: int = 0, image_index: int = 0, content: bytes = b"x") -> ImageRecord:
+    return ImageRecord(
+        file=f"{class_index}_{image_index}.png",
+        class_index=class_index,
+        image_index=image_index,
+        seed=3,
+        prompt="ein Käfer",
+        sha256=hashlib.sha256(content).hexdigest(),
+        seconds=0.25,
+    )
+
+
+def test_atomic_write_replaces_and_leaves_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    write_atomically(path, b"old")
+    write_atomically(path, b"new")
+    assert path.read_bytes() == b"new"
+    assert os.listdir(tmp_path) == ["a"]
+
+
+def test_failed_atomic_write_leaves_the_old_content(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a"
+    write_atomically(path, b"old")
+
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left") as caught:
+        write_atomically(path, b"new")
+    assert caught.value.filename == str(path)
+    assert path.read_bytes() == b"old"
+    assert not temporary_path(path).exists()
+
+
+def test_manifest_round_trips_in_order(tmp_path: Path) -> None:
+    records = [record(10), record(2, 1), record(2, 0)]
+    write_manifest(tmp_path / MANIFEST, records)
+    assert read_manifest(tmp_path) == [records[2], records[1], records[0]]
+
+
+def test_appended_lines_are_records(tmp_path: Path) -> None:
+    for number in range(3):
+        append_line(tmp_path / MANIFEST, record(number).to_line())
+    assert read_manifest(tmp_path) == [record(number) for number in range(3)]
+
+
+def test_a_line_cut_off_at_any_byte_is_left_out(tmp_path: Path) -> None:
+    path = tmp_path / MANIFEST
+    write_manifest(path, [record(0), record(1)])
+    whole = path.read_bytes()
+    start = whole.index(b"\n") + 1
+    for length in range(start, len(whole)):
+        path.write_bytes(whole[:length])
+        content = load_manifest([path])
+        assert content.records == [record(0)]
+        assert content.damaged_lines == []
+        assert content.unfinished_lines == ([f"{MANIFEST}, line 2"] if length > start else [])
+        assert read_manifest(tmp_path) == [record(0)]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "garbage",
+        "",
+        "{}",
+        "[]",
+        record().to_line().replace('"seed": 3', '"seed": "3"'),
+        record().to_line().replace('"seed": 3', '"sede": 3'),
+        record().to_line() + "x",
+        "\x00\x00",
+    ],
+)
+def test_damaged_lines_are_found_and_refused(tmp_path: Path, line: str) -> None:
+    path = tmp_path / MANIFEST
+    path.write_text(f"{record(5).to_line()}\n{line}\n{record(6).to_line()}\n")
+    content = load_manifest([path])
+    assert content.records == [record(5), record(6)]
+    assert content.damaged_lines == [f"{MANIFEST}, line 2"]
+    with pytest.raises(ValueError, match="line 2 is no record"):
+        read_manifest(tmp_path)
+
+
+def test_folder_without_a_manifest_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"must hold a manifest\.jsonl"):
+        read_manifest(tmp_path)
+
+
+def test_intact_records_are_those_with_the_recorded_content(tmp_path: Path) -> None:
+    (tmp_path / "0_0.png").write_bytes(b"x")
+    (tmp_path / "1_0.png").write_bytes(b"changed")
+    assert set(intact_records(tmp_path, [record(0), record(1), record(2)])) == {"0_0.png"}
+
+
+def test_of_two_records_of_a_file_the_true_one_counts(tmp_path: Path) -> None:
+    (tmp_path / "0_0.png").write_bytes(b"new")
+    old, new = record(content=b"old"), record(content=b"new")
+    assert intact_records(tmp_path, [old, new]) == {"0_0.png": new}
+    assert intact_records(tmp_path, [new, old]) == {"0_0.png": new}
+
+
+def test_processes_and_shards_write_apart_and_are_united(tmp_path: Path) -> None:
+    names = [part_name(*who) for who in [(0, 1, 0), (0, 1, 1), (1, 12, 0), (1, 12, 3), (0, 2, 0)]]
+    assert names == [
+        "manifest.jsonl",
+        "manifest.process-1.jsonl",
+        "manifest.shard-2-of-12.jsonl",
+        "manifest.shard-2-of-12.process-3.jsonl",
+        "manifest.shard-1-of-2.jsonl",
+    ]
+    for number, name in enumerate(names):
+        write_manifest(tmp_path / name, [record(number)])
+    everything = [record(number) for number in range(5)]
+    assert read_manifest(tmp_path) == everything
+    assert [path.name for path in part_files(tmp_path, 1, 12)] == names[2:4]
+
+    unite_manifests(tmp_path, 1, 12)
+    assert not (tmp_path / names[3]).exists()
+    assert read_manifest(tmp_path) == everything
+
+    unite_manifests(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [MANIFEST]
+    assert read_manifest(tmp_path) == everything

@@ -1,0 +1,42 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from sd_tokenmerge.sampling.prompts import Prompt, read_prompts
+
+
+def test_text_file_has_a_prompt_a_line(tmp_path: Path) -> None:
+    path = tmp_path / "p.txt"
+    path.write_text(" a red cube \nein Käfer, 100 %\n", encoding="utf-8")
+    assert read_prompts(path) == [Prompt("a red cube", None), Prompt("ein Käfer, 100 %", None)]
+
+
+def test_json_lines_may_give_seeds(tmp_path: Path) -> None:
+    path = tmp_path / "p.jsonl"
+    path.write_text('{"prompt": "a", "seed": 7}\n{"prompt": "b"}\n')
+    assert read_prompts(path) == [Prompt("a", 7), Prompt("b", None)]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("p.csv", "a", "must be a .txt or .jsonl file"),
+        ("p.txt", "", "at least one prompt"),
+        ("p.txt", "a\n\nb", "p.txt, line 2: a prompt must not be blank"),
+        ("p.jsonl", "{", "p.jsonl, line 1: "),
+        ("p.jsonl", "[1]", "line 1: must be"),
+        ("p.jsonl", '{"prompt": "a", "sede": 1}', "line 1: must be"),
+        ("p.jsonl", '{"prompt": 1}', "`prompt` must be text, got 1"),
+        ("p.jsonl", '{"seed": 1}', "`prompt` must be text, got None"),
+        ("p.jsonl", '{"prompt": "a", "seed": -1}', "`seed` must be an integer"),
+        ("p.jsonl", '{"prompt": "a", "seed": true}', "`seed` must be an integer"),
+        ("p.jsonl", '{"prompt": " "}', "must not be blank"),
+    ],
+)
+def test_bad_files_are_refused(tmp_path: Path, name: str, text: str, message: str) -> None:
+    path = tmp_path / name
+    path.write_text(text)
+    with pytest.raises(ValueError, match=message):
+        read_prompts(path)
