@@ -1,0 +1,57 @@
+# make demo   merge tokens in the embedded sample pipeline; pictures, a plot and a table in demo/
+# make test   the default test suite (add: make test-slow)
+# make lint   ruff and mypy
+# make bench  clustering and pipeline benchmarks on this machine
+# Every target first sets up .venv when it is missing or pyproject.toml or constraints.txt changed.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+CORES := $(shell $(PYTHON) -c "import os; print(len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count())")
+export OMP_NUM_THREADS ?= $(CORES)
+export OMP_WAIT_POLICY ?= PASSIVE
+
+DEMO := demo
+DEMO_IMAGES_PER_CLASS ?= 3
+DEMO_REFERENCES_PER_CLASS ?= 40
+
+.PHONY: demo test test-slow lint format bench clean
+
+demo: $(READY)
+	$(BIN)/python scripts/render_sample_world.py --out $(DEMO)/reference \
+		--images-per-class $(DEMO_REFERENCES_PER_CLASS)
+	$(BIN)/sd-tokenmerge sweep --model samples/pipeline \
+		--methods "atc:linkage=average" --methods tome-sd --methods random \
+		--keep-rates 100 --keep-rates 70 --keep-rates 50 --keep-rates 40 \
+		--images-per-class $(DEMO_IMAGES_PER_CLASS) --batch-size 4 \
+		--reference $(DEMO)/reference --extractor efficientnet-lite0 --out $(DEMO)/sweep
+
+test: $(READY)
+	$(BIN)/python -m pytest
+
+test-slow: $(READY)
+	$(BIN)/python -m pytest -m slow --timeout=1800
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(READY)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(READY)
+	$(BIN)/python scripts/bench_clustering.py
+
+clean:
+	rm -rf $(VENV) $(DEMO) build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+
+# torch first and by its pin: an unpinned torch may bring several GB of CUDA libraries
+$(READY): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	touch $@

@@ -1,0 +1,46 @@
+"""Last stage: the trained parts as a `StableDiffusionPipeline` folder in half precision."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderTiny, StableDiffusionPipeline
+from sample_world import CLASSES
+from transformers import CLIPTokenizer
+
+from sample_training.denoiser import Denoiser, build_scheduler
+
+SETTINGS = {"classes": list(CLASSES), "size": 256, "steps": 25, "guidance_scale": 3.0}
+"""How the sample pipeline is meant to be run; `sample.json` beside the weights."""
+
+
+def export_pipeline(
+    autoencoder: AutoencoderTiny,
+    denoiser: Denoiser,
+    tokenizer: CLIPTokenizer,
+    scaling: float,
+    folder: Path,
+) -> None:
+    """Write the pipeline folder, replacing what is there."""
+    autoencoder.register_to_config(scaling_factor=scaling)
+    pipe = StableDiffusionPipeline(
+        vae=autoencoder,
+        text_encoder=denoiser.text_encoder,
+        tokenizer=tokenizer,
+        unet=denoiser.unet,
+        scheduler=build_scheduler(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    partial = folder.with_name(folder.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    pipe.vae.to(torch.float16)
+    pipe.unet.to(torch.float16)  # the tiny text encoder stays float32: transformers keeps file dtypes
+    pipe.save_pretrained(partial)
+    (partial / "sample.json").write_text(json.dumps(SETTINGS, indent=2) + "\n")
+    shutil.rmtree(folder, ignore_errors=True)
+    partial.rename(folder)

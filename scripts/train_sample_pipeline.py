@@ -1,0 +1,82 @@
+"""Train the embedded sample pipeline from a seed.
+
+    python scripts/train_sample_pipeline.py --out runs/sample
+
+Stages: autoencoder, latents, denoiser (with its text encoder), decoder, export. Each resumes from its
+checkpoint in `--out`, so the command may be interrupted and repeated. The defaults are those of the
+committed weights.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+from sample_training.autoencoder import autoencoder_loss, build_autoencoder, decoder_loss
+from sample_training.denoiser import Denoiser, denoiser_loss
+from sample_training.export import export_pipeline
+from sample_training.latents import latent_set
+from sample_training.loop import Schedule, Trainer
+from sample_training.text import build_text_encoder, build_tokenizer
+
+STAGE_SEEDS = 10**9  # distance between the seeds of two stages
+
+
+def main() -> None:
+    """Run the stages in order."""
+    options = parse_options()
+    folder = options.out
+    folder.mkdir(parents=True, exist_ok=True)
+    seeds = [options.seed + stage * STAGE_SEEDS for stage in range(4)]
+
+    torch.manual_seed(options.seed)
+    autoencoder = build_autoencoder().to(options.device)
+    schedule = Schedule(options.autoencoder_steps, learning_rate=1e-3, ema_decay=0.995)
+    Trainer(autoencoder, schedule, folder, "autoencoder").run(
+        autoencoder_loss(autoencoder, seeds[0])
+    )
+    autoencoder.requires_grad_(False)
+
+    small = latent_set(autoencoder, folder, options.pictures, 256, seeds[1])
+    large = latent_set(autoencoder, folder, options.pictures // 10, 512, seeds[1] + options.pictures)
+    scaling = round(1 / float(small[0].float().std()), 4)
+
+    torch.manual_seed(options.seed + 1)
+    tokenizer = build_tokenizer(folder / "tokenizer")
+    denoiser = Denoiser(build_text_encoder(tokenizer)).to(options.device)
+    schedule = Schedule(
+        options.denoiser_steps, learning_rate=1e-3, warmup=200, ema_decay=0.999, save_every=250
+    )
+    sets = [(*small, 32, 1), (*large, 4, 10)]
+    Trainer(denoiser, schedule, folder, "denoiser").run(
+        denoiser_loss(denoiser, tokenizer, sets, scaling, seeds[2])
+    )
+
+    autoencoder.decoder.requires_grad_(True)
+    schedule = Schedule(options.decoder_steps, learning_rate=5e-4, ema_decay=0.995)
+    Trainer(autoencoder, schedule, folder, "decoder").run(
+        decoder_loss(autoencoder, seeds[3])
+    )
+    export_pipeline(autoencoder, denoiser, tokenizer, scaling, options.pipeline)
+    print(f"written to {options.pipeline}")
+
+
+def parse_options() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, required=True, help="folder for checkpoints")
+    parser.add_argument("--pipeline", type=Path, default=None, help="default: OUT/pipeline")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--autoencoder-steps", type=int, default=1400)
+    parser.add_argument("--pictures", type=int, default=8192, help="pictures the denoiser sees")
+    parser.add_argument("--denoiser-steps", type=int, default=4000)
+    parser.add_argument("--decoder-steps", type=int, default=400)
+    options = parser.parse_args()
+    options.pipeline = options.pipeline or options.out / "pipeline"
+    return options
+
+
+if __name__ == "__main__":
+    main()
