@@ -29,8 +29,8 @@ class ImageChange:
     Attributes:
         file: path relative to both folders.
         psnr: peak signal-to-noise ratio in dB; infinite for equal pictures.
-        ssim: structural similarity (Wang et al. 2004; Gaussian window of 11, edges mirrored; mean of
-            the colour channels), at most 1.
+        ssim: structural similarity (Wang et al. 2004; Gaussian window of 11, edges mirrored, mean
+            over the colour channels), at most 1.
         feature_distance: Euclidean distance of the two feature vectors, where features were given.
     """
 

@@ -22,7 +22,7 @@ def degraded(source: Path, target: Path, kind: str, strength: float) -> Path:
     degrade, _ = DEGRADATIONS[kind]
     target.mkdir()
     for path in sorted(source.iterdir()):
-        degrade(read_image(path), strength).save(target / f"{path.stem}.png")
+        degrade(read_image(path), strength).save(target / f"{path.stem}.png", compress_level=1)
     return target
 
 
@@ -32,7 +32,7 @@ def rising(values: list[float]) -> bool:
 
 @pytest.fixture(scope="module")
 def synthetic(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return fill(tmp_path_factory.mktemp("synthetic") / "set", 8, 4)
+    return fill(tmp_path_factory.mktemp("synthetic") / "set", 8, 3)
 
 
 @pytest.mark.parametrize("kind", list(DEGRADATIONS))
