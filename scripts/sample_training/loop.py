@@ -77,10 +77,14 @@ class Trainer:
                 )
             if self.step % self.schedule.save_every == 0 or self.step == self.schedule.steps:
                 self._save()
+        self.use_average()
+
+    @torch.no_grad()
+    def use_average(self) -> None:
+        """Put the averaged weights into the module, where averaging is on."""
         if self.schedule.ema_decay:
-            with torch.no_grad():
-                for parameter, average in zip(self.parameters, self.average, strict=True):
-                    parameter.copy_(average)
+            for parameter, average in zip(self.parameters, self.average, strict=True):
+                parameter.copy_(average)
 
     def _learning_rate(self) -> float:
         done = self.step / self.schedule.steps
@@ -103,6 +107,8 @@ class Trainer:
         }
         partial = self.path.with_suffix(".partial")
         torch.save(state, partial)
+        if self.step * 4 == self.schedule.steps:  # for comparison with the finished weights
+            torch.save(state, self.path.with_name(f"{self.name}_quarter.pt"))
         os.replace(partial, self.path)
 
     def _load(self) -> None:

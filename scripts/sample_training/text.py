@@ -12,7 +12,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from sd_tokenmerge.sampling.imagenet import class_prompt
 
-MAX_LENGTH = 77
+MAX_LENGTH = 40
 SPECIAL = ["<|startoftext|>", "<|endoftext|>"]
 
 
