@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
+import traceback
 from collections.abc import Sequence
 from importlib import import_module
 from importlib.util import find_spec
@@ -80,6 +82,8 @@ def run(arguments: Sequence[str]) -> int:
             or 0
         )
     except UserError as error:
+        if os.environ.get("SD_TOKENMERGE_TRACEBACK"):
+            traceback.print_exception(error)
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
     except _ClickException as error:
@@ -87,6 +91,6 @@ def run(arguments: Sequence[str]) -> int:
         command = error.ctx.command_path if getattr(error, "ctx", None) else "sd-tokenmerge"
         print(f"error: {message}. See `{command} --help`.", file=sys.stderr)
         return 2
-    except (typer.Abort, KeyboardInterrupt):
-        print("error: interrupted.", file=sys.stderr)
+    except (typer.Abort, KeyboardInterrupt) as error:
+        print(f"error: {error}" if str(error) else "error: interrupted.", file=sys.stderr)
         return 130

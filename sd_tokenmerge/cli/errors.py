@@ -1,4 +1,7 @@
-"""Errors that are the user's to solve: one line on stderr, no traceback."""
+"""Errors that are the user's to solve: one line on stderr, no traceback.
+
+With SD_TOKENMERGE_TRACEBACK=1 in the environment, they show their traceback too.
+"""
 
 from __future__ import annotations
 
@@ -26,13 +29,13 @@ def user_errors(*types: type[Exception]) -> Iterator[None]:
     traceback, because an unexpected exception is a bug of ours.
 
     Args:
-        types: what to report; default: `ValueError`, `TypeError` and `OSError`, the library's own
-            for bad arguments and unusable files.
+        types: what to report; default: `ValueError` and `OSError`, the library's own for bad
+            values and unusable files.
 
     Raises:
         UserError: one of `types` was raised inside; its message, on one line.
     """
-    reported = types or (ValueError, TypeError, OSError)
+    reported = types or (ValueError, OSError)
     try:
         yield
     except reported as error:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pickle
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import diffusers
 import torch
 from safetensors import SafetensorError, safe_open
 
+from sd_tokenmerge.sampling.attention import set_attention
 from sd_tokenmerge.sampling.locate import locate_model, locate_part, split_lora
 from sd_tokenmerge.sampling.options import GenerateOptions, ResolvedOptions
 from sd_tokenmerge.sampling.resolve import resolve_options
@@ -34,11 +37,10 @@ def load_pipeline(options: GenerateOptions) -> Any:
     resolved = resolve_options(options)
     path = locate_model(resolved)
     dtype = getattr(torch, resolved.dtype)
-    try:
-        pipe = (_load_folder if path.is_dir() else _load_file)(path, resolved, dtype)
-    except (OSError, SafetensorError, pickle.UnpicklingError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ValueError(f"`model` {resolved.model!r} cannot be loaded: {reason}") from error
+    if path.is_dir():
+        pipe = _load_folder(path, resolved, dtype)
+    else:
+        pipe = _load_file(path, resolved, dtype)
     if not isinstance(getattr(pipe, "unet", None), diffusers.UNet2DConditionModel):
         raise ValueError(
             f"`model` must be a Stable Diffusion pipeline with a UNet, got {type(pipe).__name__}."
@@ -48,7 +50,7 @@ def load_pipeline(options: GenerateOptions) -> Any:
     _set_vae(pipe, resolved, dtype)
     _add_loras(pipe, resolved)
     _place(pipe, resolved)
-    _set_attention(pipe, resolved.attention_backend)
+    set_attention(pipe, resolved.attention_backend, resolved.device)
     if resolved.compile:
         pipe.unet.compile()
     return pipe
@@ -60,37 +62,50 @@ def _load_folder(path: Path, options: ResolvedOptions, dtype: torch.dtype) -> An
     checker: dict[str, Any] = {}
     if "safety_checker" in index and not options.safety_checker:
         checker = {"safety_checker": None, "requires_safety_checker": False}
-    return diffusers.DiffusionPipeline.from_pretrained(
-        path,
-        variant=options.variant,
-        local_files_only=True,
-        **{_DTYPE_ARGUMENT: dtype},
-        **checker,
-    )
+    with _loading("model", options.model):
+        return diffusers.DiffusionPipeline.from_pretrained(
+            path,
+            variant=options.variant,
+            local_files_only=True,
+            **{_DTYPE_ARGUMENT: dtype},
+            **checker,
+        )
 
 
 def _load_file(path: Path, options: ResolvedOptions, dtype: torch.dtype) -> Any:
     if options.safety_checker:
         raise ValueError("`safety_checker` must be off for a single-file checkpoint, got on.")
-    is_sdxl = any(name.startswith("conditioner.embedders.1.") for name in _tensor_names(path))
+    with _loading("model", options.model):
+        is_sdxl = any(name.startswith("conditioner.embedders.1.") for name in _tensor_names(path))
     cls = diffusers.StableDiffusionXLPipeline if is_sdxl else diffusers.StableDiffusionPipeline
     checker = {} if is_sdxl else {"safety_checker": None, "requires_safety_checker": False}
     try:
-        return cls.from_single_file(
-            str(path),
-            config=options.model_config,
-            local_files_only=options.local_files_only,
-            **{_DTYPE_ARGUMENT: dtype},
-            **checker,
-        )
-    except OSError as error:
-        if options.model_config is not None:
+        with _loading("model", options.model):
+            return cls.from_single_file(
+                str(path),
+                config=options.model_config,
+                local_files_only=options.local_files_only,
+                **{_DTYPE_ARGUMENT: dtype},
+                **checker,
+            )
+    except ValueError as error:
+        if options.model_config is not None or not isinstance(error.__cause__, OSError):
             raise
         raise ValueError(
             f"`model` {str(path)!r} is a single file; what it does not contain (configurations, "
             f"tokenizer) comes from the hub, which cannot be reached. Offline, give a folder with "
             f"them as `model_config`."
         ) from error
+
+
+@contextmanager
+def _loading(argument: str, name: str) -> Iterator[None]:
+    """Report what the loaders raise about broken files as one line."""
+    try:
+        yield
+    except (OSError, ValueError, SafetensorError, pickle.UnpicklingError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(f"`{argument}` {name!r} cannot be loaded: {reason}") from error
 
 
 def _tensor_names(path: Path) -> list[str]:
@@ -121,7 +136,8 @@ def _set_vae(pipe: Any, options: ResolvedOptions, dtype: torch.dtype) -> None:
     name = diffusers.AutoencoderKL.load_config(path).get("_class_name", "")
     if not name.startswith("Autoencoder"):
         raise ValueError(f"`vae` must be an autoencoder, got {name or 'no class'} in {path}.")
-    pipe.vae = getattr(diffusers, name).from_pretrained(path, **{_DTYPE_ARGUMENT: dtype})
+    with _loading("vae", options.vae):
+        pipe.vae = getattr(diffusers, name).from_pretrained(path, **{_DTYPE_ARGUMENT: dtype})
 
 
 def _add_loras(pipe: Any, options: ResolvedOptions) -> None:
@@ -130,9 +146,13 @@ def _add_loras(pipe: Any, options: ResolvedOptions) -> None:
         name, scale = split_lora(entry)
         path = locate_part("lora", name, local_files_only=options.local_files_only)
         folder, weight_name = (path, None) if path.is_dir() else (path.parent, path.name)
-        pipe.load_lora_weights(
-            str(folder), weight_name=weight_name, adapter_name=f"lora{index}", local_files_only=True
-        )
+        with _loading("lora", name):
+            pipe.load_lora_weights(
+                str(folder),
+                weight_name=weight_name,
+                adapter_name=f"lora{index}",
+                local_files_only=True,
+            )
         scales.append(scale)
     if scales:
         pipe.set_adapters([f"lora{index}" for index in range(len(scales))], scales)
@@ -151,16 +171,3 @@ def _place(pipe: Any, options: ResolvedOptions) -> None:
             raise
         reason = str(error).strip().splitlines()[0]
         raise ValueError(f"`device` {options.device!r} cannot be used: {reason}") from error
-
-
-def _set_attention(pipe: Any, backend: str) -> None:
-    if backend == "eager":
-        pipe.unet.set_attn_processor(diffusers.models.attention_processor.AttnProcessor())
-    elif backend == "sliced":
-        pipe.enable_attention_slicing()
-    elif backend == "xformers":
-        try:
-            pipe.enable_xformers_memory_efficient_attention()
-        except (ImportError, ValueError, NotImplementedError) as error:
-            reason = str(error).strip().splitlines()[0]
-            raise ValueError(f"`attention_backend` xformers cannot be used: {reason}") from error

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections import OrderedDict
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,17 +12,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from sd_tokenmerge.sampling.attention import attention_context
 from sd_tokenmerge.sampling.options import ResolvedOptions
 from sd_tokenmerge.sampling.plan import ImageJob
 
 _CACHED_PROMPTS = 256
-_SDPA_BACKENDS = {
-    "flash": SDPBackend.FLASH_ATTENTION,
-    "efficient": SDPBackend.EFFICIENT_ATTENTION,
-    "math": SDPBackend.MATH,
-}
 
 
 @dataclass(frozen=True)
@@ -62,7 +56,7 @@ class Sampler:
         encoded = [self._encode(job.prompt) for job in jobs]
         inputs = {name: torch.cat([one[name] for one in encoded]) for name in encoded[0]}
         generators = [torch.Generator(options.noise_device).manual_seed(job.seed) for job in jobs]
-        with self._attention():
+        with attention_context(options.attention_backend):
             output = self._pipe(
                 **inputs,
                 generator=generators,
@@ -99,7 +93,3 @@ class Sampler:
         if len(self._encoded) > _CACHED_PROMPTS:
             self._encoded.popitem(last=False)
         return self._encoded[prompt]
-
-    def _attention(self) -> AbstractContextManager[Any]:
-        backend = _SDPA_BACKENDS.get(self._options.attention_backend)
-        return nullcontext() if backend is None else sdpa_kernel(backend)

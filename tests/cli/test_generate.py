@@ -1,0 +1,196 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from sd_tokenmerge.cli.app import run
+from sd_tokenmerge.sampling.manifest import read_manifest
+from tests.tiny_models import tiny_sd15
+
+COMMAND = [sys.executable, "-m", "sd_tokenmerge"]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    tiny_sd15().save_pretrained(folder)
+    (folder / "sample.json").write_text(
+        '{"classes": [3, 18], "size": 32, "steps": 2, "guidance_scale": 3.0}'
+    )
+    return str(folder)
+
+
+def test_generate_then_status(
+    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    command = ["generate", "--model", model, "--method", "tome-sd", "--out", str(out)]
+    assert run(command) == 0
+    printed = capsys.readouterr()
+    assert printed.out.startswith(f"{out}: 4 images, 0 were there, 4 generated in ")
+    assert [record.file for record in read_manifest(out)] == [
+        *("3_0.png", "3_1.png"),
+        *("18_0.png", "18_1.png"),
+    ]
+
+    assert run([*command, "--json"]) == 0
+    printed = capsys.readouterr()
+    assert json.loads(printed.out)["already_there"] == 4
+    assert "4 of 4 images are already there." in printed.err
+
+    assert run(["status", str(tmp_path)]) == 0
+    table = capsys.readouterr().out.splitlines()
+    assert table[0].split() == ["folder", "method", "keep", "images", "done", "missing", "broken"]
+    assert table[1].split() == [str(out), "tome-sd", "0.5", "4", "4", "0", "0", "complete"]
+
+    (out / "3_0.png").write_bytes(b"")
+    assert run(["status", str(out)]) == 1
+    assert "1 x image with another content than recorded: 3_0.png" in capsys.readouterr().out
+    assert run(["status", str(out), "--json"]) == 1
+    assert json.loads(capsys.readouterr().out)[0]["broken"] == 1
+
+
+def test_all_options_reach_the_run(model: str, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    options = {
+        "--classes": "1,magpie",
+        "--images-per-class": "1",
+        "--prompt-template": "a {class}",
+        "--class-names": "short",
+        "--negative-prompt": "blue",
+        "--seed": "3",
+        "--seed-scheme": "hashed",
+        "--height": "40",
+        "--width": "24",
+        "--steps": "1",
+        "--guidance-scale": "2",
+        "--method": "atc:linkage=single",
+        "--keep-rate": "0.6",
+        "--levels": "2",
+        "--features": "keys",
+        "--merge": "kv",
+        "--refresh-every": "2",
+        "--merge-seed": "4",
+        "--dtype": "bfloat16",
+        "--device": "cpu",
+        "--scheduler": "DDIM",
+        "--attention-backend": "math",
+        "--batch-size": "2",
+    }
+    flags = ["--share-layers", "--proportional-attention", "--local-files-only"]
+    words = [word for pair in options.items() for word in pair]
+    assert run(["generate", "--model", model, "--out", str(out), *words, *flags]) == 0
+    written = json.loads((out / "run.json").read_text())["options"]
+    options["--classes"] = "1,18"
+    for name, value in options.items():
+        assert str(written[name.lstrip("-").replace("-", "_")]).removesuffix(".0") == value
+    for flag in flags:
+        assert written[flag.lstrip("-").replace("-", "_")] is True
+    assert [record.prompt for record in read_manifest(out)] == ["a goldfish", "a magpie"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "Missing option '--out'"),
+        (["--out", "run", "--class", "3"], "No such option: --class"),
+        (["--out", "run", "--steps", "many"], "Invalid value for '--steps'"),
+        (["--out", "run", "--keep-rate", "0"], "`keep_rate` must be in (0, 1], got 0.0."),
+        (["--out", "run", "--classes", "unicorn"], "Class must be an ImageNet-1k index"),
+        (["--out", "run", "--method", "magic"], "`method` must be one of"),
+        (["--out", "run", "--method", "tome-sd", "--keep-rate", "0.1"], "keep rate of at least"),
+        (["--out", "run", "--model", "/nowhere"], "`model` must exist"),
+        (["--out", "run", "--model", "."], "without a model_index.json"),
+        (["--out", "run", "--size", "32", "--height", "32"], "--size excludes --height"),
+        (["--out", "run", "--size", "33"], "`height` must be a positive multiple of 8, got 33."),
+        (["--out", "file/run"], "Not a directory: `"),
+        (["--out", "full"], "'mine.txt' in it"),
+        (["--out", "run", "--prompts", "none.txt"], "No such file or directory: `none.txt`"),
+        (["--out", "run", "--shard", "0/2"], "`shard` must be i/n with i from 1 to n"),
+    ],
+)
+def test_bad_input_is_one_line_and_leaves_nothing(
+    model: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    message: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine.txt").write_text("")
+    given = [] if "--model" in arguments else ["--model", model]
+    assert run(["generate", *given, *arguments]) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.startswith("error: ")
+    assert message in printed.err
+    assert printed.err.count("\n") == 1
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["file", "full", "mine.txt"]
+
+
+def test_an_unexpected_error_keeps_its_traceback(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sd_tokenmerge.sampling.run.Sampler", None)
+    with pytest.raises(TypeError, match="not callable"):
+        run(["generate", "--model", model, "--out", str(tmp_path / "run"), "--method", "none"])
+
+
+def test_help_answers_in_under_a_second() -> None:
+    for arguments in (["--help"], ["generate", "--help"], []):
+        start = time.perf_counter()
+        result = subprocess.run([*COMMAND, *arguments], capture_output=True, text=True, check=True)
+        seconds = time.perf_counter() - start
+        assert "Usage: sd-tokenmerge" in result.stdout
+        assert result.stderr == ""
+        assert seconds < 1
+
+
+def test_entry_points_are_the_same(tmp_path: Path) -> None:
+    script = Path(__file__).parents[2] / "scripts" / "generate_imagenet.py"
+    outputs = [
+        subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        for command in (
+            [*COMMAND, "generate", "--help"],
+            [str(Path(sys.executable).with_name("sd-tokenmerge")), "generate", "--help"],
+            [sys.executable, str(script), "--help"],
+        )
+    ]
+    assert outputs[0].count("--keep-rate") == 1
+    assert outputs[0] == outputs[1] == outputs[2]
+
+
+def test_unknown_commands_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["generat"]) == 2
+    assert (
+        capsys.readouterr().err == "error: No such command 'generat'. See `sd-tokenmerge --help`.\n"
+    )
+    assert run(["--version"]) == 0
+    assert capsys.readouterr().out.startswith("sd-tokenmerge ")
+
+
+def test_a_full_disk_is_one_line(
+    model: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def full(path: Path, data: bytes) -> None:
+        raise OSError(28, "No space left on device", str(path))
+
+    monkeypatch.setattr("sd_tokenmerge.sampling.writer.write_atomically", full)
+    out = tmp_path / "run"
+    assert run(["generate", "--model", model, "--method", "none", "--out", str(out)]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: No space left on device: `")
+    assert error.endswith("run the same command again.\n")
+    assert error.count("\n") == 1
+    assert not list(out.glob("*.png"))

@@ -1,0 +1,197 @@
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import pytest
+import torch
+
+from sd_tokenmerge.sampling.load import load_pipeline
+from sd_tokenmerge.sampling.locate import files_identity, split_lora
+from sd_tokenmerge.sampling.options import GenerateOptions
+from tests.tiny_models import tiny_sdxl, tiny_unet
+
+
+def load(model: Path | str, **changes: Any) -> Any:
+    return load_pipeline(GenerateOptions(out="-", model=str(model), device="cpu", **changes))
+
+
+@pytest.fixture
+def copied_model(tiny_model: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(tiny_model, tmp_path / "copy"))
+
+
+def test_folder_loads_with_its_own_class_dtype_and_scheduler(tiny_model: Path) -> None:
+    pipe = load(tiny_model)
+    assert type(pipe) is diffusers.StableDiffusionPipeline
+    assert pipe.unet.dtype == torch.float32
+    assert type(pipe.scheduler) is diffusers.PNDMScheduler
+    assert pipe.safety_checker is None
+    for name, weight in tiny_unet().state_dict().items():
+        assert torch.equal(weight, pipe.unet.state_dict()[name])
+
+
+def test_dtype_and_scheduler_can_be_chosen(tiny_model: Path) -> None:
+    pipe = load(tiny_model, dtype="bfloat16", scheduler="EulerDiscrete")
+    assert pipe.unet.dtype == pipe.vae.dtype == pipe.text_encoder.dtype == torch.bfloat16
+    assert type(pipe.scheduler) is diffusers.EulerDiscreteScheduler
+    assert pipe.scheduler.config.beta_schedule == "scaled_linear"
+
+
+def test_sdxl_loads_through_the_same_code(tmp_path: Path) -> None:
+    tiny_sdxl().save_pretrained(tmp_path / "xl")
+    assert type(load(tmp_path / "xl")) is diffusers.StableDiffusionXLPipeline
+
+
+def test_another_autoencoder_can_be_chosen(tiny_model: Path, tmp_path: Path) -> None:
+    vae = diffusers.AutoencoderTiny(
+        encoder_block_out_channels=(8, 8, 8, 8),
+        decoder_block_out_channels=(8, 8, 8, 8),
+        num_encoder_blocks=(1, 1, 1, 1),
+        num_decoder_blocks=(1, 1, 1, 1),
+    )
+    vae.save_pretrained(tmp_path / "vae")
+    pipe = load(tiny_model, vae=str(tmp_path / "vae"))
+    assert type(pipe.vae) is diffusers.AutoencoderTiny
+
+
+@pytest.mark.filterwarnings("ignore:Already found a `peft_config`:UserWarning")
+def test_loras_change_the_output_by_their_scales(tiny_model: Path, tmp_path: Path) -> None:
+    save_lora(load(tiny_model), tmp_path / "lora")
+    file = next((tmp_path / "lora").iterdir())
+    sample = torch.ones(1, 4, 8, 8)
+    text = torch.ones(1, 77, 32)
+
+    @torch.no_grad()
+    def output(*lora: str) -> torch.Tensor:
+        unet = load(tiny_model, lora=lora).unet
+        return unet(sample, 10, encoder_hidden_states=text).sample
+
+    plain, full = output(), output(str(file))
+    assert not torch.allclose(plain, full)
+    assert torch.allclose(output(f"{tmp_path / 'lora'}@0"), plain, atol=1e-6)
+    assert torch.allclose(output(f"{file}@0.25", f"{file}@0.75"), full, atol=1e-5)
+
+
+def save_lora(pipe: Any, folder: Path) -> None:
+    from peft import LoraConfig
+    from peft.utils import get_peft_model_state_dict
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        pipe.unet.add_adapter(
+            LoraConfig(r=2, init_lora_weights="gaussian", target_modules=["to_q", "to_k"])
+        )
+        for name, parameter in pipe.unet.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.normal_(parameter, std=0.5)
+    layers = get_peft_model_state_dict(pipe.unet)
+    pipe.save_lora_weights(str(folder), unet_lora_layers=layers)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"scheduler": "Foo"}, "`scheduler` must be one of .*DDIM.*, got 'Foo'"),
+        ({"vae": "./none"}, "`vae` must exist, got './none'"),
+        ({"lora": ("./none",)}, "`lora` must exist"),
+        ({"device": "cuda:99"}, "`device` 'cuda:99' cannot be used"),
+        ({"attention_backend": "efficient"}, "`attention_backend` 'efficient' cannot be used"),
+        ({"variant": "fp16"}, "cannot be loaded"),
+    ],
+)
+def test_options_that_do_not_fit_are_refused(
+    tiny_model: Path, changes: dict[str, Any], message: str
+) -> None:
+    if changes.get("device") and torch.cuda.device_count() > 99:
+        pytest.skip("this machine has that GPU")
+    values: dict[str, Any] = {"device": "cpu", **changes}
+    with pytest.raises(ValueError, match=message):
+        load_pipeline(GenerateOptions(out="-", model=str(tiny_model), **values))
+
+
+def test_a_vae_must_be_one(tiny_model: Path) -> None:
+    with pytest.raises(ValueError, match="`vae` must be an autoencoder, got UNet2DConditionModel"):
+        load(tiny_model, vae=str(tiny_model / "unet"))
+    with pytest.raises(ValueError, match=r"`vae` must be a folder with a config\.json"):
+        load(tiny_model, vae=str(tiny_model))
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ("/nowhere/model", "`model` must exist, got '/nowhere/model'"),
+        ("./model.safetensors", "`model` must exist"),
+        ("name", "`model` must exist, got 'name'"),
+        ("some-owner/some-model", "is not in the local hub cache, and cannot be fetched"),
+    ],
+)
+def test_absent_models_are_refused(model: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        load(model)
+
+
+def test_what_is_no_model_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"without a model_index\.json"):
+        load(tmp_path)
+    (tmp_path / "notes.txt").write_text("")
+    with pytest.raises(ValueError, match=r"must be a file that ends in \.safetensors or \.ckpt"):
+        load(tmp_path / "notes.txt")
+
+
+def test_other_pipelines_are_refused(copied_model: Path) -> None:
+    index = json.loads((copied_model / "model_index.json").read_text())
+    del index["unet"]
+    (copied_model / "model_index.json").write_text(json.dumps(index))
+    with pytest.raises(ValueError, match="`model`"):
+        load(copied_model)
+
+
+@pytest.mark.parametrize("damage", ["cut", "gone", "garbage"])
+def test_damaged_weights_are_refused_on_one_line(copied_model: Path, damage: str) -> None:
+    weights = copied_model / "unet" / "diffusion_pytorch_model.safetensors"
+    if damage == "cut":
+        weights.write_bytes(weights.read_bytes()[:-1000])
+    elif damage == "garbage":
+        weights.write_bytes(b"garbage")
+    else:
+        weights.unlink()
+    with pytest.raises(ValueError, match=r"`model` .* cannot be loaded: ") as caught:
+        load(copied_model)
+    assert "\n" not in str(caught.value)
+
+
+def test_identity_is_that_of_the_content(tiny_model: Path, copied_model: Path) -> None:
+    identity = files_identity(tiny_model)
+    assert files_identity(copied_model) == identity
+    assert "unet/diffusion_pytorch_model.safetensors" in identity["files"]
+
+    (copied_model / "README.txt").write_text("not part of the model")
+    (copied_model / "sample.json").write_text("{}")
+    assert files_identity(copied_model) == identity
+
+    weights = copied_model / "vae" / "diffusion_pytorch_model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    changed = files_identity(copied_model)
+    assert changed["sha256"] != identity["sha256"]
+    assert [k for k, v in changed["files"].items() if v != identity["files"][k]] == [
+        "vae/diffusion_pytorch_model.safetensors"
+    ]
+
+
+def test_identity_of_a_file_does_not_depend_on_its_name(tmp_path: Path) -> None:
+    for name in ("a.safetensors", "b.safetensors"):
+        (tmp_path / name).write_bytes(b"weights")
+    assert files_identity(tmp_path / "a.safetensors") == files_identity(tmp_path / "b.safetensors")
+
+
+def test_lora_scales() -> None:
+    assert split_lora("a/b.safetensors") == ("a/b.safetensors", 1.0)
+    assert split_lora("a@b@0.5") == ("a@b", 0.5)
+    with pytest.raises(ValueError, match="`lora` must be name@scale"):
+        split_lora("a@b")
