@@ -1,4 +1,4 @@
-"""What every test shares: no network, and no more threads than the machine has cores."""
+"""What every test shares: no network, no more threads than cores, the same examples every time."""
 
 from __future__ import annotations
 
@@ -9,6 +9,10 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import pytest
 import torch
+from hypothesis import settings
+
+settings.register_profile("repeatable", deadline=None, derandomize=True)
+settings.load_profile("repeatable")
 
 _cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", _cores)))

@@ -171,7 +171,7 @@ def test_features_of_another_shape_are_refused(shape):
         partition.unmerge(torch.zeros(shape))
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(order=st.permutations(list(range(20))), data=st.data())
 @pytest.mark.parametrize("method", [m for m in VARIANTS if m.order_free], ids=str)
 def test_permuting_the_tokens_permutes_the_labels(method: Method, order, data):

@@ -147,10 +147,17 @@ def option_types(method_class: type[Method]) -> dict[str, object]:
 
 
 def describe_type(hint: object) -> str:
-    """How an error message names the values that an option allows."""
+    """How an error message names the values that an option allows.
+
+    Raises:
+        TypeError: a method may not have options of this type.
+    """
     if get_origin(hint) is Literal:
         return "|".join(get_args(hint))
-    return {bool: "true|false", int: "an integer", float: "a number"}[hint]  # type: ignore[index]
+    for known, words in ((bool, "true|false"), (int, "an integer"), (float, "a number")):
+        if hint is known:
+            return words
+    raise TypeError(f"an option must be bool, int, float or a Literal of strings, got {hint}.")
 
 
 def _require_type(method: str, option: str, value: object, hint: object) -> None:

@@ -54,7 +54,7 @@ class ToMeSD(Method):
     ) -> Partition:
         is_destination = self._destinations(grid, seed)
         index = is_destination.int().argsort(stable=True).to(tokens.device)
-        num_sources = grid.num_tokens - int(is_destination.sum())
+        num_sources = grid.num_tokens - self.smallest_num_clusters(grid)
         labels = match_bipartite(tokens, index[:num_sources], index[num_sources:], num_clusters)
         return Partition(labels, num_clusters)
 

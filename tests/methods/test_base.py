@@ -3,7 +3,7 @@ import dataclasses
 import pytest
 import torch
 
-from sd_tokenmerge.methods import ATC, METHODS, Grid, KMeans, ToMeSD
+from sd_tokenmerge.methods import ATC, METHODS, Grid, KMeans, ToMe, ToMeSD
 from sd_tokenmerge.methods.base import option_types
 
 
@@ -35,6 +35,15 @@ def test_methods_are_frozen_hashable_values(method_class):
     for option in option_types(method_class):
         with pytest.raises(dataclasses.FrozenInstanceError):
             setattr(method_class(), option, None)
+
+
+def test_options_of_other_types_are_refused_where_they_are_defined():
+    @dataclasses.dataclass(frozen=True)
+    class Listed(ToMe):
+        weights: tuple[float, ...] = ()
+
+    with pytest.raises(TypeError, match="an option must be bool, int, float or a Literal"):
+        Listed()
 
 
 def test_the_error_of_an_unreachable_k_says_what_is_reachable():

@@ -5,8 +5,7 @@ import pytest
 import torch
 
 from sd_tokenmerge.methods import Grid, LoTM
-from sd_tokenmerge.methods.grid_pairs import match_greedily
-from sd_tokenmerge.methods.lotm import next_size
+from sd_tokenmerge.methods.adjacent_pairs import match_greedily, next_size
 from tests.methods.variants import random_tokens, run
 from tests.reference.lotm import grid_clusters, row_clusters
 from tests.reference.sets import as_sets

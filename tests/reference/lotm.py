@@ -40,12 +40,12 @@ def grid_clusters(tokens: np.ndarray, num_clusters: int, height: int, width: int
             for place, (a, b) in enumerate(edges)
             if home[a] != home[b]
         )
-        missing = len(set(home)) - num_clusters
+        number = len(set(home)) - _next_size(len(set(home)), num_clusters)
         used: set[Cluster] = set()
         pairs = []
         for _, place in candidates:
             pair = {home[edges[place][0]], home[edges[place][1]]}
-            if not pair & used and len(pairs) < missing:
+            if not pair & used and len(pairs) < number:
                 used |= pair
                 pairs.append(pair)
         for one, other in pairs:

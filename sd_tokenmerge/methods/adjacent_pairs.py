@@ -1,6 +1,8 @@
-"""Merging of neighbours on the grid: LoTM's pairs in two dimensions."""
+"""LoTM's merging of adjacent pairs (eq. 13 to 16), in the sequence and on the grid."""
 
 from __future__ import annotations
+
+import math
 
 import torch
 from torch import Tensor
@@ -11,12 +13,41 @@ from sd_tokenmerge.methods.distances import unit_tokens
 from sd_tokenmerge.methods.numbering import labels_from_roots
 
 
-def merge_grid_neighbours(tokens: Tensor, num_clusters: int, grid: Grid) -> Tensor:
-    """Merge the most similar pairs of neighbours until K clusters remain, `[N, C] -> [N]`.
+def next_size(num_tokens: int, num_clusters: int) -> int:
+    """How many of M tokens to keep in the next application on the way to K: M (K/M)^(1/n).
 
-    One application matches clusters greedily in the order of cosine similarity, each with at most
-    one neighbour, and merges the best pairs. It is repeated on the merged clusters until K remain.
+    n is the number of applications left, the smallest with M / 2^n <= K.
     """
+    left = 1
+    while num_clusters << left < num_tokens:
+        left += 1
+    size = math.ceil(num_tokens * math.pow(num_clusters / num_tokens, 1 / left))
+    return max(min(size, num_clusters << (left - 1)), (num_tokens + 1) // 2)
+
+
+def merge_in_sequence(tokens: Tensor, num_clusters: int) -> Tensor:
+    """Merge the pairs (1, 2), (3, 4), ... of a sequence until K remain, `[B, N, C] -> [B, N]`."""
+    batch, size, _ = tokens.shape
+    labels = torch.arange(size, device=tokens.device).repeat(batch, 1)
+    while size > num_clusters:
+        next_ = next_size(size, num_clusters)
+        # The sum of a cluster has the direction of its mean, and eq. 13 compares directions.
+        unit = unit_tokens(segment_sum(tokens, labels, size))
+        pairs = size // 2
+        # eq. (13)
+        similarity = (unit[:, 0 : 2 * pairs : 2] * unit[:, 1 : 2 * pairs : 2]).sum(-1)
+        # eq. (14)
+        chosen = similarity.argsort(dim=1, descending=True, stable=True)[:, : size - next_]
+        # eq. (16): the second token of a chosen pair takes the place of the first
+        starts = torch.ones_like(labels[:, :size], dtype=torch.bool)
+        starts.scatter_(1, 2 * chosen + 1, False)
+        labels = (starts.cumsum(1) - 1).gather(1, labels)
+        size = next_
+    return labels
+
+
+def merge_on_grid(tokens: Tensor, num_clusters: int, grid: Grid) -> Tensor:
+    """Merge pairs of right or lower neighbours on the grid until K remain, `[N, C] -> [N]`."""
     first, second = _neighbours(grid, tokens.device)
     roots = torch.arange(grid.num_tokens, device=tokens.device)
     size = grid.num_tokens
@@ -29,7 +60,7 @@ def merge_grid_neighbours(tokens: Tensor, num_clusters: int, grid: Grid) -> Tens
         one, other = one[order], other[order]
         pairs = match_greedily(one, other, grid.num_tokens)
         # eq. (14)
-        pairs = pairs[: size - num_clusters]
+        pairs = pairs[: size - next_size(size, num_clusters)]
         # eq. (16)
         parent = torch.arange(grid.num_tokens, device=tokens.device)
         parent[torch.maximum(one[pairs], other[pairs])] = torch.minimum(one[pairs], other[pairs])
