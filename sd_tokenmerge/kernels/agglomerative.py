@@ -79,8 +79,6 @@ def lowest_merges(
 
     Arguments and errors are those of `agglomerative_labels`, unchecked.
     """
-    if not bool(tokens.isfinite().all()):
-        raise ValueError("`tokens` must be finite, got NaN or infinity.")
     unit = unit_vectors(tokens)
     count = len(tokens) - num_clusters
     dtype = search_dtype or default_search_dtype(tokens.device)

@@ -20,8 +20,8 @@ from sd_tokenmerge.kernels.exact import best_of_pairs, nearest_exact, pair_simil
 from sd_tokenmerge.kernels.rounds import Clusters
 from sd_tokenmerge.kernels.search import (
     LIST_LENGTH,
-    Lists,
     float32_error,
+    mutual_nearest_lists,
     nearest_lists,
     precise_dtype,
 )
@@ -44,16 +44,22 @@ class AverageClusters(Clusters):
         self._error = float32_error(unit.shape[1])
         self._dormant = torch.zeros_like(self.alive)
         self._listed = self.root.new_zeros(len(unit), LIST_LENGTH)
+        self._value = self._mean.new_zeros(len(unit), LIST_LENGTH)
         self._bound = unit.new_zeros(len(unit))
+        self._time = 0
+        self._merged_at = torch.zeros_like(self.root)
+        self._listed_at = torch.zeros_like(self.root)
 
     def first_neighbours(self) -> Tensor:
         """See `Clusters`."""
-        return self._search(self.root.clone(), torch.tensor(-torch.inf, device=self.root.device))
+        lists = mutual_nearest_lists(self._mean, self._search_dtype)
+        self._listed, self._value, self._bound = lists
+        return self._choose(self.root, torch.tensor(-torch.inf), searched=True)
 
     def neighbours(self, clusters: Tensor, floor: Tensor) -> Tensor:
         """See `Clusters`."""
-        lists = self._evaluate(clusters, self._listed[clusters])
-        return self._choose(clusters, lists, floor, searched=False)
+        self._update(clusters[self._listed_at[clusters] < self._time])
+        return self._choose(clusters, floor, searched=False)
 
     def similarity(self, left: Tensor, right: Tensor) -> Tensor:
         """See `Clusters`."""
@@ -63,33 +69,44 @@ class AverageClusters(Clusters):
         """See `Clusters`."""
         left_size, right_size = self._size[left], self._size[right]
         bound = self._bound[left] * left_size + self._bound[right] * right_size
-        self._sum[left] += self._sum[right]
+        self._sum.index_add_(0, left, self._sum.index_select(0, right))
         self._size[left] = left_size + right_size
         self._mean[left] = self._exact_mean(left).to(self._mean.dtype)
         self.join(left, right)
-        self._bound[left] = bound / self._size[left]
-        both = self._evaluate(left, torch.cat((self._listed[left], self._listed[right]), 1))
-        best, place = both.value.topk(LIST_LENGTH + 1, 1)
-        self._listed[left] = both.column.gather(1, place[:, :-1])
-        self._bound[left] = torch.maximum(self._bound[left], best[:, -1].double() + self._error)
+        self._time += 1
+        self._merged_at[left] = self._merged_at[right] = self._time
+        listed = self.root[torch.cat((self._listed[left], self._listed[right]), 1)]
+        value = self._mean.index_select(0, listed.flatten()).view(*listed.shape, -1)
+        value = value.mul_(self._mean.index_select(0, left).unsqueeze(1)).sum(2)
+        value.masked_fill_(_repeated(listed) | (listed == left.unsqueeze(1)), -torch.inf)
+        best, place = value.topk(LIST_LENGTH + 1, 1)
+        self._listed[left] = listed.gather(1, place[:, :-1])
+        self._value[left] = best[:, :-1]
+        self._listed_at[left] = self._time
+        unlisted = best[:, -1].double() + self._error
+        self._bound[left] = torch.maximum(bound / self._size[left], unlisted)
+
+    def _update(self, clusters: Tensor) -> None:
+        """Bring lists up to date: similarities to what the listed clusters are now part of."""
+        former = self._listed[clusters]
+        listed = self.root[former]
+        value = self._value[clusters]
+        row, place = torch.where(self._merged_at[former] > self._listed_at[clusters].unsqueeze(1))
+        left = self._mean.index_select(0, clusters[row])
+        value[row, place] = left.mul_(self._mean.index_select(0, listed[row, place])).sum(1)
+        value.masked_fill_(_repeated(listed) | (listed == clusters.unsqueeze(1)), -torch.inf)
+        self._listed[clusters] = listed
+        self._value[clusters] = value
+        self._listed_at[clusters] = self._time
 
     def _exact_mean(self, clusters: Tensor) -> Tensor:
-        return self._sum[clusters] / self._size[clusters].unsqueeze(1)
+        return self._sum.index_select(0, clusters).div_(self._size[clusters].unsqueeze(1))
 
-    def _evaluate(self, clusters: Tensor, listed: Tensor) -> Lists:
-        """Similarities to the clusters that the listed ones are now part of, each once."""
-        index = self.root[listed]
-        value = (self._mean[index] * self._mean[clusters].unsqueeze(1)).sum(2)
-        earlier = torch.ones(index.shape[1], index.shape[1], device=index.device).tril(-1).bool()
-        repeated = ((index.unsqueeze(2) == index.unsqueeze(1)) & earlier).any(2)
-        value.masked_fill_(repeated | (index == clusters.unsqueeze(1)), -torch.inf)
-        return Lists(index, value, self._bound[clusters])
-
-    def _choose(self, clusters: Tensor, lists: Lists, floor: Tensor, *, searched: bool) -> Tensor:
+    def _choose(self, clusters: Tensor, floor: Tensor, *, searched: bool) -> Tensor:
         """The nearest clusters where the lists prove them; the others are searched for."""
-        value, place = lists.value.double().topk(2, 1)
-        best, second, bound = value[:, 0], value[:, 1], lists.bound.double()
-        nearest = lists.column.gather(1, place[:, :1]).squeeze(1)
+        value, place = self._value[clusters].double().topk(2, 1)
+        best, second, bound = value[:, 0], value[:, 1], self._bound[clusters]
+        nearest = self._listed[clusters, place[:, 0]]
         highest = torch.maximum(best + self._error, bound)
         hopeless = (highest < floor) | (highest == -torch.inf)
         nearest = torch.where(hopeless, clusters, nearest)
@@ -99,9 +116,7 @@ class AverageClusters(Clusters):
         is_listed = lowest > bound
         close = torch.where(unproven & is_listed)[0]
         if len(close):
-            nearest[close] = self._nearest_listed(
-                clusters[close], Lists(*(x[close] for x in lists))
-            )
+            nearest[close] = self._nearest_listed(clusters[close])
         unlisted = torch.where(unproven & ~is_listed)[0]
         if len(unlisted):
             again = clusters[unlisted]
@@ -114,16 +129,23 @@ class AverageClusters(Clusters):
         """Nearest cluster of the given ones, and new lists for them."""
         columns = torch.where(self.alive & ~self._dormant)[0]
         own = torch.searchsorted(columns, clusters)
-        lists = nearest_lists(self._mean[clusters], self._mean[columns], own, self._search_dtype)
-        lists = lists._replace(column=columns[lists.column])
-        self._listed[clusters] = lists.column
+        lists = nearest_lists(
+            self._mean.index_select(0, clusters),
+            self._mean.index_select(0, columns),
+            own,
+            self._search_dtype,
+        )
+        self._listed[clusters] = columns[lists.column]
+        self._value[clusters] = lists.value
         self._bound[clusters] = lists.bound
-        return self._choose(clusters, lists, floor, searched=True)
+        self._listed_at[clusters] = self._time
+        return self._choose(clusters, floor, searched=True)
 
-    def _nearest_listed(self, clusters: Tensor, lists: Lists) -> Tensor:
+    def _nearest_listed(self, clusters: Tensor) -> Tensor:
         """Nearest cluster among the listed ones, by exact similarities where it is close."""
-        row, place = torch.where(lists.value >= lists.value.amax(1, keepdim=True) - 2 * self._error)
-        others = lists.column[row, place]
+        value = self._value[clusters]
+        row, place = torch.where(value >= value.amax(1, keepdim=True) - 2 * self._error)
+        others = self._listed[clusters[row], place]
         return best_of_pairs(self.similarity(clusters[row], others), row, clusters, others)
 
     def _nearest_of_all(self, clusters: Tensor) -> Tensor:
@@ -131,3 +153,9 @@ class AverageClusters(Clusters):
         columns = torch.where(self.alive & ~self._dormant)[0]
         means = self._exact_mean(columns)
         return nearest_exact(self._exact_mean(clusters), clusters, means, columns)
+
+
+def _repeated(listed: Tensor) -> Tensor:
+    """Which entries of each row repeat an earlier one, `[M, L] -> [M, L]` bool."""
+    earlier = torch.ones(2 * listed.shape[1:], dtype=torch.bool, device=listed.device).tril(-1)
+    return ((listed.unsqueeze(2) == listed.unsqueeze(1)) & earlier).any(2)

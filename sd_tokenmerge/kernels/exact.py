@@ -30,13 +30,18 @@ def unit_vectors(tokens: Tensor) -> Tensor:
     The squares are added in a fixed tree, so that the result is the same on every device.
 
     Args:
-        tokens: `[N, C]`, any float dtype, finite.
+        tokens: `[N, C]`, any float dtype.
+
+    Raises:
+        ValueError: `tokens` are not finite.
     """
     exact = tokens.double()
     if tokens.dtype == torch.float64:  # squares of narrower floats cannot overflow in float64
         largest = exact.abs().amax(1, keepdim=True)
         exact = exact / torch.where(largest > 0, largest, 1.0)
     norm = _tree_sum(exact * exact).sqrt()
+    if not bool(norm.isfinite().all()):
+        raise ValueError("`tokens` must be finite, got NaN or infinity.")
     return exact / torch.where(norm > 0, norm, 1.0)
 
 

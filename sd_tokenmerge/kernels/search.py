@@ -1,4 +1,4 @@
-"""Nearest neighbours by one blocked product, with an error bound that is never exceeded.
+"""Nearest neighbours by a blocked product, with an error bound that is never exceeded.
 
 The product is taken in a fast dtype and only ever used as a filter: what it returns are short lists
 of candidates and, for everything not listed, an upper bound that includes the rounding errors.
@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 LIST_LENGTH = 4
 _PARTS_LISTED = 3
@@ -71,21 +72,51 @@ def nearest_lists(
         rows: `[M, C]` of length at most one, in `precise_dtype`.
         columns: `[N, C]` likewise.
         own: `[M]` int64; the group of columns that each row leaves out.
-        dtype: of the first product; bfloat16 or float32.
+        dtype: of the first product; bfloat16, or that of `rows`. Rows whose nearest column bfloat16
+            does not prove are searched for again.
         groups: `[N]` int64, the group of each column; None means its number.
     """
     if len(columns) <= _DIRECT_COLUMNS or len(rows) <= _DIRECT_ROWS:
         limit = max(1, _BLOCK_ELEMENTS // len(columns))
-        parts = [_direct(*block, columns, groups) for block in _blocks(rows, own, limit)]
-    else:
-        searched = _Columns(columns, groups, dtype)
-        limit = max(_BLOCK_ROWS, _BLOCK_ELEMENTS // (_PARTS_LISTED * searched.width))
-        parts = [searched.lists(*block) for block in _blocks(rows, own, limit)]
-    return Lists(*(torch.cat(column) for column in zip(*parts, strict=True)))
+        return _join([_direct(*block, columns, groups) for block in _blocks(rows, own, limit)])
+    searched = _Columns(columns, groups, dtype)
+    return _prove(searched.lists(rows, own, searched.part_maxima(rows, own)), rows, searched, own)
+
+
+def mutual_nearest_lists(rows: Tensor, dtype: torch.dtype) -> Lists:
+    """`nearest_lists` of all rows among themselves, for half of the product.
+
+    Args:
+        rows: `[N, C]`.
+        dtype: of the product.
+    """
+    own = torch.arange(len(rows), device=rows.device)
+    if len(rows) <= _DIRECT_COLUMNS:
+        return nearest_lists(rows, rows, own, dtype)
+    searched = _Columns(rows, None, dtype)
+    return _prove(searched.lists(rows, own, searched.mutual_part_maxima()), rows, searched, own)
+
+
+def _prove(lists: Lists, rows: Tensor, searched: _Columns, own: Tensor) -> Lists:
+    """Search again, in `precise_dtype`, for rows whose nearest column is not proven."""
+    if searched.filter.dtype != rows.dtype:
+        best = lists.value.amax(1).double() - float32_error(rows.shape[1])
+        again = torch.where(best <= lists.bound)[0]
+        if len(again):
+            sharper = nearest_lists(
+                rows[again], searched.columns, own[again], rows.dtype, searched.column_groups
+            )
+            for old, new in zip(lists, sharper, strict=True):
+                old[again] = new
+    return lists
 
 
 def _blocks(rows: Tensor, own: Tensor, size: int) -> zip[tuple[Tensor, Tensor]]:
     return zip(torch.split(rows, size), torch.split(own, size), strict=True)
+
+
+def _join(parts: list[Lists]) -> Lists:
+    return Lists(*(torch.cat(field) for field in zip(*parts, strict=True)))
 
 
 def _direct(rows: Tensor, own: Tensor, columns: Tensor, groups: Tensor | None) -> Lists:
@@ -96,20 +127,34 @@ def _direct(rows: Tensor, own: Tensor, columns: Tensor, groups: Tensor | None) -
 
 def _leave_out(values: Tensor, own: Tensor, groups: Tensor | None) -> None:
     if groups is None:
-        values.scatter_(1, own.unsqueeze(1), -torch.inf)
+        _clear(values, own)
     else:
         values.masked_fill_(own.unsqueeze(1) == groups, -torch.inf)
 
 
 def _largest(values: Tensor, count: int, error: float) -> Lists:
     """The `count` largest of each row and a bound on the rest; overwrites `values`."""
-    best, index = [], []
-    for _ in range(count):  # `topk` sorts and takes twice as long
+    best, column = [], []
+    for _ in range(count):  # `topk` takes twice as long
         value, position = values.max(1)
         best.append(value)
-        index.append(position)
-        values.scatter_(1, position.unsqueeze(1), -torch.inf)
-    return Lists(torch.stack(index, 1), torch.stack(best, 1), values.amax(1).double() + error)
+        column.append(position)
+        _clear(values, position)
+    return Lists(torch.stack(column, 1), torch.stack(best, 1), values.amax(1).double() + error)
+
+
+def _clear(values: Tensor, column: Tensor) -> None:
+    """Set one value of each row to -inf; `values` is contiguous."""
+    first = torch.arange(0, values.numel(), values.shape[1], device=values.device)
+    values.view(-1).index_fill_(0, first + column, -torch.inf)
+
+
+def _maxima(values: Tensor, dim: int) -> Tensor:
+    if values.dtype == torch.bfloat16:
+        # bit patterns of numbers >= 0 are ordered like the numbers, and integers reduce five times
+        # as fast; where all are negative this gives 0, which is still an upper bound
+        return values.view(torch.int16).amax(dim).clamp_(min=0).view(torch.bfloat16).float()
+    return values.amax(dim)
 
 
 class _Columns:
@@ -120,20 +165,53 @@ class _Columns:
     """
 
     def __init__(self, columns: Tensor, groups: Tensor | None, dtype: torch.dtype) -> None:
-        self.columns = columns
+        self.columns, self.column_groups = columns, groups
         self.width = _PART_WIDTH * -(-len(columns) // (_MOST_PARTS * _PART_WIDTH))
         self.parts = -(-len(columns) // self.width)
         padding = self.parts * self.width - len(columns)
         # a padded column is a zero vector: it raises its part's largest value to 0 at most
-        self.filter = torch.nn.functional.pad(columns.to(dtype), (0, 0, 0, padding))
-        if groups is not None:
-            groups = torch.nn.functional.pad(groups, (0, padding), value=-1)
-        self.groups = groups
+        self.filter = pad(columns.to(dtype), (0, 0, 0, padding))
+        self.groups = None if groups is None else pad(groups, (0, padding), value=-1)
+        self.step = self.width * max(1, _BLOCK_ROWS // self.width)
+        self.buffer = self.filter.new_empty(self.step * len(self.filter))
 
-    def lists(self, rows: Tensor, own: Tensor) -> Lists:
-        """The lists of a block of rows."""
-        maxima = [self._part_maxima(*block) for block in _blocks(rows, own, _BLOCK_ROWS)]
-        best = _largest(torch.cat(maxima), _PARTS_LISTED, 0.0)
+    def part_maxima(self, rows: Tensor, own: Tensor) -> Tensor:
+        """Largest product of each row with each part, `[M, C] -> [M, parts]`."""
+        maxima = []
+        for block, own_block in _blocks(rows.to(self.filter.dtype), own, self.step):
+            product = self._product(block, self.filter)
+            _leave_out(product, own_block, self.groups)
+            maxima.append(_maxima(product.view(len(block), self.parts, self.width), 2))
+        return torch.cat(maxima)
+
+    def mutual_part_maxima(self) -> Tensor:
+        """As `part_maxima` of the columns themselves."""
+        count = len(self.filter)
+        maxima = self.columns.new_empty(count, self.parts)
+        for start in range(0, count, self.step):
+            stop = min(start + self.step, count)
+            first, last = start // self.width, stop // self.width
+            product = self._product(self.filter[start:stop], self.filter[start:])
+            product.diagonal().fill_(-torch.inf)
+            parts = product.view(stop - start, -1, self.width)
+            maxima[start:stop, first:] = _maxima(parts, 2)
+            if stop < count:
+                parts = product.view(last - first, self.width, -1)[:, :, stop - start :]
+                maxima[stop:, first:last] = _maxima(parts, 1).T
+        return maxima[: len(self.columns)]
+
+    def _product(self, rows: Tensor, columns: Tensor) -> Tensor:
+        product = self.buffer[: len(rows) * len(columns)].view(len(rows), len(columns))
+        return torch.mm(rows, columns.T, out=product)
+
+    def lists(self, rows: Tensor, own: Tensor, maxima: Tensor) -> Lists:
+        """The lists of rows, given their `part_maxima`."""
+        size = max(_BLOCK_ROWS, _BLOCK_ELEMENTS // (_PARTS_LISTED * self.width))
+        parts = [torch.split(part, size) for part in (rows, own, maxima)]
+        return _join([self._lists(*block) for block in zip(*parts, strict=True)])
+
+    def _lists(self, rows: Tensor, own: Tensor, maxima: Tensor) -> Lists:
+        best = _largest(maxima, _PARTS_LISTED, 0.0)
         values = self._columns_of_parts(rows, best.column)
         if self.groups is None:
             row, place = torch.where(best.column == (own // self.width).unsqueeze(1))
@@ -146,23 +224,11 @@ class _Columns:
         column = (part * self.width + found.column % self.width).clamp_(max=len(self.columns) - 1)
         return Lists(column, found.value, torch.maximum(found.bound, self._upper_bound(best.bound)))
 
-    def _part_maxima(self, rows: Tensor, own: Tensor) -> Tensor:
-        """Largest product of each row with each part, `[M, C] -> [M, parts]`."""
-        product = rows.to(self.filter.dtype) @ self.filter.T
-        _leave_out(product, own, self.groups)
-        product = product.view(len(rows), self.parts, self.width)
-        if product.dtype == torch.bfloat16:
-            # bit patterns of numbers >= 0 are ordered like the numbers, and integers reduce five
-            # times as fast; a part of negative numbers gets 0, which is still an upper bound
-            return product.view(torch.int16).amax(2).clamp_(min=0).view(torch.bfloat16).float()
-        return product.amax(2)
-
     def _upper_bound(self, product: Tensor) -> Tensor:
         """What the exact similarity is at most, given the largest computed one."""
         channels = self.columns.shape[1]
-        if (
-            self.filter.dtype == torch.bfloat16
-        ):  # 8 bits: both factors, the sum, and the result rounded
+        if self.filter.dtype == torch.bfloat16:
+            # 8 bits each for the factors and for the result; the sum is float32
             return product + (product.abs() + 1.01) * 2.0**-8 + channels * 2.0**-22
         return product + float32_error(channels)
 
@@ -171,9 +237,12 @@ class _Columns:
         listed = parts.shape[1]
         order = torch.argsort(parts.flatten(), stable=True)
         counts = torch.bincount(parts.flatten(), minlength=self.parts).tolist()
-        values = rows.new_full((len(order), self.width), -torch.inf)
+        values = rows.new_empty(len(order), self.width)
         members = torch.split(order // listed, counts)
         columns = torch.split(self.columns, self.width)
         for out, member, part in zip(torch.split(values, counts), members, columns, strict=True):
             torch.mm(rows.index_select(0, member), part.T, out=out[:, : len(part)])
-        return torch.empty_like(values).index_copy_(0, order, values).view(-1, listed, self.width)
+            out[:, len(part) :] = -torch.inf
+        place = torch.empty_like(order)
+        place[order] = torch.arange(len(order), device=order.device)
+        return values.index_select(0, place).view(-1, listed, self.width)

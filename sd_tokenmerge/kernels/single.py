@@ -18,7 +18,12 @@ from torch import Tensor
 
 from sd_tokenmerge.kernels.exact import pair_similarities, rows_per_block, similarity_block
 from sd_tokenmerge.kernels.hierarchy import Merges, concatenate
-from sd_tokenmerge.kernels.search import float32_error, nearest_lists, precise_dtype
+from sd_tokenmerge.kernels.search import (
+    float32_error,
+    mutual_nearest_lists,
+    nearest_lists,
+    precise_dtype,
+)
 
 
 def spanning_tree(unit: Tensor, num_edges: int, search_dtype: torch.dtype) -> Merges:
@@ -49,7 +54,7 @@ class _Forest:
         self._search_dtype = search_dtype
         self._error = float32_error(unit.shape[1])
         self._component = torch.arange(len(unit), device=unit.device)
-        self._lists = nearest_lists(self._rows, self._rows, self._component, search_dtype)
+        self._lists = mutual_nearest_lists(self._rows, search_dtype)
 
     def grow(self, bound: Tensor) -> Merges:
         """Join every component to its nearest, where that is at most `bound` away.
