@@ -270,18 +270,32 @@ def generate_command(
     values: dict[str, Any] = dict(locals())
     for name in ("overwrite", "as_json"):
         del values[name]
-    size = values.pop("size")
     with user_errors():
-        if size is not None and (height is not None or width is not None):
-            raise ValueError("--size excludes --height and --width, got both.")
-        if size is not None:
-            values |= {"height": size, "width": size}
-        values["classes"] = None if classes is None else parse_classes(classes)
-        values["lora"] = tuple(lora or ())
-        options = GenerateOptions(**values)
+        options = read_options(values)
     summary = run_generation(options, overwrite=overwrite)
     if summary is not None:
         _print_summary(summary, as_json)
+
+
+def read_options(values: dict[str, Any]) -> GenerateOptions:
+    """The options that a command line describes, checked.
+
+    Args:
+        values: what was given for each parameter of `generate_command` that describes images,
+            merging, model and work; those that are missing have their defaults.
+
+    Raises:
+        ValueError: a value is out of range, or two options exclude each other.
+    """
+    values = dict(values)
+    size, classes = values.pop("size", None), values.get("classes")
+    if size is not None:
+        if values.get("height") is not None or values.get("width") is not None:
+            raise ValueError("--size excludes --height and --width, got both.")
+        values |= {"height": size, "width": size}
+    values["classes"] = None if classes is None else parse_classes(classes)
+    values["lora"] = tuple(values.get("lora") or ())
+    return GenerateOptions(**values)
 
 
 def run_generation(options: GenerateOptions, *, overwrite: bool = False) -> RunSummary | None:

@@ -98,7 +98,7 @@ def pivots(rows: Sequence[SweepRow], published: Sequence[SweepRow] = ()) -> list
     tables = [table for group in groups for table in _distances(group)]
     if any(row.psnr_db is not None for row in rows):
         title = "PSNR to the unmerged image of the same seed (dB, median)"
-        tables.append(_pivot([rows], title, psnr_cell))
+        tables.append(_pivot([[row for row in rows if not row.is_baseline]], title, psnr_cell))
     return tables
 
 
@@ -110,6 +110,7 @@ def listing(rows: Sequence[SweepRow]) -> TextTable:
         ("KID x 10³", lambda r: with_error(_times(r.kid, 1000), _times(r.kid_se, 1000))),
         ("PSNR (dB)", psnr_cell),
         ("SSIM", lambda r: number(r.ssim, 3)),
+        ("feature distance", lambda r: number(r.feature_distance)),
         ("s/image", lambda r: number(r.seconds_per_image, 2)),
     ]
     texts = {title: [cell(row) for row in rows] for title, cell in columns}

@@ -82,26 +82,36 @@ def contact_sheet(
 
 
 def side_by_side(
-    unmerged: Path, merged: Path, labels: tuple[str, str], *, caption: str = "", cell: int = 384
+    pairs: Sequence[tuple[Path, Path]],
+    labels: tuple[str, str],
+    *,
+    headings: Sequence[str] = (),
+    caption: str = "",
+    cell: int = 224,
 ) -> Image.Image:
-    """The same seed unmerged and merged, large, for a page's first picture.
+    """The same seeds unmerged and merged, for a page's first picture.
 
     Args:
-        unmerged: the unmerged picture.
-        merged: the merged one.
-        labels: what is printed above the two.
-        caption: printed below, for example the prompt and the measured change.
+        pairs: file names of the unmerged and the merged picture, at least one pair.
+        labels: what is printed above the two of each pair.
+        headings: one for each pair, for example the prompt; default: none.
+        caption: printed small at the bottom.
         cell: height and width of each picture in pixels.
 
     Returns:
-        The picture, RGB.
+        The picture, RGB; two pairs in a row.
 
     Raises:
-        ValueError: `cell` is too small.
+        ValueError: no pairs, another number of headings, or `cell` is too small.
         OSError: a picture cannot be read.
     """
-    grid = PictureGrid("", [""], list(labels), [[unmerged, merged]])
-    return contact_sheet([grid], cell=cell, grids_per_row=1, caption=caption)
+    if headings and len(headings) != len(pairs):
+        raise ValueError(f"`headings` must be one per pair, {len(pairs)}, got {len(headings)}.")
+    grids = [
+        PictureGrid(headings[i] if headings else "", [""], list(labels), [pair])
+        for i, pair in enumerate(pairs)
+    ]
+    return contact_sheet(grids, cell=cell, grids_per_row=2, caption=caption)
 
 
 def _draw_grid(grid: PictureGrid, cell: int) -> Image.Image:

@@ -37,6 +37,8 @@ class SweepRow:
         ssim: structural similarity to the unmerged image of the same seed, in [-1, 1]: the median.
         ssim_low: 20th percentile of the same.
         ssim_high: 80th percentile of the same.
+        feature_distance: Euclidean distance to the unmerged image of the same seed in the
+            extractor's features: the median.
         seconds_per_image: median time to generate one image.
     """
 
@@ -60,6 +62,7 @@ class SweepRow:
     ssim: float | None = None
     ssim_low: float | None = None
     ssim_high: float | None = None
+    feature_distance: float | None = None
     seconds_per_image: float | None = None
 
     def __post_init__(self) -> None:

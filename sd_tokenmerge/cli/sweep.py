@@ -1,0 +1,342 @@
+"""`sd-tokenmerge sweep`: generate and measure across methods and keep rates."""
+
+from __future__ import annotations
+
+import errno
+import inspect
+import json
+import re
+import sys
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from sd_tokenmerge.cli.errors import UserError, describe, user_errors
+from sd_tokenmerge.cli.generate import generate_command, read_options
+from sd_tokenmerge.sweep.options import PAPER_KEEP_RATES, PAPER_METHODS, SweepOptions
+
+if TYPE_CHECKING:
+    from sd_tokenmerge.sampling.progress import Progress
+    from sd_tokenmerge.sweep.plan import SweepPlan
+    from sd_tokenmerge.sweep.run import SweepSummary
+
+_DISTANCE = "Distance"
+_NOT_SHARED = {"out", "method", "keep_rate", "shard", "overwrite", "as_json"}
+"""Parameters of `generate` that a sweep sets itself, or has with another meaning."""
+
+_METHODS_HELP = (
+    'Repeatable; several in one are separated by spaces or ";", since commas belong to the options '
+    f'of a method: "atc tome-sd:stride=4". Default: {" ".join(PAPER_METHODS)}.'
+)
+_KEEP_RATES_HELP = (
+    'Fractions such as "0.7,0.5" or percentages such as "70%,50%"; repeatable. The unmerged '
+    "pipeline (100%) is always measured. Default: "
+    f"{','.join(format(rate, 'g') for rate in PAPER_KEEP_RATES)}."
+)
+
+
+def _with_generation_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the options of `generate` that describe images, merging, model and work."""
+    own = inspect.signature(command, eval_str=True).parameters.values()
+    shared = inspect.signature(generate_command, eval_str=True).parameters.values()
+    parameters = [
+        *(p for p in own if p.kind is not p.VAR_KEYWORD),
+        *(p for p in shared if p.name not in _NOT_SHARED),
+    ]
+    keyword_only = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in parameters]
+    command.__signature__ = inspect.Signature(keyword_only)  # type: ignore[attr-defined]
+    command.__annotations__ = {p.name: p.annotation for p in keyword_only}
+    return command
+
+
+@_with_generation_options
+def sweep_command(
+    *,
+    out: Annotated[str, typer.Option(help="The sweep's folder, new or to be resumed.")],
+    methods: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--methods",
+            "--method",
+            help=_METHODS_HELP,
+        ),
+    ] = None,
+    keep_rates: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--keep-rates",
+            "--keep-rate",
+            help=_KEEP_RATES_HELP,
+        ),
+    ] = None,
+    published: Annotated[
+        bool, typer.Option("--published", help="Show the ATC paper's Table 2 beside the results.")
+    ] = False,
+    skip_unreachable: Annotated[
+        bool,
+        typer.Option(
+            "--skip-unreachable",
+            help="Leave out keep rates that a method cannot reach, instead of refusing.",
+        ),
+    ] = False,
+    sheet_images: Annotated[
+        int, typer.Option(help="Images on the contact sheet, each of another class.")
+    ] = 4,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print what would be done, with the time; no more.")
+    ] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace runs with other options in the folder.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    # Distance
+    reference: Annotated[
+        str | None,
+        typer.Option(
+            help="Folder of reference images, or .npz statistics; default: no distance, only the "
+            "change to the unmerged images.",
+            rich_help_panel=_DISTANCE,
+        ),
+    ] = None,
+    extractor: Annotated[
+        str,
+        typer.Option(
+            help="inception (an FID), efficientnet-lite0 (offline), clip or dinov2.",
+            rich_help_panel=_DISTANCE,
+        ),
+    ] = "inception",
+    protocol: Annotated[
+        str,
+        typer.Option(
+            help="How images are prepared: atc, pytorch-fid or torchmetrics.",
+            rich_help_panel=_DISTANCE,
+        ),
+    ] = "atc",
+    weights: Annotated[
+        str | None,
+        typer.Option(
+            help="The network's weight file; default: the usual places.", rich_help_panel=_DISTANCE
+        ),
+    ] = None,
+    download_weights: Annotated[
+        bool,
+        typer.Option(
+            "--download-weights", help="Fetch missing weights (96 MB).", rich_help_panel=_DISTANCE
+        ),
+    ] = False,
+    allow_unknown_weights: Annotated[
+        bool,
+        typer.Option(
+            "--allow-unknown-weights",
+            help="Accept weights with another checksum.",
+            rich_help_panel=_DISTANCE,
+        ),
+    ] = False,
+    precision: Annotated[
+        str,
+        typer.Option(
+            help="Of the network: float32, bfloat16 or float16.", rich_help_panel=_DISTANCE
+        ),
+    ] = "float32",
+    cache: Annotated[
+        str | None,
+        typer.Option(
+            help="Folder of cached features; default: the user's cache.", rich_help_panel=_DISTANCE
+        ),
+    ] = None,
+    assume_protocol: Annotated[
+        str | None,
+        typer.Option(
+            help="How the images of a foreign .npz reference were prepared.",
+            rich_help_panel=_DISTANCE,
+        ),
+    ] = None,
+    **generation: Any,
+) -> None:
+    """Compare methods and keep rates: images, distances, tables, plots.
+
+    Generates every setting into a run folder of its own, the unmerged pipeline first and once,
+    measures it, and writes table.md, .csv, .json, .tex, distance.png, change.png,
+    contact_sheet.png and side_by_side.png. The defaults are Table 2 of the ATC paper.
+
+    May be stopped at any moment; the same command goes on where it was, and does only what is
+    not up to date. Several processes share the work: `accelerate launch -m sd_tokenmerge sweep
+    ...`.
+    """
+    with user_errors():
+        options = SweepOptions(
+            out=out,
+            generation=read_options(generation | {"out": out}),
+            methods=PAPER_METHODS if methods is None else parse_methods(methods),
+            keep_rates=PAPER_KEEP_RATES if keep_rates is None else parse_keep_rates(keep_rates),
+            reference=reference,
+            extractor=extractor,
+            protocol=protocol,
+            weights=weights,
+            download_weights=download_weights,
+            allow_unknown_weights=allow_unknown_weights,
+            precision=precision,
+            cache=cache,
+            assume_protocol=assume_protocol,
+            published=published,
+            skip_unreachable=skip_unreachable,
+            sheet_images=sheet_images,
+        )
+    from sd_tokenmerge.cli.quiet import quiet_libraries
+
+    quiet_libraries()
+    if dry_run:
+        _print_plan(options, overwrite=overwrite, as_json=as_json)
+        return
+    summary = _run(options, overwrite)
+    if summary is not None:
+        _print_summary(summary, as_json)
+
+
+def parse_methods(entries: Sequence[str]) -> tuple[str, ...]:
+    """Method strings separated by spaces or semicolons."""
+    return tuple(name for entry in entries for name in re.split(r"[\s;]+", entry) if name)
+
+
+def parse_keep_rates(entries: Sequence[str]) -> tuple[float, ...]:
+    """Fractions and percentages separated by commas or spaces.
+
+    Raises:
+        ValueError: an entry is neither, or a number above 1 without a percent sign.
+    """
+    texts = [text for entry in entries for text in re.split(r"[\s,;]+", entry) if text]
+    return tuple(_keep_rate(text) for text in texts)
+
+
+def _keep_rate(text: str) -> float:
+    digits, percent = (text[:-1], True) if text.endswith("%") else (text, False)
+    if re.fullmatch(r"\d*\.?\d+", digits) is None:
+        raise ValueError(f"`keep_rates` must be numbers such as 0.7 or 70%, got {text!r}.")
+    # Divided as text: 70 / 100 is 0.7, but 0.07 * 10 or 0.57 * 100 are not what they look like.
+    value = float(f"{digits}e-2" if percent else digits)
+    if not percent and value > 1:
+        raise ValueError(f"`keep_rates` must be in (0, 1] or have a percent sign, got {text!r}.")
+    return value
+
+
+class _SweepConsole:
+    """Implements `sweep.run.SweepProgress` on stderr."""
+
+    def __init__(self) -> None:
+        from sd_tokenmerge.cli.progress import ConsoleProgress
+
+        self._features = ConsoleProgress("Features")
+
+    def generating(self, name: str, number: int, count: int) -> Progress:
+        from sd_tokenmerge.cli.progress import ConsoleProgress
+
+        return ConsoleProgress(f"{name} ({number} of {count})")
+
+    def extracting(self, done: int, total: int) -> None:
+        if done == 0:
+            self._features.start(total, 0)
+        self._features.update([done])
+        if done == total:
+            self._features.stop()
+
+    def stop(self) -> None:
+        self._features.stop()
+
+    def note(self, message: str) -> None:
+        print(message, file=sys.stderr)
+
+
+def _run(options: SweepOptions, overwrite: bool) -> SweepSummary | None:
+    import torch
+
+    from sd_tokenmerge.sweep.run import run_sweep
+
+    console = _SweepConsole()
+    try:
+        with user_errors(ValueError, TypeError):
+            return run_sweep(options, overwrite=overwrite, progress=console)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise UserError(describe(error)) from error
+        raise UserError(
+            f"{describe(error)}. What is there is whole; when this is solved, run the same command "
+            f"again.",
+            exit_code=1,
+        ) from error
+    except torch.OutOfMemoryError as error:
+        raise UserError(
+            "the device's memory does not suffice: use a smaller --batch-size or --offload model. "
+            "The same command, so changed, goes on where this one stopped.",
+            exit_code=1,
+        ) from error
+    finally:
+        console.stop()
+
+
+def _print_summary(summary: SweepSummary, as_json: bool) -> None:
+    tables = summary.results.tables()
+    print(tables["table.json" if as_json else "table.md"].decode(), end="")
+    done = f"{summary.num_generated} images generated, {summary.num_measured} settings measured"
+    written = "written" if summary.num_written else "up to date"
+    print(f"{done}; {written} in {summary.folder}: {', '.join(summary.files)}.", file=sys.stderr)
+
+
+def _print_plan(options: SweepOptions, *, overwrite: bool, as_json: bool) -> None:
+    from sd_tokenmerge.cli.progress import format_duration
+    from sd_tokenmerge.sweep.measure import measured_settings
+    from sd_tokenmerge.sweep.plan import plan_sweep
+
+    with user_errors():
+        plan = plan_sweep(options, overwrite=overwrite)
+        measured = measured_settings(options, plan)
+    if as_json:
+        print(json.dumps(_plan_json(plan, measured), indent=2))
+        return
+    rows = [["setting", "images", "there", "missing", "time", "measured"]]
+    for run, is_measured in zip(plan.runs, measured, strict=True):
+        seconds = plan.seconds_left(run)
+        time = "" if not run.num_missing else "?" if seconds is None else format_duration(seconds)
+        counts = (run.num_images, run.num_done, run.num_missing)
+        name = f"{run.setting}{' (replaced)' if run.is_replaced else ''}"
+        rows.append([name, *map(str, counts), time, "yes" if is_measured else "no"])
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        print("  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]))
+    for note in plan.skipped:
+        print(note)
+    print(f"To do: {_todo(plan, measured)}.")
+
+
+def _todo(plan: SweepPlan, measured: Sequence[bool]) -> str:
+    from sd_tokenmerge.cli.progress import format_duration
+
+    seconds = plan.total_seconds_left
+    if not plan.num_missing:
+        time = ""
+    elif seconds is None:
+        time = " (time unknown: none of this sweep was made yet)"
+    else:
+        time = f", about {format_duration(seconds)} in one process by those made so far"
+    return f"{plan.num_missing} images{time}; {measured.count(False)} settings to measure"
+
+
+def _plan_json(plan: SweepPlan, measured: Sequence[bool]) -> dict[str, Any]:
+    return {
+        "runs": [
+            {
+                "setting": str(run.setting),
+                "folder": str(run.setting.folder),
+                "images": run.num_images,
+                "there": run.num_done,
+                "missing": run.num_missing,
+                "seconds": plan.seconds_left(run) if run.num_missing else 0.0,
+                "replaced": run.is_replaced,
+                "measured": is_measured,
+            }
+            for run, is_measured in zip(plan.runs, measured, strict=True)
+        ],
+        "skipped": list(plan.skipped),
+        "missing": plan.num_missing,
+        "seconds": plan.total_seconds_left,
+    }

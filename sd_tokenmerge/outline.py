@@ -1,0 +1,173 @@
+"""A model's UNet without its weights, and what would be merged where in it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+
+from sd_tokenmerge.methods import parse_method
+from sd_tokenmerge.methods.base import Grid, Method
+from sd_tokenmerge.partitions import clusters_to_keep
+from sd_tokenmerge.patcher import apply_patch
+from sd_tokenmerge.sites import find_sites, level_grid, native_latent_size
+
+
+@dataclass(frozen=True)
+class Outline:
+    """What is known of a pipeline from its configuration alone.
+
+    Attributes:
+        unet: the UNet on the meta device.
+        vae_scale_factor: pixels per latent, in height and width.
+    """
+
+    unet: UNet2DConditionModel
+    vae_scale_factor: int
+
+    @property
+    def native_size(self) -> tuple[int, int] | None:
+        """Height and width in pixels that the UNet was made for, where its configuration tells."""
+        latent = native_latent_size(self.unet)
+        if latent is None:
+            return None
+        return latent[0] * self.vae_scale_factor, latent[1] * self.vae_scale_factor
+
+
+def load_outline(
+    model: str, *, revision: str | None = None, local_files_only: bool = False
+) -> Outline:
+    """Build the UNet of a model from its configuration; no weights are read or downloaded.
+
+    Args:
+        model: diffusers folder, or hub id.
+        revision: of a hub id.
+        local_files_only: never ask the hub.
+
+    Raises:
+        ValueError: there is no such model, or it has no UNet.
+    """
+    path = Path(model).expanduser()
+    is_hub_id = model.count("/") == 1 and model[0] not in "./~"
+    if path.exists() or not is_hub_id:
+        if not (path / "unet" / "config.json").is_file():
+            raise ValueError(
+                f"`model` must be a diffusers folder with a unet/config.json, or a hub id, "
+                f"got {model!r}."
+            )
+        model = str(path)
+    source = {"revision": revision, "local_files_only": local_files_only}
+    unet_config = _load_config(UNet2DConditionModel, model, "unet", source)
+    if unet_config.get("_class_name", "UNet2DConditionModel") != "UNet2DConditionModel":
+        raise ValueError(
+            f"`model` must have a UNet2DConditionModel, got a {unet_config['_class_name']} "
+            f"in {model!r}."
+        )
+    vae_config = _load_config(AutoencoderKL, model, "vae", source)
+    with torch.device("meta"):
+        unet = UNet2DConditionModel.from_config(unet_config)
+    # AutoencoderTiny, which the sample pipeline has, names encoder and decoder apart.
+    channels = vae_config.get("block_out_channels") or vae_config["encoder_block_out_channels"]
+    return Outline(unet.eval(), 2 ** (len(channels) - 1))
+
+
+@dataclass(frozen=True)
+class PlannedSite:
+    """One self-attention and what a patch would do to it.
+
+    Attributes:
+        block: the block's name in the UNet.
+        level: 0 is the finest resolution.
+        heads: attention heads.
+        channels: C of its tokens.
+        grid: height and width in tokens.
+        tokens_before: N.
+        tokens_after: K; N where nothing is merged.
+        merged: whether the patch merges here.
+    """
+
+    block: str
+    level: int
+    heads: int
+    channels: int
+    grid: Grid
+    tokens_before: int
+    tokens_after: int
+    merged: bool
+
+
+def plan_sites(
+    outline: Outline,
+    method: str | Method = "atc",
+    *,
+    keep_rate: float = 0.5,
+    levels: int = 1,
+    height: int | None = None,
+    width: int | None = None,
+) -> list[PlannedSite]:
+    """What `apply_patch` would merge, for every self-attention in the order they run.
+
+    Args:
+        outline: the model.
+        method: as in `apply_patch`.
+        keep_rate: as in `apply_patch`.
+        levels: as in `apply_patch`.
+        height: of the image in pixels; default: what the UNet was made for.
+        width: likewise.
+
+    Raises:
+        ValueError: an argument is out of range, the size is unknown or no multiple of
+            `vae_scale_factor`, or the method cannot reach the keep rate at this size.
+    """
+    method = parse_method(method)
+    latent = _latent_size(outline, height, width)
+    with apply_patch(outline.unet, method, keep_rate=keep_rate, levels=levels) as handle:
+        rows = {row.block: row for row in handle.report().rows}
+    planned = []
+    for site in find_sites(outline.unet):
+        grid = level_grid(site.level, *latent)
+        merged = rows[site.path].merged
+        clusters = clusters_to_keep(grid.num_tokens, keep_rate) if merged else grid.num_tokens
+        if clusters < grid.num_tokens:
+            method.require_reachable(clusters, grid)
+        planned.append(
+            PlannedSite(
+                block=site.path,
+                level=site.level,
+                heads=site.heads,
+                channels=site.channels,
+                grid=grid,
+                tokens_before=grid.num_tokens,
+                tokens_after=clusters,
+                merged=merged,
+            )
+        )
+    return planned
+
+
+def _latent_size(outline: Outline, height: int | None, width: int | None) -> tuple[int, int]:
+    native = outline.native_size or (None, None)
+    scale = outline.vae_scale_factor
+    size = []
+    for name, given, default in (("height", height, native[0]), ("width", width, native[1])):
+        pixels = default if given is None else given
+        if pixels is None:
+            raise ValueError(f"`{name}` must be given: the model's configuration has no size.")
+        if pixels < scale or pixels % scale:
+            raise ValueError(f"`{name}` must be a positive multiple of {scale}, got {pixels}.")
+        size.append(pixels // scale)
+    return size[0], size[1]
+
+
+def _load_config(cls: Any, model: str, part: str, source: dict[str, Any]) -> dict[str, Any]:
+    try:
+        config: dict[str, Any] = cls.load_config(model, subfolder=part, **source)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(
+            f"`model` must be a diffusers folder or a hub id with a {part}, got {model!r}: {reason}"
+        ) from error
+    return config

@@ -1,0 +1,190 @@
+"""What a sweep would do: checked before anything is loaded, and how long it may take."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+
+from sd_tokenmerge.outline import Outline, load_outline, plan_sites
+from sd_tokenmerge.patcher import apply_patch
+from sd_tokenmerge.sampling.description import (
+    content_differences,
+    describe_run,
+    option_differences,
+    read_description,
+)
+from sd_tokenmerge.sampling.folder import check_folder
+from sd_tokenmerge.sampling.manifest import load_manifest, manifest_files
+from sd_tokenmerge.sampling.options import GenerateOptions, ResolvedOptions
+from sd_tokenmerge.sampling.plan import ImageJob, plan_images
+from sd_tokenmerge.sampling.resolve import resolve_options
+from sd_tokenmerge.sampling.status import run_status
+from sd_tokenmerge.sweep.options import SweepOptions
+from sd_tokenmerge.sweep.settings import RUNS, Setting, make_settings
+from sd_tokenmerge.sweep.state import STATE_FILE
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """One setting and the state of its run folder.
+
+    Attributes:
+        setting: what is to be made.
+        num_images: images of the run.
+        num_done: how many of them are there, intact.
+        seconds_per_image: median of those that were made; None where none was.
+        is_replaced: whether the folder holds a run with other options, which goes.
+    """
+
+    setting: Setting
+    num_images: int
+    num_done: int
+    seconds_per_image: float | None = None
+    is_replaced: bool = False
+
+    @property
+    def num_missing(self) -> int:
+        """Images still to be made."""
+        return self.num_images - self.num_done
+
+
+@dataclass(frozen=True)
+class SweepPlan:
+    """Everything a sweep consists of.
+
+    Attributes:
+        runs: one per setting, the unmerged pipeline first.
+        skipped: settings that are left out because the method cannot reach them, and why.
+    """
+
+    runs: tuple[PlannedRun, ...]
+    skipped: tuple[str, ...] = ()
+
+    @property
+    def num_missing(self) -> int:
+        """Images still to be made in all."""
+        return sum(run.num_missing for run in self.runs)
+
+    def seconds_left(self, run: PlannedRun) -> float | None:
+        """Estimated time to make what is missing of a run.
+
+        From its own images; where there are none, from the median of the other runs of the sweep;
+        None where there is no image at all. Loading and measuring are not counted.
+        """
+        known = [r.seconds_per_image for r in self.runs if r.seconds_per_image is not None]
+        if run.seconds_per_image is not None:
+            return run.num_missing * run.seconds_per_image
+        return run.num_missing * median(known) if known else None
+
+    @property
+    def total_seconds_left(self) -> float | None:
+        """Estimated time to make everything that is missing, in one process."""
+        parts = [self.seconds_left(run) for run in self.runs]
+        return None if None in parts else sum(part for part in parts if part is not None)
+
+
+def plan_sweep(options: SweepOptions, *, overwrite: bool = False) -> SweepPlan:
+    """Check all settings, and find out what is there already; writes nothing.
+
+    Args:
+        options: of the sweep.
+        overwrite: whether runs with other options will be replaced.
+
+    Raises:
+        ValueError: an option is bad, a method cannot reach a keep rate (without
+            `skip_unreachable`), or a folder holds something else.
+        OSError: a folder cannot be used.
+    """
+    _check_sweep_folder(Path(options.out))
+    settings = make_settings(options)
+    resolved = resolve_options(settings[0].options)
+    outline = _outline(resolved)
+    skipped = {} if outline is None else _find_unreachable(settings[1:], outline, resolved)
+    if skipped and not options.skip_unreachable:
+        name, reason = next(iter(skipped.items()))
+        raise ValueError(f"{name}: {reason} (--skip-unreachable leaves it out of the table.)")
+    kept = [setting for setting in settings if str(setting) not in skipped]
+    jobs = plan_images(resolved)
+    runs = tuple(_plan_run(setting, jobs, overwrite) for setting in kept)
+    notes = tuple(f"{name} is left out: {reason}" for name, reason in skipped.items())
+    return SweepPlan(runs, notes)
+
+
+def _outline(options: ResolvedOptions) -> Outline | None:
+    """The UNet without its weights; None for a single file without a configuration."""
+    model = options.model
+    if Path(model).is_file():
+        if options.model_config is None:
+            return None
+        model = options.model_config
+    return load_outline(model, revision=options.revision, local_files_only=options.local_files_only)
+
+
+def _find_unreachable(
+    settings: Sequence[Setting], outline: Outline, resolved: ResolvedOptions
+) -> dict[str, str]:
+    """The settings whose method cannot reach the keep rate, and why; other errors are raised."""
+    unreachable = {}
+    for setting in settings:
+        options = setting.options
+        _check_merging(options, outline)
+        try:
+            plan_sites(
+                outline,
+                options.method,
+                keep_rate=setting.keep_rate,
+                levels=options.levels,
+                height=resolved.height,
+                width=resolved.width,
+            )
+        except ValueError as error:
+            unreachable[str(setting)] = str(error)
+    return unreachable
+
+
+def _check_merging(options: GenerateOptions, outline: Outline) -> None:
+    """Refuse what `apply_patch` would refuse, with a method that can reach every keep rate."""
+    apply_patch(
+        outline.unet,
+        "atc",
+        levels=options.levels,
+        features=options.features,
+        merge=options.merge,
+        refresh_every=options.refresh_every,
+        share_layers=options.share_layers,
+        proportional_attention=options.proportional_attention,
+        seed=options.merge_seed,
+    ).remove()
+
+
+def _plan_run(setting: Setting, jobs: list[ImageJob], overwrite: bool) -> PlannedRun:
+    folder = setting.folder
+    resolved = resolve_options(setting.options)
+    check_folder(folder, resolved, overwrite)
+    description = read_description(folder) if folder.exists() else None
+    if description is None:
+        return PlannedRun(setting, len(jobs), 0)
+    if overwrite and (
+        option_differences(description, resolved)
+        or content_differences(description, describe_run(resolved, jobs))
+    ):
+        return PlannedRun(setting, len(jobs), 0, is_replaced=True)
+    records = load_manifest(manifest_files(folder)).records
+    seconds = median(record.seconds for record in records) if records else None
+    return PlannedRun(setting, len(jobs), run_status(folder).done, seconds)
+
+
+def _check_sweep_folder(folder: Path) -> None:
+    """Refuse a folder that holds something else than a sweep."""
+    if not folder.exists():
+        return
+    if not folder.is_dir():
+        raise NotADirectoryError(20, "Not a directory", str(folder))
+    names = {path.name for path in folder.iterdir() if not path.name.startswith(".")}
+    if names and STATE_FILE not in names and names != {RUNS}:
+        raise ValueError(
+            f"`out` must be a new or empty folder, or hold a sweep ({STATE_FILE}), got "
+            f"{str(folder)!r} with {min(names)!r} in it."
+        )

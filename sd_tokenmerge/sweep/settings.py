@@ -1,0 +1,97 @@
+"""The settings of a sweep: which run folder holds which method and keep rate."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+
+from sd_tokenmerge.methods import parse_method
+from sd_tokenmerge.report.cells import keep_rate_text
+from sd_tokenmerge.sampling.options import NO_METHOD, GenerateOptions
+from sd_tokenmerge.sweep.options import SweepOptions
+
+RUNS = "runs"
+"""Folder of the run folders."""
+
+_MERGING = (
+    "levels",
+    "features",
+    "merge",
+    "refresh_every",
+    "share_layers",
+    "proportional_attention",
+    "merge_seed",
+)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One column entry of the table, and the run behind it.
+
+    Attributes:
+        label: the method as the user wrote it, `"unmerged"` for the unmerged pipeline.
+        options: of its run; `options.out` is the run folder.
+    """
+
+    label: str
+    options: GenerateOptions
+
+    @property
+    def folder(self) -> Path:
+        """The run folder."""
+        return Path(self.options.out)
+
+    @property
+    def keep_rate(self) -> float:
+        """Fraction of the tokens that is kept."""
+        return 1.0 if self.options.keep_rate is None else self.options.keep_rate
+
+    @property
+    def is_baseline(self) -> bool:
+        """Whether this is the unmerged pipeline."""
+        return self.options.method == NO_METHOD
+
+    def __str__(self) -> str:
+        """For progress and messages."""
+        return self.label if self.is_baseline else f"{self.label}, {keep_rate_text(self.keep_rate)}"
+
+
+def make_settings(options: SweepOptions) -> list[Setting]:
+    """The unmerged pipeline, then every method at every keep rate below 1, highest first.
+
+    The unmerged run does not depend on how is merged, so that it stays when that changes.
+
+    Raises:
+        ValueError: a method string is bad, or two mean the same method.
+    """
+    runs = Path(options.out) / RUNS
+    defaults = {f.name: f.default for f in fields(GenerateOptions) if f.name in _MERGING}
+    unmerged = replace(
+        options.generation,
+        out=str(runs / "unmerged"),
+        method=NO_METHOD,
+        keep_rate=1.0,
+        **defaults,  # type: ignore[arg-type]
+    )
+    settings = [Setting("unmerged", unmerged)]
+    seen: dict[str, str] = {}
+    for label in options.methods:
+        method = str(parse_method(label))
+        if method in seen:
+            raise ValueError(
+                f"`methods` must hold each method once, got {seen[method]!r} and {label!r}."
+            )
+        seen[method] = label
+        for keep_rate in sorted(options.keep_rates, reverse=True):
+            if keep_rate < 1:
+                folder = runs / f"{_folder_name(method)}_keep-{keep_rate:g}"
+                run = replace(
+                    options.generation, out=str(folder), method=method, keep_rate=keep_rate
+                )
+                settings.append(Setting(label, run))
+    return settings
+
+
+def _folder_name(method: str) -> str:
+    return re.sub(r"[^A-Za-z0-9.=,-]+", "-", method)
