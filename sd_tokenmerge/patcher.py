@@ -77,6 +77,8 @@ def apply_patch(
     _require_integer("seed", seed, 0)
     if seed >= 2**63:
         raise ValueError(f"`seed` must be in [0, 2^63), got {seed}.")
+    _require_bool("share_layers", share_layers)
+    _require_bool("proportional_attention", proportional_attention)
     denoiser = find_denoiser(pipe)
     sites = find_sites(denoiser)
     merged = _finest(sites, levels, denoiser)
@@ -170,6 +172,11 @@ def _require_integer(name: str, value: int, low: int) -> None:
         raise TypeError(f"`{name}` must be an integer, got {value!r}.")
     if value < low:
         raise ValueError(f"`{name}` must be at least {low}, got {value}.")
+
+
+def _require_bool(name: str, value: bool) -> None:
+    if type(value) is not bool:
+        raise TypeError(f"`{name}` must be True or False, got {value!r}.")
 
 
 def _finest(sites: list[Site], levels: int, denoiser: nn.Module) -> list[Site]:

@@ -136,6 +136,7 @@ CHANGES = [
         {"added_cond_kwargs": {"image_embeds": [torch.linspace(-1, 1, 32).view(2, 1, 16)]}},
     ),
     Change("LoRA", add_lora, delete_lora),
+    Change("LoRA at half scale", add_lora, None, {"cross_attention_kwargs": {"scale": 0.5}}),
     Change("sequential offload", lambda u: accelerate.cpu_offload(u, execution_device="cpu")),
     Change("model offload", add_denoiser_hook, remove_hook_from_module),
     Change("hooks on the attentions", add_attention_hooks, remove_attention_hooks),

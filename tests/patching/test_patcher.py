@@ -178,6 +178,12 @@ class TestArguments:
             ({"levels": True}, TypeError, "`levels` must be an integer, got True"),
             ({"refresh_every": 0}, ValueError, "`refresh_every` must be at least 1, got 0"),
             ({"refresh_every": None}, TypeError, "`refresh_every` must be an integer, got None"),
+            ({"share_layers": "no"}, TypeError, "`share_layers` must be True or False, got 'no'"),
+            (
+                {"proportional_attention": 1},
+                TypeError,
+                "`proportional_attention` must be True or False, got 1",
+            ),
             ({"seed": -1}, ValueError, "`seed` must be at least 0, got -1"),
             ({"seed": 2**63}, ValueError, r"`seed` must be in \[0, 2\^63\)"),
             ({"features": "value"}, ValueError, "`features` must be one of input, keys, got"),
