@@ -14,7 +14,7 @@ export OMP_NUM_THREADS ?= $(CORES)
 export OMP_WAIT_POLICY ?= PASSIVE
 
 DEMO := demo
-DEMO_IMAGES_PER_CLASS ?= 3
+DEMO_IMAGES_PER_CLASS ?= 4
 DEMO_REFERENCES_PER_CLASS ?= 40
 
 .PHONY: demo test test-slow lint format bench clean
@@ -23,10 +23,11 @@ demo: $(READY)
 	$(BIN)/python scripts/render_sample_world.py --out $(DEMO)/reference \
 		--images-per-class $(DEMO_REFERENCES_PER_CLASS)
 	$(BIN)/sd-tokenmerge sweep --model samples/pipeline \
-		--methods "atc:linkage=average" --methods tome-sd --methods random \
-		--keep-rates 100 --keep-rates 70 --keep-rates 50 --keep-rates 40 \
+		--methods "atc:linkage=average tome-sd random" --keep-rates "100%,70%,50%,40%" \
 		--images-per-class $(DEMO_IMAGES_PER_CLASS) --batch-size 4 \
-		--reference $(DEMO)/reference --extractor efficientnet-lite0 --out $(DEMO)/sweep
+		--reference $(DEMO)/reference --extractor efficientnet-lite0 \
+		--cache $(DEMO)/cache --out $(DEMO)/sweep
+	@echo "The table is above; see also $(DEMO)/sweep: distance.png, contact_sheet.png, side_by_side.png"
 
 test: $(READY)
 	$(BIN)/python -m pytest

@@ -218,9 +218,8 @@ def jackknife(arguments: argparse.Namespace) -> None:
     cases = [(64, 400, 0.3), (64, 400, 0.0), (512, 500, 0.3), (512, 500, 0.15), (512, 500, 0.0)]
     if arguments.paper:
         cases = [(2048, 2000, 0.15)]
-    print(
-        "| D | N | apart | distance | true SD | jackknife | ratio | pairs: true SD | jackknife | ratio |"
-    )
+    columns = "D|N|apart|distance|true SD|jackknife|ratio|pairs: true SD|jackknife|ratio"
+    print("| " + columns.replace("|", " | ") + " |")
     print("|" + "---|" * 10)
     for size, count, apart in cases:
         draw = population(size, 0)

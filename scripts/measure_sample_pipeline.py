@@ -104,9 +104,7 @@ def generate(pipe: StableDiffusionPipeline, per_class: int, settings: dict) -> l
     """Pictures of every class under the protocol's seeds, a class at a time."""
     pictures = []
     for c in CLASSES:
-        generators = [
-            torch.Generator().manual_seed(image_seed(0, c, i)) for i in range(per_class)
-        ]
+        generators = [torch.Generator().manual_seed(image_seed(0, c, i)) for i in range(per_class)]
         images = pipe(
             [class_prompt(c)] * per_class,
             height=settings["size"],

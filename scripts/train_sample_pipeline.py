@@ -2,17 +2,22 @@
 
     python scripts/train_sample_pipeline.py --out runs/sample
 
-Stages: autoencoder, latents, denoiser (with its text encoder), decoder, export. Each resumes from its
-checkpoint in `--out`, so the command may be interrupted and repeated. The defaults are those of the
-committed weights.
+Stages: autoencoder, latents, denoiser (with its text encoder), decoder, export. Each resumes from
+its checkpoint in `--out`, so the command may be interrupted and repeated. Several processes share
+the steps when launched by torchrun (a 2-core CPU is faster with two processes of one thread than
+with one of two); the result depends on their number. The committed weights are of
+
+    OMP_NUM_THREADS=1 torchrun --nproc-per-node 2 scripts/train_sample_pipeline.py --out runs/sample
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from sample_training.autoencoder import autoencoder_loss, build_autoencoder, decoder_loss
 from sample_training.denoiser import Denoiser, denoiser_loss
 from sample_training.export import export_pipeline
@@ -26,6 +31,7 @@ STAGE_SEEDS = 10**9  # distance between the seeds of two stages
 def main() -> None:
     """Run the stages in order."""
     options = parse_options()
+    processes = start_processes()
     folder = options.out
     folder.mkdir(parents=True, exist_ok=True)
     seeds = [options.seed + stage * STAGE_SEEDS for stage in range(4)]
@@ -38,8 +44,14 @@ def main() -> None:
     )
     autoencoder.requires_grad_(False)
 
+    if processes > 1 and dist.get_rank() > 0:
+        dist.barrier()  # the first process writes the latents
     small = latent_set(autoencoder, folder, options.pictures, 256, seeds[1])
-    large = latent_set(autoencoder, folder, options.pictures // 10, 512, seeds[1] + options.pictures)
+    large = latent_set(
+        autoencoder, folder, options.pictures // 10, 512, seeds[1] + options.pictures
+    )
+    if processes > 1 and dist.get_rank() == 0:
+        dist.barrier()
     scaling = round(1 / float(small[0].float().std()), 4)
 
     torch.manual_seed(options.seed + 1)
@@ -48,18 +60,25 @@ def main() -> None:
     schedule = Schedule(
         options.denoiser_steps, learning_rate=1e-3, warmup=200, ema_decay=0.999, save_every=250
     )
-    sets = [(*small, 32, 1), (*large, 4, 10)]
+    sets = [(*small, 32 // processes, 1), (*large, 4 // processes, 10)]
     Trainer(denoiser, schedule, folder, "denoiser").run(
-        denoiser_loss(denoiser, tokenizer, sets, scaling, seeds[2])
+        denoiser_loss(denoiser, tokenizer, sets, scaling, seeds[2], processes)
     )
 
     autoencoder.decoder.requires_grad_(True)
     schedule = Schedule(options.decoder_steps, learning_rate=5e-4, ema_decay=0.995)
-    Trainer(autoencoder, schedule, folder, "decoder").run(
-        decoder_loss(autoencoder, seeds[3])
-    )
-    export_pipeline(autoencoder, denoiser, tokenizer, scaling, options.pipeline)
-    print(f"written to {options.pipeline}")
+    Trainer(autoencoder, schedule, folder, "decoder").run(decoder_loss(autoencoder, seeds[3]))
+    if processes == 1 or dist.get_rank() == 0:
+        export_pipeline(autoencoder, denoiser, tokenizer, scaling, options.pipeline)
+        print(f"written to {options.pipeline}")
+
+
+def start_processes() -> int:
+    """Join the processes that torchrun started; their number."""
+    if "RANK" not in os.environ:
+        return 1
+    dist.init_process_group("gloo")
+    return dist.get_world_size()
 
 
 def parse_options() -> argparse.Namespace:
@@ -71,7 +90,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--autoencoder-steps", type=int, default=1400)
     parser.add_argument("--pictures", type=int, default=8192, help="pictures the denoiser sees")
-    parser.add_argument("--denoiser-steps", type=int, default=4000)
+    parser.add_argument("--denoiser-steps", type=int, default=2800)
     parser.add_argument("--decoder-steps", type=int, default=400)
     options = parser.parse_args()
     options.pipeline = options.pipeline or options.out / "pipeline"

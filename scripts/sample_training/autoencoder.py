@@ -21,9 +21,9 @@ LATENT_NOISE = 0.05
 def build_autoencoder() -> AutoencoderTiny:
     """An AutoencoderTiny (8x downsampling, 8 latent channels) that starts as a thumbnail.
 
-    From a random start, colours take far longer to learn than shapes. So three of the channels begin
-    as a plain 8x8 box filter of red, green and blue, carried through every layer to the picture; the
-    rest of the network then learns what a thumbnail lacks.
+    From a random start, colours take far longer to learn than shapes. So three of the channels
+    begin as a plain 8x8 box filter of red, green and blue, carried through every layer to the
+    picture; the rest of the network then learns what a thumbnail lacks.
     """
     model = AutoencoderTiny(
         encoder_block_out_channels=(WIDTH,) * 4,
@@ -88,8 +88,8 @@ def reconstruction_loss(decoded: Tensor, pictures: Tensor) -> Tensor:
 def autoencoder_loss(model: AutoencoderTiny, seed: int) -> Callable[[int], Tensor]:
     """Loss of stage 1: reconstruction of crops from latents with a little noise."""
 
-    def loss(step: int) -> Tensor:
-        pictures = picture_batch(seed + step, 8, PICTURE // 2).to(model.device)
+    def loss(draw: int) -> Tensor:
+        pictures = picture_batch(seed + draw, 8, PICTURE // 2).to(model.device)
         with torch.autocast(pictures.device.type, dtype=torch.bfloat16):
             latents = model.encode(pictures).latents
             decoded = model.decode(latents + LATENT_NOISE * torch.randn_like(latents)).sample
@@ -101,8 +101,8 @@ def autoencoder_loss(model: AutoencoderTiny, seed: int) -> Callable[[int], Tenso
 def decoder_loss(model: AutoencoderTiny, seed: int) -> Callable[[int], Tensor]:
     """Loss of stage 4: the same with a frozen encoder and more noise, as a denoiser would leave."""
 
-    def loss(step: int) -> Tensor:
-        pictures = picture_batch(seed + step, 8, PICTURE // 2).to(model.device)
+    def loss(draw: int) -> Tensor:
+        pictures = picture_batch(seed + draw, 8, PICTURE // 2).to(model.device)
         with torch.autocast(pictures.device.type, dtype=torch.bfloat16):
             with torch.no_grad():
                 latents = model.encode(pictures).latents

@@ -39,7 +39,9 @@ def export_pipeline(
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     pipe.vae.to(torch.float16)
-    pipe.unet.to(torch.float16)  # the tiny text encoder stays float32: transformers keeps file dtypes
+    pipe.unet.to(
+        torch.float16
+    )  # the tiny text encoder stays float32: transformers keeps file dtypes
     pipe.save_pretrained(partial)
     (partial / "sample.json").write_text(json.dumps(SETTINGS, indent=2) + "\n")
     shutil.rmtree(folder, ignore_errors=True)

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from diffusers import AutoencoderTiny
-from sample_world import CLASSES, render
 from safetensors.torch import load_file, save_file
+from sample_world import CLASSES, render
 from torch import Tensor
 
 BATCH = 16
@@ -43,10 +43,12 @@ def latent_set(
             if start % (BATCH * 20) == 0:
                 elapsed = time.perf_counter() - started
                 left = elapsed / (start + BATCH) * (count - start - BATCH) / 60
-                print(f"latents {size} px: {start + BATCH}/{count}, {left:.1f} min left", flush=True)
+                print(
+                    f"latents {size} px: {start + BATCH}/{count}, {left:.1f} min left", flush=True
+                )
         classes = torch.tensor([CLASSES[i % len(CLASSES)] for i in range(count)])
         partial = path.with_suffix(".partial")
-        save_file({"latents": torch.cat(chunks), "classes": classes}, partial)
+        save_file({"latents": torch.cat(chunks).contiguous(), "classes": classes}, partial)
         os.replace(partial, path)
     stored = load_file(path)
     return stored["latents"], stored["classes"]

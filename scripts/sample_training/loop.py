@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 
@@ -33,10 +34,11 @@ class Schedule:
 
 
 class Trainer:
-    """Runs `loss(step) -> scalar` for the steps of a schedule, resuming from its checkpoint.
+    """Runs `loss(draw) -> scalar` for the steps of a schedule, resuming from its checkpoint.
 
-    A stage draws its data from the step number alone, so an interrupted and resumed run sees the same
-    batches as an uninterrupted one.
+    A stage draws its data from the number `draw` alone, which is the step for one process and
+    `step * processes + rank` for several (whose gradients are averaged). So an interrupted and
+    resumed run sees the same batches as an uninterrupted one.
     """
 
     def __init__(self, module: nn.Module, schedule: Schedule, folder: Path, name: str) -> None:
@@ -46,6 +48,8 @@ class Trainer:
         self.optimizer = torch.optim.AdamW(
             self.parameters, lr=schedule.learning_rate, betas=(0.9, 0.98), weight_decay=0.01
         )
+        self.rank = dist.get_rank() if dist.is_initialized() else 0
+        self.processes = dist.get_world_size() if dist.is_initialized() else 1
         self.average = [p.detach().clone() for p in self.parameters]
         self.step = 0
         if self.path.exists():
@@ -58,16 +62,20 @@ class Trainer:
         while self.step < self.schedule.steps:
             for group in self.optimizer.param_groups:
                 group["lr"] = self._learning_rate()
-            torch.manual_seed(self.step)
-            value = loss(self.step)
+            draw = self.step * self.processes + self.rank
+            torch.manual_seed(draw)
+            value = loss(draw)
             self.optimizer.zero_grad(set_to_none=True)
             value.backward()
+            self._share_gradients()
             nn.utils.clip_grad_norm_(self.parameters, 1.0)
             self.optimizer.step()
             self.step += 1
             self._update_average()
-            shown = float(value.detach()) if not shown else 0.98 * shown + 0.02 * float(value.detach())
-            if self.step % 20 == 0 or self.step == self.schedule.steps:
+            shown = (
+                float(value.detach()) if not shown else 0.98 * shown + 0.02 * float(value.detach())
+            )
+            if self.rank == 0 and (self.step % 20 == 0 or self.step == self.schedule.steps):
                 elapsed = time.perf_counter() - started
                 left = elapsed / (self.step - first) * (self.schedule.steps - self.step)
                 print(
@@ -79,6 +87,18 @@ class Trainer:
                 self._save()
         self.use_average()
 
+    def _share_gradients(self) -> None:
+        if self.processes == 1:
+            return
+        gradients = [p.grad for p in self.parameters if p.grad is not None]
+        flat = torch.cat([g.reshape(-1) for g in gradients])
+        dist.all_reduce(flat)
+        flat /= self.processes
+        for gradient, shared in zip(
+            gradients, flat.split([g.numel() for g in gradients]), strict=True
+        ):
+            gradient.copy_(shared.view_as(gradient))
+
     @torch.no_grad()
     def use_average(self) -> None:
         """Put the averaged weights into the module, where averaging is on."""
@@ -89,7 +109,9 @@ class Trainer:
     def _learning_rate(self) -> float:
         done = self.step / self.schedule.steps
         warm = min(1.0, (self.step + 1) / self.schedule.warmup)
-        return self.schedule.learning_rate * warm * (0.02 + 0.98 * (1 + math.cos(math.pi * done)) / 2)
+        return (
+            self.schedule.learning_rate * warm * (0.02 + 0.98 * (1 + math.cos(math.pi * done)) / 2)
+        )
 
     @torch.no_grad()
     def _update_average(self) -> None:
@@ -99,6 +121,8 @@ class Trainer:
         torch._foreach_lerp_(self.average, self.parameters, 1 - decay)
 
     def _save(self) -> None:
+        if self.rank != 0:
+            return
         state = {
             "module": self.module.state_dict(),
             "optimizer": self.optimizer.state_dict(),

@@ -1,4 +1,4 @@
-"""The text side: a byte-level BPE tokenizer of the world's prompts and a small CLIP text encoder."""
+"""The text side: a byte-level BPE tokenizer of the prompts and a small CLIP text encoder."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from sd_tokenmerge.sampling.imagenet import class_prompt
 
-MAX_LENGTH = 40
+MAX_LENGTH = 48
 SPECIAL = ["<|startoftext|>", "<|endoftext|>"]
 
 

@@ -28,7 +28,10 @@ class Pen:
     def pixel(self, point: Point) -> Point:
         """Pixel coordinates of a point in unit coordinates."""
         x, y = point[0] * self.squeeze, point[1]
-        turned = (x * cos(self.angle) - y * sin(self.angle), x * sin(self.angle) + y * cos(self.angle))
+        turned = (
+            x * cos(self.angle) - y * sin(self.angle),
+            x * sin(self.angle) + y * cos(self.angle),
+        )
         return (
             self.center[0] + self.radius * turned[0],
             self.center[1] + self.radius * turned[1],
@@ -47,15 +50,17 @@ class Pen:
             half = pixels / 2
             self.draw.ellipse((x - half, y - half, x + half, y + half), fill=fill)
 
-    def ellipse(
-        self, center: Point, radii: Point | float, fill: Color, angle: float = 0.0
-    ) -> None:
+    def ellipse(self, center: Point, radii: Point | float, fill: Color, angle: float = 0.0) -> None:
         """Fill an ellipse with half-axes `radii`, turned by `angle` within the object."""
         self.polygon(ellipse_points(center, radii, angle), fill)
 
 
 def ellipse_points(
-    center: Point, radii: Point | float, angle: float = 0.0, start: float = 0.0, stop: float = 2 * pi
+    center: Point,
+    radii: Point | float,
+    angle: float = 0.0,
+    start: float = 0.0,
+    stop: float = 2 * pi,
 ) -> list[Point]:
     """Points on an elliptic arc."""
     a, b = radii if isinstance(radii, tuple) else (radii, radii)
@@ -65,7 +70,10 @@ def ellipse_points(
         t = start + (stop - start) * step / steps
         x, y = a * cos(t), b * sin(t)
         points.append(
-            (center[0] + x * cos(angle) - y * sin(angle), center[1] + x * sin(angle) + y * cos(angle))
+            (
+                center[0] + x * cos(angle) - y * sin(angle),
+                center[1] + x * sin(angle) + y * cos(angle),
+            )
         )
     return points
 
