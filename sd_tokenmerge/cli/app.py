@@ -6,7 +6,8 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import wraps
 from importlib import import_module
 from importlib.util import find_spec
 from inspect import cleandoc
@@ -39,7 +40,7 @@ class _Subcommands(TyperGroup):
             module = import_module(f"sd_tokenmerge.cli.{cmd_name}")
             function = getattr(module, f"{cmd_name}_command")
             single = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-            single.command(cmd_name, help=_unwrap(function.__doc__))(function)
+            single.command(cmd_name, help=_unwrap(function.__doc__))(_interruptible(function))
             self.commands[cmd_name] = typer.main.get_command(single)
         return self.commands[cmd_name]
 
@@ -50,6 +51,19 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
+
+
+def _interruptible(function: Callable[..., None]) -> Callable[..., None]:
+    """Report Ctrl-C with what the command says about it; typer would drop the message."""
+
+    @wraps(function)
+    def command(*args: Any, **kwargs: Any) -> None:
+        try:
+            function(*args, **kwargs)
+        except KeyboardInterrupt as error:
+            raise UserError(str(error) or "interrupted.", exit_code=130) from error
+
+    return command
 
 
 def _unwrap(text: str) -> str:
@@ -84,13 +98,19 @@ def run(arguments: Sequence[str]) -> int:
     except UserError as error:
         if os.environ.get("SD_TOKENMERGE_TRACEBACK"):
             traceback.print_exception(error)
-        print(f"error: {error}", file=sys.stderr)
+        _report(str(error), own=error.exit_code not in (2, 130))
         return error.exit_code
     except _ClickException as error:
         message = error.format_message().rstrip(".")
         command = error.ctx.command_path if getattr(error, "ctx", None) else "sd-tokenmerge"
-        print(f"error: {message}. See `{command} --help`.", file=sys.stderr)
+        _report(f"{message}. See `{command} --help`.")
         return 2
-    except (typer.Abort, KeyboardInterrupt) as error:
-        print(f"error: {error}" if str(error) else "error: interrupted.", file=sys.stderr)
-        return 130
+
+
+def _report(message: str, *, own: bool = False) -> None:
+    """Print an error, of processes launched together only the first one's or each its own."""
+    rank = os.environ.get("RANK", "0")
+    if rank == "0":
+        print(f"error: {message}", file=sys.stderr)
+    elif own:
+        print(f"error: process {rank}: {message}", file=sys.stderr)

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -141,7 +142,7 @@ class Run:
 
     def prepare(self, stack: ExitStack, pipe: Any, overwrite: bool) -> None:
         """Load and patch the pipeline, lock the folder, find out what is to be done."""
-        self._workers: Workers = find_workers()
+        self._workers: Workers = find_workers(self._options.device)
         self._options = replace(
             self._options, device=self._workers.own_device(self._options.device)
         )
@@ -215,11 +216,13 @@ class Run:
         try:
             with stop_on_signals(self._progress.stopping) as request:
                 self._work(request)
-                complete = self._workers.wait(lambda: self._is_patient(request))
+                is_patient = partial(self._is_patient, request)
+                complete = self._workers.wait(is_patient)
+                generated = sum(self._workers.done())
+                self._workers.leave(is_patient)
         finally:
             if self._workers.rank == 0:
                 self._progress.stop()
-        generated = sum(self._workers.done())
         if not complete or generated < len(self._todo.missing):
             done = self._todo.already_there + generated
             raise RunStopped(
@@ -256,12 +259,14 @@ class Run:
                 self._show()
                 if request.signal_number:
                     self._workers.take_no_more()
+            writer.close()
         except BaseException:
-            self._workers.take_no_more()
             with suppress(OSError):
                 writer.close()
+            with suppress(RuntimeError):  # the first process may be gone
+                self._workers.take_no_more()
+                self._workers.fail()
             raise
-        writer.close()
 
     def _show(self) -> None:
         if self._workers.rank == 0:

@@ -1,11 +1,12 @@
 """One process or many: who I am, and which batch is next.
 
-Several processes are started by `accelerate launch`; batches are handed out by one shared counter,
-so that a slow process takes fewer and no two take the same.
+Several processes are started by `accelerate launch`, or by torchrun, which that uses. Batches are
+handed out by one shared counter, so that a slow process takes fewer and no two take the same.
 """
 
 from __future__ import annotations
 
+import atexit
 import os
 import time
 from collections.abc import Callable
@@ -48,12 +49,21 @@ class Workers(Protocol):
     def done(self) -> list[int]:
         """Images finished so far, by process."""
 
-    def wait(self, while_waiting: Callable[[], bool]) -> bool:
-        """Wait until every process is here, or until the function, called meanwhile, is false.
+    def wait(self, is_patient: Callable[[], bool]) -> bool:
+        """Wait until no process works any more.
+
+        Args:
+            is_patient: called meanwhile; the waiting ends when it returns false.
 
         Returns:
-            Whether every process is here.
+            Whether all came to their end.
         """
+
+    def leave(self, is_patient: Callable[[], bool]) -> None:
+        """Say goodbye after `wait`; none of the above may be called any more."""
+
+    def fail(self) -> None:
+        """Tell the others that this process ends with an error."""
 
 
 class OneProcess:
@@ -85,21 +95,28 @@ class OneProcess:
     def done(self) -> list[int]:  # noqa: D102
         return [self._done]
 
-    def wait(self, while_waiting: Callable[[], bool]) -> bool:  # noqa: D102
+    def wait(self, is_patient: Callable[[], bool]) -> bool:  # noqa: D102
         return True
+
+    def leave(self, is_patient: Callable[[], bool]) -> None:  # noqa: D102
+        return
+
+    def fail(self) -> None:  # noqa: D102
+        return
 
 
 class LaunchedProcess:
     """One of the processes that `accelerate launch` started, on one machine or several."""
 
-    def __init__(self) -> None:
+    def __init__(self, device: str) -> None:
         from accelerate import PartialState
 
-        state = PartialState()
+        state = PartialState(cpu=torch.device(device).type == "cpu")
         self.rank = int(state.process_index)
         self.count = int(state.num_processes)
         self._device = str(state.device)
         self._store = self._open_store()
+        atexit.register(state.destroy_process_group)
 
     def own_device(self, device: str) -> str:  # noqa: D102
         return device if torch.device(device).type == "cpu" else self._device
@@ -123,18 +140,23 @@ class LaunchedProcess:
     def done(self) -> list[int]:  # noqa: D102
         return [int(self._store.add(f"done-{rank}", 0)) for rank in range(self.count)]
 
-    def wait(self, while_waiting: Callable[[], bool]) -> bool:  # noqa: D102
+    def wait(self, is_patient: Callable[[], bool]) -> bool:  # noqa: D102
         # Not a barrier: those give up after some minutes, less than a slow batch may take.
-        if not self._gather("arrived", while_waiting):
-            return False
-        # The store lives in the first process; the others still read it.
-        self._store.add("left", 1)
-        return self.rank != 0 or self._gather("left", while_waiting, arrive=False)
+        return self._gather("arrived", is_patient)
 
-    def _gather(self, key: str, while_waiting: Callable[[], bool], *, arrive: bool = True) -> bool:
-        here = int(self._store.add(key, int(arrive)))
+    def leave(self, is_patient: Callable[[], bool]) -> None:  # noqa: D102
+        if self.rank == 0:  # the counters live here, and the others still read them
+            self._gather("left", is_patient)
+        else:
+            self._store.add("left", 1)
+
+    def fail(self) -> None:  # noqa: D102
+        self._store.add("failed", 1)
+
+    def _gather(self, key: str, is_patient: Callable[[], bool]) -> bool:
+        here = int(self._store.add(key, 1))
         while here < self.count:
-            if not while_waiting():
+            if int(self._store.add("failed", 0)) or not is_patient():
                 return False
             time.sleep(_POLL_S)
             here = int(self._store.add(key, 0))
@@ -151,8 +173,12 @@ class LaunchedProcess:
         return TCPStore(host, self.broadcast(0), is_master=False)
 
 
-def find_workers() -> Workers:
-    """This process's place among those that were launched together."""
+def find_workers(device: str) -> Workers:
+    """This process's place among those that were launched together.
+
+    Args:
+        device: where the pipeline is to run.
+    """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        return LaunchedProcess()
+        return LaunchedProcess(device)
     return OneProcess()
