@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -17,7 +18,9 @@ from sd_tokenmerge.cli.progress import ConsoleProgress
 
 if TYPE_CHECKING:
     from sd_tokenmerge.fid.evaluate import Comparison
+    from sd_tokenmerge.fid.features import FeatureSet
     from sd_tokenmerge.fid.image_change import PairedChange
+    from sd_tokenmerge.fid.statistics import Statistics
 
 
 def fid_command(
@@ -68,6 +71,10 @@ def fid_command(
     manifold: Annotated[
         bool, typer.Option("--manifold", help="Add precision, recall, density and coverage.")
     ] = False,
+    kid_subset_size: Annotated[
+        int | None,
+        typer.Option(help="Also average KID over 100 random subsets of this size.", min=2),
+    ] = None,
     assume_protocol: Annotated[
         str | None,
         typer.Option(help="How the images of a foreign .npz file were prepared."),
@@ -90,9 +97,13 @@ def fid_command(
         raise UserError("give two image sets, or one with --save-statistics.")
     if no_cache and cache is not None:
         raise UserError("--cache and --no-cache exclude each other.")
-    with user_errors(), _progress() as progress:
-        from sd_tokenmerge.fid.evaluate import ExtractionOptions, compare
+    if save is not None and save.suffix != ".npz":
+        raise UserError(f"--save-statistics must end in .npz, got `{save}`.")
+    with user_errors(), _progress() as progress, _process_group(device):
+        from sd_tokenmerge.fid.evaluate import ExtractionOptions, compare, load_set
 
+        if download_weights and extractor == "inception" and weights is None:
+            _download()
         extraction = ExtractionOptions(
             extractor=extractor,
             protocol=protocol,
@@ -106,90 +117,33 @@ def fid_command(
             cache=False if no_cache else cache or True,
             progress=progress,
         )
-        if generated is None:
-            assert save is not None
-            _save(reference, save, extraction)
+        load = partial(load_set, assume_protocol=assume_protocol, **extraction)
+        first = load(reference)
+        second = None if generated is None else load(generated)
+        unmerged = None if baseline is None else load(baseline)
+        if not _is_main_process():
+            return
+        if second is None:
+            _save(first, save)
             return
         result = compare(
-            reference,
-            generated,
-            baseline=baseline,
+            first,
+            second,
+            baseline=unmerged,
             standard_error=not no_standard_errors,
+            kid_subset_size=kid_subset_size,
             manifold=manifold,
-            assume_protocol=assume_protocol,
             force=force,
-            **extraction,
         )
-        change = None
-        if baseline is not None and baseline.is_dir() and generated.is_dir() and not force:
-            from sd_tokenmerge.fid.image_change import paired_change
-
-            change = paired_change(baseline, generated)
-    if not _is_main_process():
-        return
+        change = None if force else _paired_change(baseline, generated, unmerged, second)
     if as_json:
         print(json.dumps(_to_json(result, change), indent=2))
         return
+    from sd_tokenmerge.fid.summary import format_comparison
+
     for warning in result.warnings:
         print(f"note: {warning}", file=sys.stderr)
     print(format_comparison(result, change))
-
-
-def format_comparison(result: Comparison, change: PairedChange | None = None) -> str:
-    """A result as aligned lines of text."""
-    name = "FID" if result.extractor == "inception" else "FD"
-    rows = [
-        (name, _with_error(result.fid, result.fid_se)),
-        ("KID x 1000", _with_error(_thousand(result.kid), _thousand(result.kid_se))),
-    ]
-    if result.delta is not None:
-        delta = result.delta
-        mark = {None: "", True: "  exceeds 2 SE", False: "  within 2 SE"}[delta.significant]
-        rows += [
-            (f"{name} - baseline", _with_error(delta.fid, delta.fid_se, sign="+") + mark),
-            (
-                "KID x 1000 - baseline",
-                _with_error(_thousand(delta.kid), _thousand(delta.kid_se), sign="+"),
-            ),
-        ]
-    if change is not None:
-        rows += [
-            ("PSNR to baseline", f"{change.psnr:.2f} dB ({change.num_identical} identical)"),
-            ("SSIM to baseline", f"{change.ssim:.4f}"),
-        ]
-    if result.manifold is not None:
-        rows += [
-            ("precision, recall", f"{result.manifold.precision:.4f}, {result.manifold.recall:.4f}"),
-            ("density, coverage", f"{result.manifold.density:.4f}, {result.manifold.coverage:.4f}"),
-        ]
-    known = [count if count is not None else "unknown" for count in _counts(result)]
-    rows += [
-        ("images", f"{known[0]} reference, {known[1]} generated"),
-        ("features", f"{result.num_features} of {result.extractor}, weights {_short(result)}"),
-        ("protocol", f"{result.protocol}, {result.precision}"),
-    ]
-    if result.groups is not None:
-        rows.append(("standard errors", f"jackknife, {result.groups}"))
-    width = max(len(label) for label, _ in rows)
-    return "\n".join(f"{label:<{width}}  {value}" for label, value in rows)
-
-
-def _counts(result: Comparison) -> tuple[int | None, int | None]:
-    return result.num_reference, result.num_generated
-
-
-def _short(result: Comparison) -> str:
-    return (result.weights_sha256 or "unknown")[:8]
-
-
-def _thousand(value: float | None) -> float | None:
-    return None if value is None else 1000 * value
-
-
-def _with_error(value: float | None, error: float | None, sign: str = "") -> str:
-    if value is None:
-        return "-"
-    return f"{value:{sign}.3f}" + ("" if error is None else f" ± {error:.3f}")
 
 
 def _to_json(result: Comparison, change: PairedChange | None) -> dict[str, object]:
@@ -199,19 +153,46 @@ def _to_json(result: Comparison, change: PairedChange | None) -> dict[str, objec
         values["change"] = {
             "psnr": None if identical else change.psnr,  # JSON has no infinity
             "ssim": change.ssim,
+            "feature_distance": change.feature_distance,
             "num_identical": change.num_identical,
         }
     return values
 
 
-def _save(folder: Path, target: Path, extraction: object) -> None:
-    from sd_tokenmerge.fid.features import extract_features
+def _paired_change(
+    baseline: Path | None,
+    generated: Path | None,
+    original: FeatureSet | Statistics | None,
+    changed: FeatureSet | Statistics,
+) -> PairedChange | None:
+    """Change of each picture, where both sets are folders."""
+    from sd_tokenmerge.fid.features import FeatureSet
+    from sd_tokenmerge.fid.image_change import paired_change
+
+    if not isinstance(original, FeatureSet) or not isinstance(changed, FeatureSet):
+        return None
+    if baseline is None or generated is None or not (baseline.is_dir() and generated.is_dir()):
+        return None
+    return paired_change(baseline, generated, features=(original, changed))
+
+
+def _save(source: FeatureSet | Statistics, target: Path | None) -> None:
+    from sd_tokenmerge.fid.features import FeatureSet
     from sd_tokenmerge.fid.statistics import save_statistics
 
-    features = extract_features(folder, **extraction)  # type: ignore[arg-type]
+    if target is None or not isinstance(source, FeatureSet):
+        raise UserError("--save-statistics needs images, got statistics without features.")
+    save_statistics(source, target)
+    print(f"{target}: {source.num_images} images, {source.space}")
+
+
+def _download() -> None:
+    from sd_tokenmerge.fid.inception_weights import PUBLIC_FILES, download_inception_weights
+
     if _is_main_process():
-        save_statistics(features, target)
-        print(f"{target}: {features.num_images} images, {features.space}")
+        file = PUBLIC_FILES[0]
+        print(f"Weights: {file.name}, {file.size_mb} MB unless there already.", file=sys.stderr)
+        download_inception_weights()
 
 
 def _is_main_process() -> bool:
@@ -219,10 +200,24 @@ def _is_main_process() -> bool:
 
 
 @contextmanager
+def _process_group(device: str | None) -> Iterator[None]:
+    """Leave the group of processes in the end, if this is one of several."""
+    try:
+        yield
+    finally:
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            from sd_tokenmerge.fid.processes import Processes
+
+            Processes.current(device).leave()
+
+
+@contextmanager
 def _progress() -> Iterator[Callable[[int, int], None]]:
     bar = ConsoleProgress("Features")
 
     def advance(done: int, total: int) -> None:
+        if not _is_main_process():
+            return
         if done == 0:
             bar.stop()
             bar.start(total, 0)

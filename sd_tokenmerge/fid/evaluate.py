@@ -21,7 +21,13 @@ from sd_tokenmerge.fid.jackknife import (
     jackknife_error,
     make_groups,
 )
-from sd_tokenmerge.fid.kid import kernel_distance, kernel_replicates, self_similarity
+from sd_tokenmerge.fid.kid import (
+    SubsetKID,
+    kernel_distance,
+    kernel_replicates,
+    self_similarity,
+    subset_kid,
+)
 from sd_tokenmerge.fid.manifold import Manifold, compare_manifolds
 from sd_tokenmerge.fid.statistics import Statistics, load_statistics
 
@@ -81,6 +87,7 @@ class Comparison:
             features, and for fewer than 40 images.
         kid: kernel distance, all pairs; None without features.
         kid_se: its standard error.
+        kid_subsets: KID over random subsets as other packages print it, where asked for.
         num_reference: images in the reference; None where a foreign file does not say.
         num_generated: images in the generated set; None likewise.
         num_features: D.
@@ -100,6 +107,7 @@ class Comparison:
     fid_se: float | None
     kid: float | None
     kid_se: float | None
+    kid_subsets: SubsetKID | None
     num_reference: int | None
     num_generated: int | None
     num_features: int
@@ -117,6 +125,8 @@ class Comparison:
     def to_dict(self) -> dict[str, object]:
         """Plain values for JSON."""
         values = asdict(self)
+        if self.kid_subsets is not None:
+            values["kid_subsets"] = self.kid_subsets._asdict()
         if self.delta is not None:
             values["delta"]["significant"] = self.delta.significant
         return values
@@ -182,6 +192,7 @@ class Evaluator:
         *,
         standard_error: bool = True,
         kid: bool = True,
+        kid_subset_size: int | None = None,
         manifold: bool = False,
         assume_protocol: str | None = None,
         **extraction: Unpack[ExtractionOptions],
@@ -192,6 +203,8 @@ class Evaluator:
             reference: folder of images, `.npz` file, `FeatureSet` or `Statistics`.
             standard_error: compute errors (20 distances per set: seconds for thousands of images).
             kid: compute the kernel distance.
+            kid_subset_size: also average it over 100 random subsets of this size, as torchmetrics
+                and torch-fidelity do (theirs is 1,000).
             manifold: compute precision, recall, density and coverage.
             assume_protocol: how the images of a foreign `.npz` file were prepared.
             extraction: options of `extract_features`.
@@ -201,6 +214,7 @@ class Evaluator:
         """
         self._standard_error = standard_error
         self._kid = kid
+        self._kid_subset_size = kid_subset_size
         self._manifold = manifold
         self._assume_protocol = assume_protocol
         self._extraction = extraction
@@ -241,6 +255,7 @@ class Evaluator:
             fid_se=_error(measured.fid_replicates),
             kid=measured.kid,
             kid_se=_error(measured.kid_replicates),
+            kid_subsets=self._compare_subsets(target),
             num_reference=self._reference.gaussian.num_images,
             num_generated=measured.num_images,
             num_features=self._reference.gaussian.num_features,
@@ -312,6 +327,15 @@ class Evaluator:
             num_baseline=baseline.num_images,
         )
 
+    def _compare_subsets(self, target: _Prepared) -> SubsetKID | None:
+        if self._kid_subset_size is None:
+            return None
+        if target.features is None or self._reference.features is None:
+            raise ValueError("`kid_subset_size` needs features, got statistics without them.")
+        return subset_kid(
+            target.features, self._reference.features, subset_size=self._kid_subset_size
+        )
+
     def _compare_manifolds(self, target: _Prepared) -> Manifold | None:
         if not self._manifold:
             return None
@@ -327,6 +351,7 @@ def compare(
     baseline: Source | None = None,
     standard_error: bool = True,
     kid: bool = True,
+    kid_subset_size: int | None = None,
     manifold: bool = False,
     assume_protocol: str | None = None,
     force: bool = False,
@@ -341,6 +366,7 @@ def compare(
         reference,
         standard_error=standard_error,
         kid=kid,
+        kid_subset_size=kid_subset_size,
         manifold=manifold,
         assume_protocol=assume_protocol,
         **extraction,

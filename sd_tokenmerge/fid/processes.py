@@ -39,6 +39,11 @@ class Processes:
         state = PartialState(cpu=on_cpu)
         return cls(state.process_index, state.num_processes, state.device)
 
+    def leave(self) -> None:
+        """End the group, if there is one; torch warns of groups that are left standing."""
+        if self.world > 1 and torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+
     @property
     def is_main(self) -> bool:
         """Whether this process reads and writes the cache."""

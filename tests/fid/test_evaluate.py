@@ -12,7 +12,7 @@ from sd_tokenmerge.fid.distance import Gaussian, squared_wasserstein
 from sd_tokenmerge.fid.evaluate import Comparison, Evaluator, compare, load_set
 from sd_tokenmerge.fid.features import FeatureSet, FeatureSpace, extract_features
 from sd_tokenmerge.fid.jackknife import frechet_replicates, jackknife_error, make_groups
-from sd_tokenmerge.fid.kid import kernel_distance
+from sd_tokenmerge.fid.kid import kernel_distance, subset_kid
 from sd_tokenmerge.fid.manifold import compare_manifolds
 from sd_tokenmerge.fid.statistics import Statistics, save_statistics
 from tests.fid.toy import toy_extractor
@@ -149,6 +149,15 @@ def test_few_images_have_no_error_and_a_warning() -> None:
     assert result.kid is not None
     assert result.groups is None
     assert [warning.split(" images")[0] for warning in result.warnings] == ["reference: 10"]
+
+
+def test_subsets_are_an_option() -> None:
+    result = compare(REFERENCE, GENERATED, kid_subset_size=50)
+    assert result.kid_subsets == subset_kid(GENERATED.features, REFERENCE.features, subset_size=50)
+    values = json.loads(json.dumps(result.to_dict()))
+    assert values["kid_subsets"] == {"mean": result.kid_subsets[0], "std": result.kid_subsets[1]}
+    with pytest.raises(ValueError, match=r"`subset_size` must be in \[2, 80\], got 1000"):
+        compare(REFERENCE, GENERATED, kid_subset_size=1000)
 
 
 def test_what_is_not_asked_for_is_not_computed() -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import os
 import socket
 import subprocess
@@ -14,24 +15,32 @@ from sd_tokenmerge.fid.processes import Processes
 from tests.fid.pictures import fill
 from tests.fid.toy import toy_extractor
 
+Pair = list[subprocess.Popen[str]]
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 
-def launch(folder: Path, extractor: str, targets: list[Path]) -> list[subprocess.Popen[str]]:
+def start(module: list[str], rank_arguments: tuple[list[str], list[str]] = ([], [])) -> Pair:
+    """Run `python -m MODULE...` as two processes of one group, as torchrun would."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     group = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     return [
         subprocess.Popen(
-            [sys.executable, "-m", "tests.fid.two_processes", folder, extractor, target],
+            [sys.executable, "-m", *module, *own],
             cwd=REPOSITORY,
             env={**os.environ, **group, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
         )
-        for rank, target in enumerate(targets)
+        for rank, own in enumerate(rank_arguments)
     ]
+
+
+def launch(folder: Path, extractor: str, targets: list[Path]) -> Pair:
+    module = ["tests.fid.two_processes", str(folder), extractor]
+    return start(module, ([str(targets[0])], [str(targets[1])]))
 
 
 @pytest.mark.slow
@@ -74,6 +83,17 @@ def test_a_failure_in_one_process_ends_both(tmp_path: Path) -> None:
     assert all(process.returncode != 0 for process in processes)
     assert "3_0.png' cannot be read" in errors[1]
     assert "Another process could not extract its images" in errors[0]
+
+
+@pytest.mark.slow
+def test_the_command_prints_once(tmp_path: Path) -> None:
+    folders = [fill(tmp_path / name, 3, 2) for name in ("a", "b")]
+    arguments = [*folders, "--extractor", "efficientnet-lite0", "--device", "cpu", "--json"]
+    processes = start(["sd_tokenmerge", "fid", *map(str, arguments)])
+    outputs = [process.communicate(timeout=110) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], outputs
+    assert abs(json.loads(outputs[0][0])["fid"]) < 1e-6
+    assert outputs[1][0] == ""
 
 
 @pytest.mark.parametrize(("total", "world"), [(10, 3), (9, 3), (2, 3), (1, 1)])
