@@ -87,7 +87,7 @@ def load_statistics(
 
     Args:
         path: an `.npz` file; nothing in it is unpickled.
-        assume_protocol: what a foreign file was made with; required for one, refused for ours.
+        assume_protocol: what a foreign file was made with; required for one, checked against ours.
         assume_extractor: the network of a foreign file.
 
     Raises:
@@ -99,9 +99,13 @@ def load_statistics(
         raise ValueError(f"The statistics file {str(path)!r} does not exist.")
     arrays = read_arrays(path, _ARRAYS)
     if "metadata" in arrays:
-        if assume_protocol is not None:
-            raise ValueError(f"`assume_protocol` is for foreign files, but {str(path)!r} is ours.")
-        return _ours(path, arrays)
+        features = _ours(path, arrays)
+        if assume_protocol not in (None, features.space.protocol):
+            raise ValueError(
+                f"{str(path)!r} was made with the protocol {features.space.protocol}, which "
+                f"contradicts `assume_protocol`, got {assume_protocol!r}."
+            )
+        return features
     if assume_protocol is None:
         raise ValueError(
             f"{str(path)!r} does not say how its images were resized: name the protocol with "

@@ -85,6 +85,7 @@ def test_text_names_everything_that_matters(
     assert "2 SE" in values["FD - baseline"]
     assert values["PSNR to baseline"].endswith("dB (0 identical)")
     assert "SSIM to baseline" in values
+    assert float(values["features to baseline"]) > 0
     assert "precision, recall" in values
 
 
