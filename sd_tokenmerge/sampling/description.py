@@ -78,7 +78,7 @@ def read_description(folder: Path) -> Description | None:
     except FileNotFoundError:
         return None
     except ValueError as error:
-        raise ValueError(f"{path} is damaged ({error}).") from error
+        raise ValueError(f"{path} is damaged ({error}); remove the folder.") from error
     if not isinstance(description, dict) or description.get("format") != FORMAT:
         raise ValueError(f"{path} must be of format {FORMAT}: it is of another version.")
     return description

@@ -93,18 +93,21 @@ def check_folder(folder: Path, options: ResolvedOptions, overwrite: bool) -> Non
         _refuse_differences(folder, option_differences(description, options))
 
 
-def settle_description(folder: Path, new: Description, overwrite: bool) -> Description | None:
+def settle_description(
+    folder: Path, new: Description, options: ResolvedOptions, overwrite: bool
+) -> Description | None:
     """Write `run.json`, or check it against the one that is there; the folder must be locked.
 
     Returns:
         The description that was there and stays, None if the new one was written.
 
     Raises:
-        ValueError: the folder holds a run with other content, and not `overwrite`.
+        ValueError: the folder holds a run with other options or content, and not `overwrite`.
     """
     old = read_description(folder)
     if old is not None and not overwrite:
-        _refuse_differences(folder, content_differences(old, new))
+        differences = option_differences(old, options) + content_differences(old, new)
+        _refuse_differences(folder, differences)
         return old
     if old is not None:
         for path in folder.iterdir():
@@ -171,5 +174,5 @@ def _refuse_differences(folder: Path, differences: list[str]) -> None:
         raise ValueError(
             f"`out` must be a new folder or hold a run with the same options, got {str(folder)!r}, "
             f"which differs (there -> now): {'; '.join(differences)}. Choose another folder, or "
-            f"overwrite the old run."
+            f"replace the old run with `overwrite`."
         )

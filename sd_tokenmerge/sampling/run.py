@@ -163,7 +163,7 @@ class Run:
     def _settle_folder(self, stack: ExitStack, overwrite: bool) -> _ToDo:
         """Let the first process look after the folder; all get its result, or its error."""
         result: _ToDo | Exception | None = None
-        if self._workers.rank == 0:
+        if self.is_first_process:
             try:
                 result = self._set_up_folder(stack, overwrite)
             except (ValueError, OSError) as error:
@@ -186,7 +186,7 @@ class Run:
         if self._shard[1] > 1:
             stack.callback(self._unite_shards)
         lock = stack.enter_context(lock_folder(self.folder, *self._shard))
-        before = settle_description(self.folder, description, overwrite)
+        before = settle_description(self.folder, description, self._options, overwrite)
         lock.end_set_up()
         if before is not None and (changed := version_differences(before, description)):
             self._progress.note(
@@ -211,17 +211,17 @@ class Run:
     def execute(self) -> RunSummary:
         """Generate what is missing; see `generate`."""
         start = time.perf_counter()
-        if self._workers.rank == 0:
+        if self.is_first_process:
             self._progress.start(len(self._own_jobs), self._todo.already_there)
         try:
-            with stop_on_signals(self._progress.stopping) as request:
+            with stop_on_signals(self._on_signal) as request:
                 self._work(request)
                 is_patient = partial(self._is_patient, request)
                 complete = self._workers.wait(is_patient)
                 generated = sum(self._workers.done())
                 self._workers.leave(is_patient)
         finally:
-            if self._workers.rank == 0:
+            if self.is_first_process:
                 self._progress.stop()
         if not complete or generated < len(self._todo.missing):
             done = self._todo.already_there + generated
@@ -229,7 +229,7 @@ class Run:
                 f"stopped after the current batch: {done} of {len(self._own_jobs)} images are "
                 f"done. Run the same command again to go on."
             )
-        if self._workers.rank == 0:
+        if self.is_first_process:
             unite_manifests(self.folder, *self._shard)
         return RunSummary(
             folder=str(self.folder),
@@ -268,8 +268,12 @@ class Run:
                 self._workers.fail()
             raise
 
+    def _on_signal(self) -> None:
+        if self.is_first_process:
+            self._progress.stopping()
+
     def _show(self) -> None:
-        if self._workers.rank == 0:
+        if self.is_first_process:
             self._progress.update(self._workers.done())
 
     def _is_patient(self, request: StopRequest) -> bool:

@@ -43,6 +43,18 @@ class Sampler:
     """
 
     def __init__(self, pipe: Any, options: ResolvedOptions):
+        """Sample with `pipe`, patched or not, as `options` say.
+
+        Raises:
+            ValueError: noise cannot be drawn where the options want it.
+        """
+        kind = torch.device(options.device).type
+        if options.noise_device not in ("cpu", kind):
+            raise ValueError(
+                f"`noise_device` must be cpu or the pipeline's own kind of device, {kind}, "
+                f"got {options.noise_device!r}."
+            )
+        self._noise_device = "cpu" if options.noise_device == "cpu" else options.device
         self._pipe = pipe
         self._options = options
         self._encoded: OrderedDict[str, dict[str, Tensor]] = OrderedDict()
@@ -55,7 +67,7 @@ class Sampler:
         start = time.perf_counter()
         encoded = [self._encode(job.prompt) for job in jobs]
         inputs = {name: torch.cat([one[name] for one in encoded]) for name in encoded[0]}
-        generators = [torch.Generator(options.noise_device).manual_seed(job.seed) for job in jobs]
+        generators = [torch.Generator(self._noise_device).manual_seed(job.seed) for job in jobs]
         with attention_context(options.attention_backend):
             output = self._pipe(
                 **inputs,

@@ -236,6 +236,16 @@ def test_other_options_in_the_same_folder_are_refused_with_a_diff(
     assert images(whole) == before
 
 
+def test_options_are_compared_again_under_the_lock(
+    make_options: MakeOptions, tiny_pipe: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As if another process had written its run.json after the first look.
+    generate(make_options(), pipe=tiny_pipe)
+    monkeypatch.setattr(run_module, "check_folder", lambda *arguments: None)
+    with pytest.raises(ValueError, match="steps: 2 -> 3"):
+        generate(make_options(steps=3), pipe=tiny_pipe)
+
+
 def test_another_model_under_the_same_name_is_refused(
     make_options: MakeOptions, tiny_model: Path, tiny_pipe: Any, tmp_path: Path
 ) -> None:

@@ -90,6 +90,12 @@ def test_each_prompt_is_encoded_once_and_the_empty_one_once() -> None:
     assert len(calls) == 3  # two prompts and the unconditional branch
 
 
+def test_noise_comes_from_the_cpu_or_the_pipelines_device() -> None:
+    for device in ("cuda", "nonsense"):
+        with pytest.raises(ValueError, match="`noise_device` must be cpu or"):
+            Sampler(tiny_sd15(), resolved(noise_device=device))
+
+
 @pytest.mark.parametrize("backend", ["math", "flash", "eager", "sliced"])
 def test_attention_backends_agree(backend: str) -> None:
     job = ImageJob(0, 0, 1, "a cat")

@@ -1,0 +1,70 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from sd_tokenmerge.sampling.load import load_pipeline
+from sd_tokenmerge.sampling.manifest import read_manifest
+from sd_tokenmerge.sampling.options import GenerateOptions
+from sd_tokenmerge.sampling.run import generate
+from tests.sampling.ldm_checkpoint import save_single_file
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tiny_pipe: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("checkpoint") / "tiny.safetensors"
+    save_single_file(tiny_pipe, path)
+    return path
+
+
+def test_a_single_file_loads_what_the_folder_holds(
+    checkpoint: Path, tiny_model: Path, tiny_pipe: Any
+) -> None:
+    pipe = load_pipeline(
+        GenerateOptions(out="-", model=str(checkpoint), model_config=str(tiny_model), device="cpu")
+    )
+    assert type(pipe) is type(tiny_pipe)
+    for part in ("unet", "vae", "text_encoder"):
+        ours, theirs = getattr(pipe, part).state_dict(), getattr(tiny_pipe, part).state_dict()
+        assert ours.keys() == theirs.keys()
+        for name, tensor in theirs.items():
+            assert torch.equal(ours[name], tensor), name
+
+
+def test_a_run_can_use_a_single_file(checkpoint: Path, tiny_model: Path, tmp_path: Path) -> None:
+    common: dict[str, Any] = {
+        **{"classes": (1,), "height": 32, "width": 32, "steps": 2},
+        **{"method": "tome-sd", "device": "cpu"},
+    }
+    folder, single = tmp_path / "folder", tmp_path / "single"
+    generate(GenerateOptions(out=str(folder), model=str(tiny_model), **common))
+    options = GenerateOptions(
+        out=str(single), model=str(checkpoint), model_config=str(tiny_model), **common
+    )
+    assert generate(options).generated == 2
+    hashes = [[record.sha256 for record in read_manifest(out)] for out in (folder, single)]
+    assert hashes[0] == hashes[1]
+
+
+def test_without_hub_or_configuration_the_message_says_what_to_give(checkpoint: Path) -> None:
+    options = GenerateOptions(out="-", model=str(checkpoint), device="cpu", local_files_only=True)
+    with pytest.raises(ValueError, match="give a folder with them as `model_config`"):
+        load_pipeline(options)
+
+
+def test_a_damaged_file_is_refused(checkpoint: Path, tmp_path: Path) -> None:
+    for suffix, data in ((".safetensors", checkpoint.read_bytes()[:1000]), (".ckpt", b"garbage")):
+        path = tmp_path / f"model{suffix}"
+        path.write_bytes(data)
+        with pytest.raises(ValueError, match=r"`model` .* cannot be loaded") as caught:
+            load_pipeline(GenerateOptions(out="-", model=str(path), device="cpu"))
+        assert "\n" not in str(caught.value)
+
+
+def test_a_safety_checker_cannot_come_from_a_single_file(checkpoint: Path) -> None:
+    options = GenerateOptions(out="-", model=str(checkpoint), device="cpu", safety_checker=True)
+    with pytest.raises(ValueError, match="`safety_checker` must be off"):
+        load_pipeline(options)
