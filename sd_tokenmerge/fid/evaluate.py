@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
-from typing import TYPE_CHECKING, TypedDict
+from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor
 
+from sd_tokenmerge.fid.comparison import Comparison, Delta
 from sd_tokenmerge.fid.distance import Gaussian, rank_warning, squared_wasserstein
-from sd_tokenmerge.fid.features import FeatureSet, extract_features
+from sd_tokenmerge.fid.features import FeatureSet
 from sd_tokenmerge.fid.jackknife import (
     Groups,
     frechet_replicates,
@@ -29,107 +26,21 @@ from sd_tokenmerge.fid.kid import (
     subset_kid,
 )
 from sd_tokenmerge.fid.manifold import Manifold, compare_manifolds
-from sd_tokenmerge.fid.statistics import Statistics, load_statistics
+from sd_tokenmerge.fid.sources import ExtractionOptions, Source, load_set
+from sd_tokenmerge.fid.statistics import Statistics
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-Source = str | os.PathLike[str] | FeatureSet | Statistics
-
-
-class ExtractionOptions(TypedDict, total=False):
-    """Options of `extract_features`, where they are documented."""
-
-    extractor: str
-    protocol: str
-    weights: str | os.PathLike[str] | None
-    download_weights: bool
-    allow_unknown_weights: bool
-    precision: str
-    batch_size: int
-    num_workers: int | None
-    device: str | torch.device | None
-    cache: str | os.PathLike[str] | bool
-    progress: Callable[[int, int], None] | None
-
-
-@dataclass(frozen=True)
-class Delta:
-    """Difference to the unmerged baseline (generated minus baseline; positive is worse).
-
-    Attributes:
-        fid: difference of the Fréchet distances.
-        fid_se: its standard error, paired: both sets lose the same images at a time.
-        kid: difference of the KIDs.
-        kid_se: its standard error, paired.
-        num_baseline: images in the baseline.
-    """
-
-    fid: float
-    fid_se: float | None
-    kid: float | None
-    kid_se: float | None
-    num_baseline: int | None
-
-    @property
-    def significant(self) -> bool | None:
-        """Whether `fid` exceeds two standard errors; None without an error."""
-        return None if self.fid_se is None else abs(self.fid) > 2 * self.fid_se
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """The result, with everything that another number must share to be comparable.
-
-    Attributes:
-        fid: Fréchet distance in the extractor's features (an FID only with `inception`).
-        fid_se: its standard error over the generated images; None for saved statistics without
-            features, and for fewer than 40 images.
-        kid: kernel distance, all pairs; None without features.
-        kid_se: its standard error.
-        kid_subsets: KID over random subsets as other packages print it, where asked for.
-        num_reference: images in the reference; None where a foreign file does not say.
-        num_generated: images in the generated set; None likewise.
-        num_features: D.
-        extractor: name of the network.
-        protocol: name of the image preparation.
-        precision: of the network's arithmetic.
-        weights_sha256: of the network's weights; None where a foreign file does not say.
-        assumed: whether extractor and protocol are the user's word.
-        groups: what the errors' jackknife deleted at a time; None without errors.
-        delta: difference to the baseline, where one was given.
-        manifold: precision, recall, density, coverage, where asked for.
-        warnings: what a reader of the number should know.
-        seconds: time taken in all.
-    """
-
-    fid: float
-    fid_se: float | None
-    kid: float | None
-    kid_se: float | None
-    kid_subsets: SubsetKID | None
-    num_reference: int | None
-    num_generated: int | None
-    num_features: int
-    extractor: str
-    protocol: str
-    precision: str
-    weights_sha256: str | None
-    assumed: bool
-    groups: str | None
-    delta: Delta | None
-    manifold: Manifold | None
-    warnings: tuple[str, ...]
-    seconds: float
-
-    def to_dict(self) -> dict[str, object]:
-        """Plain values for JSON."""
-        values = asdict(self)
-        if self.kid_subsets is not None:
-            values["kid_subsets"] = self.kid_subsets._asdict()
-        if self.delta is not None:
-            values["delta"]["significant"] = self.delta.significant
-        return values
+__all__ = [
+    "Comparison",
+    "Delta",
+    "Evaluator",
+    "ExtractionOptions",
+    "Source",
+    "compare",
+    "load_set",
+]
 
 
 @dataclass(eq=False)
@@ -372,29 +283,6 @@ def compare(
         **extraction,
     )
     return evaluator.compare(generated, baseline=baseline, force=force)
-
-
-def load_set(
-    source: Source,
-    *,
-    assume_protocol: str | None = None,
-    **extraction: Unpack[ExtractionOptions],
-) -> FeatureSet | Statistics:
-    """Features or statistics of a folder, an `.npz` file, or something loaded already.
-
-    Raises:
-        ValueError: the source does not exist, or as `extract_features` and `load_statistics`.
-    """
-    if isinstance(source, FeatureSet | Statistics):
-        return source
-    path = Path(source)
-    if path.suffix == ".npz" and not path.is_dir():
-        return load_statistics(
-            path,
-            assume_protocol=assume_protocol,
-            assume_extractor=extraction.get("extractor", "inception"),
-        )
-    return extract_features(path, **extraction)
 
 
 def _error(replicates: Tensor | None) -> float | None:

@@ -99,13 +99,13 @@ def load_statistics(
         raise ValueError(f"The statistics file {str(path)!r} does not exist.")
     arrays = read_arrays(path, _ARRAYS)
     if "metadata" in arrays:
-        features = _ours(path, arrays)
-        if assume_protocol not in (None, features.space.protocol):
+        ours = _ours(path, arrays)
+        if assume_protocol not in (None, ours.space.protocol):
             raise ValueError(
-                f"{str(path)!r} was made with the protocol {features.space.protocol}, which "
+                f"{str(path)!r} was made with the protocol {ours.space.protocol}, which "
                 f"contradicts `assume_protocol`, got {assume_protocol!r}."
             )
-        return features
+        return ours
     if assume_protocol is None:
         raise ValueError(
             f"{str(path)!r} does not say how its images were resized: name the protocol with "

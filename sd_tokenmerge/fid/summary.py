@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sd_tokenmerge.fid.evaluate import Comparison
+from sd_tokenmerge.fid.comparison import Comparison
 from sd_tokenmerge.fid.image_change import PairedChange
 
 
