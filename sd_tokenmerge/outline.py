@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers import UNet2DConditionModel
 
 from sd_tokenmerge.methods import parse_method
 from sd_tokenmerge.methods.base import Grid, Method
@@ -50,23 +51,13 @@ def load_outline(
     Raises:
         ValueError: there is no such model, or it has no UNet.
     """
-    path = Path(model).expanduser()
-    is_hub_id = model.count("/") == 1 and model[0] not in "./~"
-    if path.exists() or not is_hub_id:
-        if not (path / "unet" / "config.json").is_file():
-            raise ValueError(
-                f"`model` must be a diffusers folder with a unet/config.json, or a hub id, "
-                f"got {model!r}."
-            )
-        model = str(path)
-    source = {"revision": revision, "local_files_only": local_files_only}
-    unet_config = _load_config(UNet2DConditionModel, model, "unet", source)
+    unet_config = _read_config(model, "unet/config.json", revision, local_files_only)
     if unet_config.get("_class_name", "UNet2DConditionModel") != "UNet2DConditionModel":
         raise ValueError(
             f"`model` must have a UNet2DConditionModel, got a {unet_config['_class_name']} "
             f"in {model!r}."
         )
-    vae_config = _load_config(AutoencoderKL, model, "vae", source)
+    vae_config = _read_config(model, "vae/config.json", revision, local_files_only)
     with torch.device("meta"):
         unet = UNet2DConditionModel.from_config(unet_config)
     # AutoencoderTiny, which the sample pipeline has, names encoder and decoder apart.
@@ -124,7 +115,8 @@ def plan_sites(
     """
     method = parse_method(method)
     latent = _latent_size(outline, height, width)
-    with apply_patch(outline.unet, method, keep_rate=keep_rate, levels=levels) as handle:
+    # With a method that reaches every keep rate: what `method` reaches depends on the size.
+    with apply_patch(outline.unet, "atc", keep_rate=keep_rate, levels=levels) as handle:
         rows = {row.block: row for row in handle.report().rows}
     planned = []
     for site in find_sites(outline.unet):
@@ -145,6 +137,7 @@ def plan_sites(
                 merged=merged,
             )
         )
+    apply_patch(outline.unet, method, keep_rate=keep_rate, levels=levels).remove()
     return planned
 
 
@@ -162,12 +155,32 @@ def _latent_size(outline: Outline, height: int | None, width: int | None) -> tup
     return size[0], size[1]
 
 
-def _load_config(cls: Any, model: str, part: str, source: dict[str, Any]) -> dict[str, Any]:
+def _read_config(
+    model: str, file: str, revision: str | None, local_files_only: bool
+) -> dict[str, Any]:
+    path = Path(model).expanduser()
+    is_hub_id = not path.exists() and model.count("/") == 1 and model[0] not in "./~"
+    if not is_hub_id:
+        path = path / file
+        if not path.is_file():
+            raise ValueError(
+                f"`model` must be a diffusers folder with a {file}, or a hub id, got {model!r}."
+            )
+    else:
+        from huggingface_hub import hf_hub_download
+
+        try:
+            downloaded = hf_hub_download(
+                model, file, revision=revision, local_files_only=local_files_only
+            )
+        except (OSError, ValueError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise ValueError(
+                f"`model` {model!r} is no local path, and its {file} cannot be fetched ({reason})."
+            ) from error
+        path = Path(downloaded)
     try:
-        config: dict[str, Any] = cls.load_config(model, subfolder=part, **source)
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ValueError(
-            f"`model` must be a diffusers folder or a hub id with a {part}, got {model!r}: {reason}"
-        ) from error
+        config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error}).") from error
     return config

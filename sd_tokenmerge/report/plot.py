@@ -76,7 +76,8 @@ def plot_distance(
     )
     axes.set_title("Distance to the reference set", loc="left", fontsize=11)
     bars = "difference to unmerged,\npaired by seed" if paired else "distance"
-    _legend(figure, f"bars: ± 1 SE of the\n{bars}")
+    with_bars = paired or any(row.fid_se is not None for row in measured)
+    _legend(figure, f"bars: ± 1 SE of the\n{bars}" if with_bars else None)
     return figure
 
 
@@ -221,7 +222,7 @@ def _label(axes: Axes, keep_rates: Sequence[float], quantity: str) -> None:
     axes.spines["top"].set_visible(False)
 
 
-def _legend(figure: Figure, title: str) -> None:
+def _legend(figure: Figure, title: str | None) -> None:
     handles, labels = figure.axes[0].get_legend_handles_labels()
     methods_first = sorted(range(len(labels)), key=lambda i: not hasattr(handles[i], "has_yerr"))
     figure.legend(

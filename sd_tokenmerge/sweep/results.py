@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from statistics import median
@@ -20,6 +20,7 @@ from sd_tokenmerge.report.published import ATC_SOURCE, atc_table2
 from sd_tokenmerge.report.rows import BASELINE, Conditions, SweepRow
 from sd_tokenmerge.report.table import csv_text, json_text, latex, markdown
 from sd_tokenmerge.sampling.description import read_description
+from sd_tokenmerge.sampling.imagenet import CLASSES
 from sd_tokenmerge.sampling.manifest import ImageRecord, read_manifest
 from sd_tokenmerge.sweep.options import SweepOptions
 from sd_tokenmerge.sweep.settings import Setting
@@ -105,8 +106,12 @@ def draw_pictures(
     settings: Sequence[Setting], records: Sequence[ImageRecord], conditions: Conditions
 ) -> dict[str, bytes]:
     """The contact sheet, and unmerged beside merged, by file name."""
+    of_pictures = replace(
+        conditions, num_generated=None, num_reference=None, extractor=None, protocol=None
+    )
+    caption = f"Same seed in all pictures of a group; {of_pictures.line()}"
     grids = [_grid(settings, record) for record in records]
-    drawn = {"contact_sheet.png": contact_sheet(grids, caption=conditions.line())}
+    drawn = {"contact_sheet.png": contact_sheet(grids, caption=caption)}
     merged = [setting for setting in settings if not setting.is_baseline]
     if merged:
         first = [setting for setting in merged if setting.label == merged[0].label]
@@ -114,8 +119,8 @@ def draw_pictures(
         drawn["side_by_side.png"] = side_by_side(
             [(settings[0].folder / r.file, chosen.folder / r.file) for r in records],
             ("unmerged", f"{keep_rate_text(chosen.keep_rate)} of the tokens"),
-            headings=[record.prompt for record in records],
-            caption=f"{chosen.label}, same seeds; {conditions.line()}",
+            headings=[_heading(settings[0], record) for record in records],
+            caption=f"Merged by {chosen.label}. {caption}",
         )
     return {name: _png(picture) for name, picture in drawn.items()}
 
@@ -137,7 +142,7 @@ def _grid(settings: Sequence[Setting], record: ImageRecord) -> PictureGrid:
     labels = list(dict.fromkeys(s.label for s in settings if not s.is_baseline)) or ["unmerged"]
     keep_rates = sorted({setting.keep_rate for setting in settings}, reverse=True)
     return PictureGrid(
-        heading=f"{record.prompt} Seed {record.seed}",
+        heading=_heading(settings[0], record),
         rows=labels,
         columns=[keep_rate_text(keep_rate) for keep_rate in keep_rates],
         cells=[
@@ -145,6 +150,12 @@ def _grid(settings: Sequence[Setting], record: ImageRecord) -> PictureGrid:
             for label in labels
         ],
     )
+
+
+def _heading(setting: Setting, record: ImageRecord) -> str:
+    """The class, or the prompt where prompts were given."""
+    is_class = setting.options.prompts is None
+    return CLASSES[record.class_index].short_name if is_class else record.prompt
 
 
 def _said(measured: Sequence[tuple[Setting, Measurement]]) -> list[str]:

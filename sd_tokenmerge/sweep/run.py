@@ -30,7 +30,7 @@ from sd_tokenmerge.sweep.results import (
     sha256,
 )
 from sd_tokenmerge.sweep.settings import Setting
-from sd_tokenmerge.sweep.state import Measurement, SweepState
+from sd_tokenmerge.sweep.state import STATE_FILE, Measurement, SweepState
 
 
 class SweepProgress(Protocol):
@@ -109,7 +109,8 @@ class _Sweep:
         """Check everything and load the model, where it is needed; writes nothing."""
         self._options = options
         self._progress = progress
-        self._workers: Workers = find_workers()
+        self._model = resolve_options(options.generation)
+        self._workers: Workers = find_workers(self._model.device)
         self._folder = Path(options.out)
         self._lock = FileLock(self._folder / ".sweep.lock")
         self._plan: SweepPlan = self._agree(lambda: plan_sweep(options, overwrite=overwrite))
@@ -142,11 +143,12 @@ class _Sweep:
                 f"`out` must not be in use, got {str(self._folder)!r}: another sweep is running "
                 f"there."
             ) from None
-        self._state.write(self._folder)
+        if not (self._folder / STATE_FILE).exists():
+            self._state.write(self._folder)
 
     def _load_pipeline(self) -> Any:
-        resolved = resolve_options(self._plan.runs[0].setting.options)
-        return load_pipeline(replace(resolved, device=self._workers.own_device(resolved.device)))
+        device = self._workers.own_device(self._model.device)
+        return load_pipeline(replace(self._model, device=device))
 
     def execute(self) -> SweepSummary | None:
         """Do everything that is not done yet."""

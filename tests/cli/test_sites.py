@@ -1,0 +1,82 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from sd_tokenmerge.cli.app import run
+from tests.tiny_models import tiny_sd15
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> str:
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    tiny_sd15().save_pretrained(folder)
+    return str(folder)
+
+
+def test_sd15_merges_5_of_16_blocks(shared, capsys):
+    model = str(shared / "model-configs" / "stable-diffusion-v1-5")
+    assert run(["sites", "--model", model]) == 0
+    first, blank, *table = capsys.readouterr().out.splitlines()
+    assert first == (
+        "5 of 16 self-attentions are merged by atc at keep rate 0.5: 4,096 -> 2,048 tokens."
+    )
+    assert blank == ""
+    assert table[0].split() == ["block", "level", "grid", "heads", "channels", "tokens", "after"]
+    assert table[1].split() == [
+        "down_blocks.0.attentions.0.transformer_blocks.0",
+        *("0", "64x64", "8", "320", "4,096", "2,048"),
+    ]
+    assert sum(line.endswith("not merged") for line in table) == 11
+    assert len(table) == 17
+
+
+def test_options_and_json(model, capsys):
+    options = ["--method", "tome-sd", "--keep-rate", "0.7", "--levels", "2"]
+    command = ["sites", "--model", model, *options, "--height", "64", "--width", "96", "--json"]
+    assert run(command) == 0
+    sites = json.loads(capsys.readouterr().out)
+    assert len(sites) == 16
+    merged = [site for site in sites if site["merged"]]
+    assert len(merged) == 10
+    assert merged[0] == {
+        "block": "down_blocks.0.attentions.0.transformer_blocks.0",
+        "level": 0,
+        "heads": 8,
+        "channels": 32,
+        "grid": {"height": 8, "width": 12},
+        "tokens_before": 96,
+        "tokens_after": 68,
+        "merged": True,
+    }
+
+
+def test_the_size_a_sample_was_made_for_is_its_default(model, tmp_path, capsys):
+    import shutil
+
+    shutil.copytree(model, tmp_path / "sample")
+    (tmp_path / "sample" / "sample.json").write_text('{"size": 64}')
+    assert run(["sites", "--model", str(tmp_path / "sample")]) == 0
+    assert "64 -> 32 tokens" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--keep-rate", "0"], "`keep_rate` must be in (0, 1], got 0.0"),
+        (["--keep-rate", "0.4", "--method", "tome"], "a keep rate of at least 0.5"),
+        (["--method", "atc:linkage=ward"], "linkage must be single|complete|average"),
+        (["--size", "100"], "`height` must be a positive multiple of 8, got 100"),
+        (["--size", "64", "--width", "64"], "--size excludes --height and --width"),
+        (["--levels", "0"], "`levels` must be at least 1"),
+        (["--model", "/nowhere/at/all"], "`model` must be a diffusers folder"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(model, options, message, capsys):
+    assert run(["sites", "--model", model, *options]) == 2
+    out, error = capsys.readouterr()
+    assert out == ""
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+    assert message in error

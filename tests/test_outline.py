@@ -1,0 +1,112 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from sd_tokenmerge.outline import load_outline, plan_sites
+from sd_tokenmerge.patcher import apply_patch
+from tests.tiny_models import tiny_sd15, tiny_sdxl, unet_inputs
+
+
+@pytest.fixture(scope="module")
+def tiny_folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    tiny_sd15().save_pretrained(folder)
+    return folder
+
+
+PUBLISHED = {
+    "stable-diffusion-v1-5": ((512, 512), 16, 5, (64, 64)),
+    "stable-diffusion-2-1": ((768, 768), 16, 5, (96, 96)),
+    "stable-diffusion-xl-base-1.0": ((1024, 1024), 70, 10, (64, 64)),
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_full_size_models_need_no_weights(shared, name):
+    size, num_sites, num_merged, grid = PUBLISHED[name]
+    outline = load_outline(str(shared / "model-configs" / name))
+    assert outline.native_size == size
+    assert {parameter.device.type for parameter in outline.unet.parameters()} == {"meta"}
+    sites = plan_sites(outline, "atc", keep_rate=0.5)
+    assert len(sites) == num_sites
+    merged = [site for site in sites if site.merged]
+    assert len(merged) == num_merged
+    assert {site.grid for site in merged} == {grid}
+    tokens = grid[0] * grid[1]
+    assert {(s.tokens_before, s.tokens_after) for s in merged} == {(tokens, tokens // 2)}
+    rest = [site for site in sites if not site.merged]
+    assert all(site.tokens_after == site.tokens_before for site in rest)
+
+
+@pytest.mark.parametrize("size", [(128, 128), (96, 160), (104, 72)])
+def test_the_plan_is_what_a_patched_unet_does(tiny_folder, size):
+    outline = load_outline(str(tiny_folder))
+    planned = plan_sites(outline, "random", keep_rate=0.3, levels=2, height=size[0], width=size[1])
+    unet = tiny_sd15().unet
+    with apply_patch(unet, "random", keep_rate=0.3, levels=2) as handle:
+        unet(**unet_inputs(height=size[0] // 8, width=size[1] // 8))
+        rows = handle.report().rows
+    assert [site.block for site in planned] == [row.block for row in rows]
+    for site, row in zip(planned, rows, strict=True):
+        assert (site.level, site.merged) == (row.level, row.merged)
+        if site.merged:
+            assert (site.grid, site.tokens_before, site.tokens_after) == (
+                row.grid,
+                row.tokens_before,
+                row.tokens_after,
+            )
+
+
+def test_the_outline_is_left_unpatched(tiny_folder):
+    outline = load_outline(str(tiny_folder))
+    plan_sites(outline)
+    assert [site.tokens_after for site in plan_sites(outline, keep_rate=0.25) if site.merged]
+
+
+def test_sdxl_has_no_attention_at_its_finest_level(tmp_path):
+    tiny_sdxl().save_pretrained(tmp_path)
+    sites = plan_sites(load_outline(str(tmp_path)))
+    assert {site.level for site in sites if site.merged} == {1}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"method": "tome", "keep_rate": 0.4}, "a keep rate of at least 0.5"),
+        ({"keep_rate": 0.0}, r"`keep_rate` must be in \(0, 1\]"),
+        ({"levels": 5}, r"`levels` must be in \[1, 4\]"),
+        ({"height": 100}, "`height` must be a positive multiple of 8, got 100"),
+        ({"width": -8}, "`width` must be a positive multiple of 8, got -8"),
+        ({"method": "nothing"}, "`method` must be one of"),
+    ],
+)
+def test_bad_arguments_are_refused(tiny_folder, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        plan_sites(load_outline(str(tiny_folder)), **arguments)
+
+
+def test_a_method_may_reach_one_size_and_not_another(tiny_folder):
+    """2 x 2 cells of an odd grid: fewer destinations than a quarter of the tokens."""
+    outline = load_outline(str(tiny_folder))
+    sites = plan_sites(outline, "tome-sd", keep_rate=0.25)
+    assert {site.tokens_after for site in sites if site.merged} == {64}
+    with pytest.raises(ValueError, match="tome-sd on a 2x16 grid"):
+        plan_sites(outline, "tome-sd", keep_rate=0.2, height=16, width=128)
+
+
+def test_what_is_no_model_is_refused(tmp_path, tiny_folder):
+    with pytest.raises(ValueError, match=r"a diffusers folder with a unet/config\.json"):
+        load_outline(str(tmp_path))
+    with pytest.raises(ValueError, match=r"a diffusers folder with a unet/config\.json"):
+        load_outline(str(tmp_path / "missing" / "model"))
+    with pytest.raises(ValueError, match="nobody/nothing"):
+        load_outline("nobody/nothing", local_files_only=True)
+    (tmp_path / "unet").mkdir()
+    config = json.loads((tiny_folder / "unet" / "config.json").read_text())
+    (tmp_path / "unet" / "config.json").write_text(
+        json.dumps(config | {"_class_name": "FluxTransformer2DModel"})
+    )
+    with pytest.raises(ValueError, match="must have a UNet2DConditionModel, got a FluxTransf"):
+        load_outline(str(tmp_path))
