@@ -6,7 +6,6 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from PIL import Image
 
 from sd_tokenmerge.fid.evaluate import compare
 from sd_tokenmerge.fid.features import extract_features
@@ -55,9 +54,8 @@ def photographs(tmp_path_factory: pytest.TempPathFactory, shared: Path) -> Path:
     for path in sorted((shared / "imagenet-sample").glob("*.jpg"))[::31][:32]:
         image = read_image(path)
         side = min(image.size)
-        image.crop((0, 0, side, side)).resize((512, 512), Image.Resampling.BICUBIC).save(
-            folder / f"{path.stem}.png"
-        )
+        square = image.crop((0, 0, side, side))
+        square.save(folder / f"{path.stem}.png", compress_level=1)
     return folder
 
 
