@@ -149,7 +149,7 @@ CHANGES = [
 PATCHES = [
     {"method": "tome-sd"},
     {"method": "tome-sd", "features": "keys", "merge": "kv", "proportional_attention": True},
-    {"method": "kmeans:weighted=true", "merge": "q"},
+    pytest.param({"method": "kmeans:weighted=true", "merge": "q"}, marks=pytest.mark.slow),
 ]
 
 

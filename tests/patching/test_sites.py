@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import ExitStack
 
 import pytest
 import torch
@@ -46,9 +47,11 @@ def test_sites_are_in_the_order_in_which_they_run(kind):
 @pytest.mark.parametrize("kind", BLOCKS_PER_LEVEL)
 def test_level_grid_is_what_runs_through_the_blocks(kind, size):
     unet = tiny_unet(kind)
-    for site in find_sites(unet):
-        with traced(site.transformer) as trace:
-            call_unet(unet, kind, batch=1, height=size[0], width=size[1])
+    sites = find_sites(unet)
+    with ExitStack() as stack:
+        traces = [stack.enter_context(traced(site.transformer)) for site in sites]
+        call_unet(unet, kind, batch=1, height=size[0], width=size[1])
+    for site, trace in zip(sites, traces, strict=True):
         assert tuple(trace.inputs[0].shape[-2:]) == level_grid(site.level, *size), site.path
 
 
