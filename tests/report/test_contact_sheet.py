@@ -81,7 +81,7 @@ def test_pictures_keep_their_aspect_ratio(tmp_path):
 
 def test_side_by_side_shows_both_at_the_asked_size(pictures):
     sheet = side_by_side(
-        pictures[0], pictures[1], ("unmerged", "50 %"), caption="A magpie.", cell=96
+        [(pictures[0], pictures[1])], ("unmerged", "50 %"), caption="A magpie.", cell=96
     )
     found = blocks(sheet)
     assert [colour for colour, _ in found] == COLOURS[:2]
