@@ -69,7 +69,9 @@ def main() -> None:
     schedule = Schedule(options.decoder_steps, learning_rate=5e-4, ema_decay=0.995)
     Trainer(autoencoder, schedule, folder, "decoder").run(decoder_loss(autoencoder, seeds[3]))
     if processes == 1 or dist.get_rank() == 0:
-        export_pipeline(autoencoder, denoiser, tokenizer, scaling, options.pipeline)
+        export_pipeline(
+            autoencoder, denoiser, tokenizer, folder / "tokenizer", scaling, options.pipeline
+        )
         print(f"written to {options.pipeline}")
 
 

@@ -21,6 +21,7 @@ def export_pipeline(
     autoencoder: AutoencoderTiny,
     denoiser: Denoiser,
     tokenizer: CLIPTokenizer,
+    tokenizer_folder: Path,
     scaling: float,
     folder: Path,
 ) -> None:
@@ -43,6 +44,16 @@ def export_pipeline(
         torch.float16
     )  # the tiny text encoder stays float32: transformers keeps file dtypes
     pipe.save_pretrained(partial)
+    _drop_unread_config(partial / "vae" / "config.json", "block_out_channels")
+    for name in ("vocab.json", "merges.txt"):  # what transformers before 5 reads
+        shutil.copy(tokenizer_folder / name, partial / "tokenizer" / name)
     (partial / "sample.json").write_text(json.dumps(SETTINGS, indent=2) + "\n")
     shutil.rmtree(folder, ignore_errors=True)
     partial.rename(folder)
+
+
+def _drop_unread_config(path: Path, name: str) -> None:
+    """Remove an entry that diffusers writes by itself and then warns of when it reads it."""
+    config = json.loads(path.read_text())
+    del config[name]
+    path.write_text(json.dumps(config, indent=2) + "\n")
