@@ -7,9 +7,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from zipfile import is_zipfile
 
 import diffusers
 import torch
+from diffusers.loaders.single_file_utils import SingleFileComponentError
 from safetensors import SafetensorError, safe_open
 
 from sd_tokenmerge.sampling.attention import set_attention
@@ -20,6 +22,11 @@ from sd_tokenmerge.sampling.resolve import resolve_options
 # diffusers 0.40 renamed `torch_dtype` to `dtype`.
 _VERSION = tuple(int(part) for part in diffusers.__version__.split(".")[:2])
 _DTYPE_ARGUMENT = "dtype" if _VERSION >= (0, 40) else "torch_dtype"
+
+_LOADING_ERRORS = (
+    *(OSError, ValueError, RuntimeError),
+    *(SafetensorError, SingleFileComponentError, pickle.UnpicklingError),
+)
 
 
 def load_pipeline(options: GenerateOptions) -> Any:
@@ -103,7 +110,9 @@ def _loading(argument: str, name: str) -> Iterator[None]:
     """Report what the loaders raise about broken files as one line."""
     try:
         yield
-    except (OSError, ValueError, SafetensorError, pickle.UnpicklingError) as error:
+    except torch.OutOfMemoryError:
+        raise
+    except _LOADING_ERRORS as error:
         reason = str(error).strip().splitlines()[0]
         raise ValueError(f"`{argument}` {name!r} cannot be loaded: {reason}") from error
 
@@ -112,7 +121,7 @@ def _tensor_names(path: Path) -> list[str]:
     if path.suffix == ".safetensors":
         with safe_open(path, framework="pt") as file:
             return list(file.keys())
-    content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    content = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zipfile(path))
     return list(content.get("state_dict", content))
 
 

@@ -55,12 +55,22 @@ def test_without_hub_or_configuration_the_message_says_what_to_give(checkpoint: 
         load_pipeline(options)
 
 
-def test_a_damaged_file_is_refused(checkpoint: Path, tmp_path: Path) -> None:
-    for suffix, data in ((".safetensors", checkpoint.read_bytes()[:1000]), (".ckpt", b"garbage")):
-        path = tmp_path / f"model{suffix}"
+def test_a_damaged_file_is_refused(checkpoint: Path, tiny_model: Path, tmp_path: Path) -> None:
+    torch.save({"state_dict": {"a": torch.ones(1000)}}, tmp_path / "whole.ckpt")
+    cases = {
+        "cut.safetensors": checkpoint.read_bytes()[:1000],
+        "garbage.ckpt": b"garbage",
+        "cut.ckpt": (tmp_path / "whole.ckpt").read_bytes()[:2000],
+        "foreign.ckpt": (tmp_path / "whole.ckpt").read_bytes(),
+    }
+    for name, data in cases.items():
+        path = tmp_path / name
         path.write_bytes(data)
+        options = GenerateOptions(
+            out="-", model=str(path), model_config=str(tiny_model), device="cpu"
+        )
         with pytest.raises(ValueError, match=r"`model` .* cannot be loaded") as caught:
-            load_pipeline(GenerateOptions(out="-", model=str(path), device="cpu"))
+            load_pipeline(options)
         assert "\n" not in str(caught.value)
 
 
