@@ -14,7 +14,7 @@ export OMP_NUM_THREADS ?= $(CORES)
 export OMP_WAIT_POLICY ?= PASSIVE
 
 DEMO := demo
-DEMO_IMAGES_PER_CLASS ?= 3
+DEMO_IMAGES_PER_CLASS ?= 4
 DEMO_REFERENCES_PER_CLASS ?= 40
 
 .PHONY: demo test test-slow lint format bench clean
