@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from statistics import median
@@ -106,8 +106,8 @@ def draw_pictures(
     settings: Sequence[Setting], records: Sequence[ImageRecord], conditions: Conditions
 ) -> dict[str, bytes]:
     """The contact sheet, and unmerged beside merged, by file name."""
-    of_pictures = replace(
-        conditions, num_generated=None, num_reference=None, extractor=None, protocol=None
+    of_pictures = Conditions(
+        model=conditions.model, device=conditions.device, settings=conditions.settings
     )
     caption = f"Same seed in all pictures of a group; {of_pictures.line()}"
     grids = [_grid(settings, record) for record in records]
@@ -211,7 +211,7 @@ def _conditions(
         model=model,
         device=", ".join(devices),
         settings=settings_text,
-        versions=versions | ({"commit": ", ".join(commits)} if commits else {}),
+        versions=versions | ({"commit": _listed(commits)} if commits else {}),
     )
 
 
@@ -237,6 +237,10 @@ def _short_name(model: str) -> str:
     """A model's name without the part of its path that says where this machine keeps it."""
     path = Path(model)
     return "/".join(path.parts[-2:]) if path.is_absolute() else model
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names) if len(names) < 3 else f"{names[0]} and {len(names) - 1} others"
 
 
 def _short_commit(commit: str) -> str:
