@@ -8,12 +8,18 @@ import os
 def quiet_libraries() -> None:
     """Silence import-time notices, loading bars and warnings of transformers and diffusers.
 
-    Call before they are imported; a level that the user set in the environment stays.
+    Notices at import only if called before; a level that the user set in the environment stays.
     """
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
+    chosen = {name: name in os.environ for name in _VERBOSITY}
+    for name in _VERBOSITY:
+        os.environ.setdefault(name, "error")
     import diffusers.utils.logging
     import transformers.utils.logging
 
-    for library in (transformers, diffusers):
+    for name, library in zip(_VERBOSITY, (transformers, diffusers), strict=True):
         library.utils.logging.disable_progress_bar()
+        if not chosen[name]:
+            library.utils.logging.set_verbosity_error()
+
+
+_VERBOSITY = ("TRANSFORMERS_VERBOSITY", "DIFFUSERS_VERBOSITY")
