@@ -109,9 +109,7 @@ class CompleteClusters(Clusters):
         self._members = Members(self.root)
 
     def _attaining(self, clusters: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
-        """Tokens of `others` that can be the least similar to `clusters`: number of the pair,
-        token.
-        """
+        """Tokens of `others` that can be the least similar to `clusters`: pair's number, token."""
         pair, token = self._members.expand(others)
         value = self._smallest[clusters[pair], token]
         least = value.new_full((len(others),), torch.inf).scatter_reduce(0, pair, value, "amin")

@@ -29,9 +29,7 @@ class Members:
 
 
 def expand(counts: Tensor) -> tuple[Tensor, Tensor]:
-    """Repeat each place `counts` times, `[M] -> ([P], [P])`: the place, and which repetition it
-    is.
-    """
+    """Repeat each place `counts` times, `[M] -> ([P], [P])`: the place, the repetition's number."""
     place = torch.repeat_interleave(counts)
     first = counts.cumsum(0) - counts
     return place, torch.arange(len(place), device=counts.device) - first[place]

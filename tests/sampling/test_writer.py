@@ -44,7 +44,7 @@ def test_after_an_error_nothing_is_recorded_that_is_not_stored(tmp_path: Path) -
     (tmp_path / JOBS[5].file).mkdir()  # cannot be replaced by a file
     for job in JOBS[:6]:
         writer.submit(job, pixels(0), 0.5, False)
-    while not writer._waiting[-1].done():
+    while not all(waiting.done() for waiting in writer._waiting):
         pass
     with pytest.raises(OSError, match=JOBS[5].file):
         submit_all(writer)
