@@ -1,7 +1,7 @@
 # make demo   merge tokens in the embedded sample pipeline; pictures, a plot and a table in demo/
 # make test   the default test suite (add: make test-slow)
 # make lint   ruff and mypy
-# make bench  clustering and pipeline benchmarks on this machine
+# make bench  the overhead of generation on this machine
 # Every target first sets up .venv when it is missing or pyproject.toml or constraints.txt changed.
 
 PYTHON ?= python3
@@ -46,7 +46,7 @@ format: $(READY)
 	$(BIN)/ruff format .
 
 bench: $(READY)
-	$(BIN)/python scripts/bench_clustering.py
+	$(BIN)/python scripts/bench_generate.py
 
 clean:
 	rm -rf $(VENV) $(DEMO) build *.egg-info .pytest_cache .mypy_cache .ruff_cache
