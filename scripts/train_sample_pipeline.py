@@ -92,7 +92,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--autoencoder-steps", type=int, default=1400)
     parser.add_argument("--pictures", type=int, default=8192, help="pictures the denoiser sees")
-    parser.add_argument("--denoiser-steps", type=int, default=2800)
+    parser.add_argument("--denoiser-steps", type=int, default=6000)
     parser.add_argument("--decoder-steps", type=int, default=400)
     options = parser.parse_args()
     options.pipeline = options.pipeline or options.out / "pipeline"

@@ -10,6 +10,7 @@ from diffusers import DDIMScheduler, UNet2DConditionModel
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
+from sample_training.attention import ImageByImage
 from sample_training.text import draw_prompts
 
 
@@ -74,6 +75,8 @@ def denoiser_loss(
         processes: how many processes take one step together; batch sizes are each process's own.
     """
     scheduler = build_scheduler()
+    if model.unet.device.type == "cpu":
+        model.unet.set_attn_processor(ImageByImage())
 
     def loss(draw: int) -> Tensor:
         generator = torch.Generator().manual_seed(seed + draw)

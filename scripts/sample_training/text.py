@@ -12,7 +12,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from sd_tokenmerge.sampling.imagenet import class_prompt
 
-MAX_LENGTH = 48
+MAX_LENGTH = 32
 SPECIAL = ["<|startoftext|>", "<|endoftext|>"]
 
 
@@ -34,7 +34,13 @@ def build_tokenizer(folder: Path) -> CLIPTokenizer:
         [pre_tokenizers.Whitespace(), pre_tokenizers.ByteLevel(add_prefix_space=False)]
     )
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    trainer = trainers.BpeTrainer(vocab_size=1024, initial_alphabet=alphabet, show_progress=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=1024,
+        min_frequency=1,
+        initial_alphabet=alphabet,
+        end_of_word_suffix="</w>",
+        show_progress=False,
+    )
     prompts = [prompt.lower() for index in CLASSES for prompt in world_prompts(index)]
     tokenizer.train_from_iterator(prompts, trainer)
     merges = [tuple(merge) for merge in json.loads(tokenizer.to_str())["model"]["merges"]]
