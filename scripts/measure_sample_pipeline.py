@@ -37,7 +37,9 @@ def main() -> None:
     """Generate, measure, write."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--pipeline", type=Path, required=True)
-    parser.add_argument("--undertrained", type=Path, help="an earlier pipeline, for comparison")
+    parser.add_argument(
+        "--undertrained", type=Path, nargs="*", default=[], help="earlier pipelines, to compare"
+    )
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--images-per-class", type=int, default=8)
     parser.add_argument("--references-per-class", type=int, default=40)
@@ -65,11 +67,13 @@ def main() -> None:
         real = rendered(options.images_per_class, REFERENCE_SEED + 10**6)
         save(real, Path(scratch) / "real")
         measured["distance_of_rendered"] = distance(reference, Path(scratch) / "real")
-        if options.undertrained:
-            early = generate(load(options.undertrained), options.images_per_class, settings)
-            save(early, Path(scratch) / "early")
-            measured["distance_undertrained"] = distance(reference, Path(scratch) / "early")
-            measured["accuracy_undertrained"] = accuracy(classifier, early)
+        for folder in options.undertrained:
+            early = generate(load(folder), options.images_per_class, settings)
+            save(early, Path(scratch) / folder.name)
+            measured[folder.name] = {
+                "accuracy": accuracy(classifier, early),
+                "distance": distance(reference, Path(scratch) / folder.name),
+            }
         with apply_patch(pipe, "random", keep_rate=0.1):
             merged = generate(pipe, options.images_per_class, settings)
         save(merged, Path(scratch) / "merged")

@@ -42,6 +42,7 @@ def build_scheduler() -> DDIMScheduler:
         prediction_type="v_prediction",
         rescale_betas_zero_snr=True,
         timestep_spacing="trailing",
+        steps_offset=1,  # unused with this spacing; diffusers warns of any other value
         clip_sample=False,
         set_alpha_to_one=True,
     )

@@ -13,6 +13,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+EARLY = {"quarter": 4, "half": 2}
+"""Checkpoints that are kept, to compare with the finished weights: name and part of the steps."""
+
 
 @dataclass(frozen=True)
 class Schedule:
@@ -53,7 +56,8 @@ class Trainer:
         self.average = [p.detach().clone() for p in self.parameters]
         self.step = 0
         if self.path.exists():
-            self._load()
+            self.load(self.path)
+            print(f"{name}: resuming at step {self.step}", flush=True)
 
     def run(self, loss: Callable[[int], Tensor]) -> None:
         """Train to the end of the schedule and leave the averaged weights in the module."""
@@ -84,7 +88,10 @@ class Trainer:
                     flush=True,
                 )
             if self.step % self.schedule.save_every == 0 or self.step == self.schedule.steps:
-                self._save()
+                self._save(self.path)
+            for name, part in EARLY.items():
+                if self.step == self.schedule.steps // part:
+                    self._save(self.path.with_name(f"{self.name}_{name}.pt"))
         self.use_average()
 
     def _share_gradients(self) -> None:
@@ -120,7 +127,7 @@ class Trainer:
         decay = min(self.schedule.ema_decay, (1 + self.step) / (10 + self.step))
         torch._foreach_lerp_(self.average, self.parameters, 1 - decay)
 
-    def _save(self) -> None:
+    def _save(self, path: Path) -> None:
         if self.rank != 0:
             return
         state = {
@@ -129,16 +136,14 @@ class Trainer:
             "average": self.average,
             "step": self.step,
         }
-        partial = self.path.with_suffix(".partial")
+        partial = path.with_suffix(".partial")
         torch.save(state, partial)
-        if self.step * 4 == self.schedule.steps:  # for comparison with the finished weights
-            torch.save(state, self.path.with_name(f"{self.name}_quarter.pt"))
-        os.replace(partial, self.path)
+        os.replace(partial, path)
 
-    def _load(self) -> None:
-        state = torch.load(self.path, map_location=self.parameters[0].device, weights_only=True)
+    def load(self, path: Path) -> None:
+        """Go on from a checkpoint."""
+        state = torch.load(path, map_location=self.parameters[0].device, weights_only=True)
         self.module.load_state_dict(state["module"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.average = state["average"]
         self.step = state["step"]
-        print(f"{self.name}: resuming at step {self.step}", flush=True)
