@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
@@ -64,10 +66,9 @@ def compiled(unet, how, backend):
 
 
 HOW = ["wrapped", "in place", "block by block"]
+QUICK = [("wrapped", KV), ("wrapped", KEPT), ("block by block", RANDOM)]
 MATRIX = [
-    pytest.param(
-        how, options, marks=() if how == "wrapped" or options is KEPT else pytest.mark.slow
-    )
+    pytest.param(how, options, marks=() if (how, options) in QUICK else pytest.mark.slow)
     for how in HOW
     for options in (ATC_KEYS, KV, KEPT, RANDOM, SCORED)
 ]
@@ -98,7 +99,7 @@ def test_every_order(how, options):
 
 
 @pytest.mark.parametrize(
-    "how", ["wrapped", pytest.param("in place", marks=pytest.mark.slow), HOW[2]]
+    "how", ["wrapped", pytest.param("in place", marks=pytest.mark.slow), "block by block"]
 )
 def test_another_patch_takes_effect(how):
     unet, eager = small_unet(), small_unet()
@@ -147,6 +148,15 @@ def test_blocks_of_the_same_shape_share_a_graph():
             unet(**{**unet_inputs(), "timestep": timestep})
     assert sum(isinstance(module, BasicTransformerBlock) for module in unet.modules()) == 16
     assert backend.graphs == 4  # one per level
+
+
+def test_a_copy_is_compiled_as_itself():
+    unet = small_unet()
+    handle = apply_patch(unet, **KEPT)
+    expected = call_unet(unet)
+    module = compiled(copy.deepcopy(unet), "in place", Backend())
+    torch.testing.assert_close(call_unet(module), expected, rtol=0, atol=1e-6)
+    assert handle.report().rows[0].times_computed == 1
 
 
 def test_other_sizes_are_recompiled_once():

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import weakref
 from dataclasses import dataclass
 
 import pytest
@@ -18,6 +19,7 @@ from diffusers import (
 )
 
 from sd_tokenmerge import Method, ToMeSD, apply_patch
+from sd_tokenmerge.schedule import Schedule
 from tests.patching.spies import SpyMethod, traced
 from tests.tiny_models import call_unet, tiny_sd15, tiny_unet, unet_inputs
 
@@ -231,6 +233,16 @@ class TestRefreshEvery:
         walk(unet, (torch.tensor(t) for t in range(700, 0, -100)))  # each gone before the next
         assert counts(handle) == (7, 0)
 
+    def test_new_timesteps_can_not_be_where_old_ones_were_in_memory(self):
+        schedule = Schedule(SpyMethod(), 0, refresh_every=2, paths=["block"], sources=[None])
+        timestep = torch.tensor(500)
+        old = weakref.ref(timestep)
+        schedule.begin_call(timestep)
+        del timestep
+        assert old() is not None  # its memory is not free while the next one is made
+        schedule.begin_call(torch.tensor(400))
+        assert old() is None
+
     def test_numbers_go_down_within_a_generation(self):
         unet = tiny_unet()
         handle = apply_patch(unet, SpyMethod(), refresh_every=2)
@@ -293,6 +305,22 @@ class TestShareLayers:
         walk(unet, torch.arange(700, 0, -100))
         assert counts(handle, 0) == (3, 4)
         assert counts(handle, 1) == (0, 7)
+
+
+def test_a_compiled_graph_may_overwrite_the_labels_it_gets():
+    schedule = Schedule(SpyMethod(), 0, refresh_every=3, paths=["block"], sources=[None])
+    labels = []
+    for timestep in torch.arange(300, 0, -100):
+        schedule.begin_call(timestep)
+        got, _ = torch.ops.sd_tokenmerge.scheduled_labels(
+            torch.randn(2, 12, 4), None, schedule.blocks[0].ticket, 5, 3, 4, 0
+        )
+        labels.append(got.clone())
+        got.zero_()
+    assert schedule.blocks[0].times_reused == 2
+    assert labels[0].max() == 4
+    assert torch.equal(labels[1], labels[0])
+    assert torch.equal(labels[2], labels[0])
 
 
 def test_kept_partitions_take_no_memory_where_none_are_reused():
