@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from sd_tokenmerge.kernels.average import AverageClusters
+from sd_tokenmerge.kernels.backend import runs_triton
 from sd_tokenmerge.kernels.complete import CompleteClusters
 from sd_tokenmerge.kernels.exact import unit_vectors
 from sd_tokenmerge.kernels.hierarchy import Merges
@@ -42,8 +43,8 @@ def agglomerative_labels(
         num_clusters: K, in [1, N].
         linkage: `"single"`, `"complete"` or `"average"`.
         search_dtype: of the products that look for candidates, `torch.float32` or `torch.bfloat16`;
-            None is the faster one on this device. Single and average linkage use it. It changes how
-            many candidates need an exact comparison, never the labels.
+            None is the faster one on this device. It changes how many candidates need an exact
+            comparison, never the labels.
 
     Returns:
         `[B, N]` int64; clusters are numbered in the order of their first tokens, 0 to K - 1.
@@ -85,7 +86,7 @@ def lowest_merges(
     if linkage == "single":
         merges = spanning_tree(unit, count, dtype)
     elif linkage == "complete":
-        merges = merge_rounds(CompleteClusters(unit), count)
+        merges = merge_rounds(CompleteClusters(unit, dtype), count)
     else:
         merges = merge_rounds(AverageClusters(unit, dtype), count)
     return merges.lowest(count)
@@ -97,10 +98,15 @@ def _cluster(
     batch, count, _ = tokens.shape
     everyone = torch.arange(count, device=tokens.device)
     labels = everyone.repeat(batch, 1)
-    if num_clusters == count:
+    if num_clusters == count or batch == 0:
         return labels
-    device = tokens.device.type
-    with torch.no_grad(), torch.autocast(device, enabled=False):
+    if tokens.device.type == "mps":  # knows no float64
+        return _cluster(tokens.cpu(), num_clusters, linkage, search_dtype).to(tokens.device)
+    with torch.no_grad(), torch.autocast(tokens.device.type, enabled=False):
+        if linkage == "average" and runs_triton(tokens):
+            from sd_tokenmerge.kernels.batched_average import average_labels
+
+            return average_labels(tokens, num_clusters)
         for image, out in zip(tokens, labels, strict=True):
             out.copy_(lowest_merges(image, num_clusters, linkage, search_dtype).labels(count))
     return labels

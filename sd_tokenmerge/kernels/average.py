@@ -39,7 +39,7 @@ class AverageClusters(Clusters):
         super().__init__(len(unit), unit.device)
         self._sum = unit
         self._size = unit.new_ones(len(unit))
-        self._mean = unit.to(precise_dtype(unit.device))
+        self._mean = unit.to(precise_dtype(unit.device), copy=True)
         self._search_dtype = search_dtype
         self._error = float32_error(unit.shape[1])
         self._dormant = torch.zeros_like(self.alive)
@@ -85,6 +85,11 @@ class AverageClusters(Clusters):
         self._listed_at[left] = self._time
         unlisted = best[:, -1].double() + self._error
         self._bound[left] = torch.maximum(bound / self._size[left], unlisted)
+
+    def within_reach(self, clusters: Tensor, floor: Tensor) -> Tensor:
+        """See `Clusters`."""
+        listed = self._value[clusters].amax(1).double() + self._error
+        return torch.maximum(listed, self._bound[clusters]) >= floor
 
     def _update(self, clusters: Tensor) -> None:
         """Bring lists up to date: similarities to what the listed clusters are now part of."""

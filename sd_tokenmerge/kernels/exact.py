@@ -120,13 +120,21 @@ def best_of_pairs(
 
 
 def _split(vectors: Tensor) -> tuple[Tensor, Tensor]:
-    # high is a multiple of 2^-26, low one of 2^-low_bits with |low| <= 2^-27. By Cauchy-Schwarz the
-    # terms of the cross product sum to about 2 sqrt(C) 2^-27 at most; in units of 2^-(26 +
-    # low_bits) that is sqrt(C) 2^low_bits, half of the 2^53 up to which float64 counts exactly.
-    low_bits = 52 - ceil(log2(vectors.shape[1]) / 2)
+    low_scale = 2.0 ** low_bits(vectors.shape[1])
     high = torch.round(vectors * 2.0**_HIGH_BITS) * 2.0**-_HIGH_BITS
-    low = torch.round((vectors - high) * 2.0**low_bits) * 2.0**-low_bits
+    low = torch.round((vectors - high) * low_scale) / low_scale
     return high, low
+
+
+def low_bits(channels: int) -> int:
+    """How many bits after the point the low parts have.
+
+    `high` is a multiple of 2^-26, `low` one of 2^-low_bits with |low| <= 2^-27. By Cauchy-Schwarz
+    the terms of the cross product sum to about 2 sqrt(C) 2^-27 at most; in units of
+    2^-(26 + low_bits) that is sqrt(C) 2^low_bits, half of the 2^53 up to which float64 counts
+    exactly.
+    """
+    return 52 - ceil(log2(channels) / 2)
 
 
 def _tree_sum(values: Tensor) -> Tensor:

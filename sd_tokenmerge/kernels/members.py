@@ -19,7 +19,7 @@ class Members:
         self._first = self.sizes.cumsum(0) - self.sizes
 
     def expand(self, clusters: Tensor) -> tuple[Tensor, Tensor]:
-        """All tokens of clusters, `[M] -> [P], [P]`: place in `clusters`, and token."""
+        """All tokens of clusters, `[M] -> [P], [P]`: place in `clusters`, token."""
         place, nth = expand(self.sizes[clusters])
         return place, self._tokens[self._first[clusters[place]] + nth]
 
@@ -29,7 +29,7 @@ class Members:
 
 
 def expand(counts: Tensor) -> tuple[Tensor, Tensor]:
-    """Repeat each place `counts` times, `[M] -> ([P], [P])`: the place, the repetition's number."""
+    """Repeat each place `counts` times, `[M] -> [P], [P]`: the place, the repetition."""
     place = torch.repeat_interleave(counts)
     first = counts.cumsum(0) - counts
     return place, torch.arange(len(place), device=counts.device) - first[place]

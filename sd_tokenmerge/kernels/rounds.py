@@ -63,6 +63,10 @@ class Clusters(ABC):
     def merge(self, left: Tensor, right: Tensor) -> None:
         """Merge disjoint pairs, `left < right`; the result is known by `left`."""
 
+    @abstractmethod
+    def within_reach(self, clusters: Tensor, floor: Tensor) -> Tensor:
+        """Whether the nearest may have at least the similarity `floor`, `[M] -> [M]` bool."""
+
     def join(self, left: Tensor, right: Tensor) -> None:
         """Book-keeping of `merge`: update `alive` and `root`."""
         self.alive[right] = False
@@ -78,25 +82,18 @@ def merge_rounds(clusters: Clusters, num_merges: int) -> Merges:
         num_merges: N - K, in [1, N - 1].
     """
     device = clusters.alive.device
-    everyone = torch.arange(len(clusters.alive), device=device)
-    own_height = torch.zeros(len(everyone), dtype=torch.float64, device=device)
+    own_height = torch.zeros(len(clusters.alive), dtype=torch.float64, device=device)
     bound = torch.tensor(torch.inf, dtype=torch.float64, device=device)
     neighbour = clusters.first_neighbours()
     made: list[Merges] = []
     while True:
-        left = torch.where((neighbour[neighbour] == everyone) & (everyone < neighbour))[0]
-        right = neighbour[left]
-        # rounding may put a merge below its children's by the last bit
-        height = 1 - clusters.similarity(left, right)
-        height = torch.maximum(height, torch.maximum(own_height[left], own_height[right]))
-        low = height <= bound
-        neighbour[left[~low]] = left[~low]
-        neighbour[right[~low]] = right[~low]
-        left, right, height = left[low], right[low], height[low]
-        if len(left) == 0:
+        pairs = _reciprocal_pairs(clusters, neighbour, own_height, bound)
+        if len(pairs.left) == 0:
+            pairs = _tied_pairs(clusters, neighbour, own_height, bound)
+        if len(pairs.left) == 0:
             return concatenate(made)
-        made.append(Merges(left, right, height))
-        own_height[left] = height
+        made.append(pairs)
+        left, right, own_height[pairs.left] = pairs
         heights = torch.cat([merges.height for merges in made])
         if len(heights) >= num_merges:
             bound = heights.kthvalue(num_merges).values
@@ -106,3 +103,67 @@ def merge_rounds(clusters: Clusters, num_merges: int) -> Merges:
         merged[left] = merged[right] = True
         stale = torch.where(clusters.alive & (merged[neighbour] | merged))[0]
         neighbour[stale] = clusters.neighbours(stale, 1 - bound)
+
+
+def _reciprocal_pairs(
+    clusters: Clusters, neighbour: Tensor, own_height: Tensor, bound: Tensor
+) -> Merges:
+    """Pairs that are each other's nearest within `bound`; those farther are taken out of play."""
+    everyone = torch.arange(len(neighbour), device=neighbour.device)
+    left = torch.where((neighbour[neighbour] == everyone) & (everyone < neighbour))[0]
+    right = neighbour[left]
+    height = _height(clusters, left, right, own_height)
+    low = height <= bound
+    if not bool(low.all()):
+        neighbour[left[~low]] = left[~low]
+        neighbour[right[~low]] = right[~low]
+        left, right, height = left[low], right[low], height[low]
+    return Merges(left, right, height)
+
+
+def _tied_pairs(clusters: Clusters, neighbour: Tensor, own_height: Tensor, bound: Tensor) -> Merges:
+    """What to merge when there is no reciprocal pair although something within `bound` is left.
+
+    That takes rounding: a merged cluster is nearer to a third than its parts were, by the last bit,
+    and clusters that practically tie are each other's nearest in a circle. The pairs of a cluster
+    and its nearest of which no member is in a better such pair are merged; the best one is among
+    them.
+    """
+    everyone = torch.arange(len(neighbour), device=neighbour.device)
+    row = torch.where(clusters.alive & (neighbour != everyone))[0]
+    row = row[clusters.within_reach(row, 1 - bound)]
+    other = neighbour[row]
+    height = _height(clusters, row, other, own_height)
+    low = height <= bound
+    row, other, height = row[low], other[low], height[low]
+    return best_disjoint_pairs(row, other, height, len(everyone))
+
+
+def best_disjoint_pairs(row: Tensor, other: Tensor, height: Tensor, count: int) -> Merges:
+    """The pairs that are the best of all pairs that either member is in, by their lower members.
+
+    Args:
+        row: `[P]` int64, distinct.
+        other: `[P]` int64, unlike `row`; no pair is given twice.
+        height: `[P]` float64; equal ones are ranked by the XOR of their members.
+        count: N, above all members.
+    """
+    distance = row ^ other
+    lowest = height.new_full((count,), torch.inf)
+    nearest = row.new_full((count,), torch.iinfo(torch.int64).max)
+    for end in (row, other):
+        lowest.scatter_reduce_(0, end, height, "amin")
+    is_lowest = [height == lowest[end] for end in (row, other)]
+    for end, best in zip((row, other), is_lowest, strict=True):
+        nearest.scatter_reduce_(0, end[best], distance[best], "amin")
+    chosen = is_lowest[0] & is_lowest[1]
+    chosen &= (distance == nearest[row]) & (distance == nearest[other])
+    row, other, height = row[chosen], other[chosen], height[chosen]
+    left, order = torch.minimum(row, other).sort()
+    return Merges(left, torch.maximum(row, other)[order], height[order])
+
+
+def _height(clusters: Clusters, left: Tensor, right: Tensor, own_height: Tensor) -> Tensor:
+    # rounding may put a merge below those of its parts by the last bit
+    height = 1 - clusters.similarity(left, right)
+    return torch.maximum(height, torch.maximum(own_height[left], own_height[right]))

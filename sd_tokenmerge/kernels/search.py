@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from sd_tokenmerge.kernels.ranking import PART_WIDTH, clear, largest
+
 LIST_LENGTH = 4
 _PARTS_LISTED = 3
-_PART_WIDTH = 64
 _MOST_PARTS = 64
 _DIRECT_COLUMNS = 256
 _DIRECT_ROWS = 48
@@ -42,6 +43,14 @@ def float32_error(channels: int) -> float:
     few to spare (Higham, "Accuracy and Stability of Numerical Algorithms", section 3.1).
     """
     return (channels + 8) * 2.0**-24
+
+
+def bfloat16_error(channels: int) -> float:
+    """As `float32_error`, where factors and result are bfloat16 and the sum is float32.
+
+    The factors are off by 2^-9 of their length each, and so is the result.
+    """
+    return 1.02 * (2.0**-8 + 2.0**-9) + channels * 2.0**-22
 
 
 def default_search_dtype(device: torch.device) -> torch.dtype:
@@ -122,31 +131,19 @@ def _join(parts: list[Lists]) -> Lists:
 def _direct(rows: Tensor, own: Tensor, columns: Tensor, groups: Tensor | None) -> Lists:
     values = rows @ columns.T
     _leave_out(values, own, groups)
-    return _largest(values, LIST_LENGTH, float32_error(rows.shape[1]))
+    return _lists(values, float32_error(rows.shape[1]))
+
+
+def _lists(values: Tensor, error: float) -> Lists:
+    value, column, rest = largest(values, LIST_LENGTH)
+    return Lists(column, value, rest.double() + error)
 
 
 def _leave_out(values: Tensor, own: Tensor, groups: Tensor | None) -> None:
     if groups is None:
-        _clear(values, own)
+        clear(values, own)
     else:
         values.masked_fill_(own.unsqueeze(1) == groups, -torch.inf)
-
-
-def _largest(values: Tensor, count: int, error: float) -> Lists:
-    """The `count` largest of each row and a bound on the rest; overwrites `values`."""
-    best, column = [], []
-    for _ in range(count):  # `topk` takes twice as long
-        value, position = values.max(1)
-        best.append(value)
-        column.append(position)
-        _clear(values, position)
-    return Lists(torch.stack(column, 1), torch.stack(best, 1), values.amax(1).double() + error)
-
-
-def _clear(values: Tensor, column: Tensor) -> None:
-    """Set one value of each row to -inf; `values` is contiguous."""
-    first = torch.arange(0, values.numel(), values.shape[1], device=values.device)
-    values.view(-1).index_fill_(0, first + column, -torch.inf)
 
 
 def _maxima(values: Tensor, dim: int) -> Tensor:
@@ -166,7 +163,7 @@ class _Columns:
 
     def __init__(self, columns: Tensor, groups: Tensor | None, dtype: torch.dtype) -> None:
         self.columns, self.column_groups = columns, groups
-        self.width = _PART_WIDTH * -(-len(columns) // (_MOST_PARTS * _PART_WIDTH))
+        self.width = PART_WIDTH * -(-len(columns) // (_MOST_PARTS * PART_WIDTH))
         self.parts = -(-len(columns) // self.width)
         padding = self.parts * self.width - len(columns)
         # a padded column is a zero vector: it raises its part's largest value to 0 at most
@@ -211,18 +208,20 @@ class _Columns:
         return _join([self._lists(*block) for block in zip(*parts, strict=True)])
 
     def _lists(self, rows: Tensor, own: Tensor, maxima: Tensor) -> Lists:
-        best = _largest(maxima, _PARTS_LISTED, 0.0)
-        values = self._columns_of_parts(rows, best.column)
+        _, parts, rest = largest(maxima, _PARTS_LISTED)
+        values = self._columns_of_parts(rows, parts)
         if self.groups is None:
-            row, place = torch.where(best.column == (own // self.width).unsqueeze(1))
+            row, place = torch.where(parts == (own // self.width).unsqueeze(1))
             values[row, place, own[row] % self.width] = -torch.inf
         else:
-            inside = self.groups.view(-1, self.width)[best.column] == own.view(-1, 1, 1)
+            inside = self.groups.view(-1, self.width)[parts] == own.view(-1, 1, 1)
             values.masked_fill_(inside, -torch.inf)
-        found = _largest(values.flatten(1), LIST_LENGTH, float32_error(rows.shape[1]))
-        part = best.column.gather(1, found.column // self.width)
+        found = _lists(values.flatten(1), float32_error(rows.shape[1]))
+        part = parts.gather(1, found.column // self.width)
         column = (part * self.width + found.column % self.width).clamp_(max=len(self.columns) - 1)
-        return Lists(column, found.value, torch.maximum(found.bound, self._upper_bound(best.bound)))
+        return Lists(
+            column, found.value, torch.maximum(found.bound, self._upper_bound(rest.double()))
+        )
 
     def _upper_bound(self, product: Tensor) -> Tensor:
         """What the exact similarity is at most, given the largest computed one."""

@@ -10,7 +10,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sd_tokenmerge.kernels.agglomerative import LINKAGES, agglomerative_labels
+from sd_tokenmerge.kernels import complete, exact, least, ranking, search
+from sd_tokenmerge.kernels.agglomerative import (
+    LINKAGES,
+    _operator,
+    agglomerative_labels,
+    lowest_merges,
+)
 from tests.kernels.token_fields import smooth_tokens, white_tokens
 from tests.reference import agglomerative as reference
 from tests.reference.sets import as_sets
@@ -19,6 +25,13 @@ GOLDEN = Path(__file__).parents[3] / "shared" / "golden" / "partitions.npz"
 DTYPES = (torch.float32, torch.bfloat16)
 
 linkages = pytest.mark.parametrize("linkage", LINKAGES)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _bfloat16_for_few_tokens_too():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(complete, "_FEW_TOKENS", 0)
+        yield
 
 
 def assert_equal_to_scipy(tokens: torch.Tensor, num_clusters: int, linkage: str, **options) -> None:
@@ -67,3 +80,186 @@ def cases(draw):
 def test_random_cases_are_those_of_scipy(case, linkage, dtype):
     tokens, num_clusters = case
     assert_equal_to_scipy(tokens, num_clusters, linkage, search_dtype=dtype)
+
+
+def mixed_batch() -> torch.Tensor:
+    """Three images of 600 tokens: smooth, white, and with ties."""
+    tied = torch.cat((white_tokens(200, 24).repeat(2, 1), torch.zeros(50, 24)))
+    tied = torch.cat((tied, white_tokens(150, 24, seed=5)))
+    return torch.stack((smooth_tokens(20, 30, 24, seed=1), white_tokens(600, 24), tied))
+
+
+@linkages
+@pytest.mark.parametrize("num_clusters", [30, 300, 540])
+def test_an_image_does_not_depend_on_the_others(linkage, num_clusters):
+    tokens = mixed_batch()
+    together = agglomerative_labels(tokens, num_clusters, linkage)
+    for image in range(3):
+        alone = agglomerative_labels(tokens[image : image + 1], num_clusters, linkage)
+        assert torch.equal(alone[0], together[image])
+    order = [2, 0, 1, 1]
+    assert torch.equal(agglomerative_labels(tokens[order], num_clusters, linkage), together[order])
+
+
+@linkages
+@pytest.mark.parametrize("image", range(3))
+def test_blocks_lists_threads_and_search_dtype_change_no_bit(linkage, image, monkeypatch):
+    tokens = mixed_batch()[image]
+    expected = lowest_merges(tokens, 60, linkage)
+
+    def check(**options):
+        for found, wanted in zip(
+            lowest_merges(tokens, 60, linkage, **options), expected, strict=True
+        ):
+            assert torch.equal(found, wanted)
+
+    for dtype in DTYPES:
+        check(search_dtype=dtype)
+        with monkeypatch.context() as patch:
+            patch.setattr(search, "_DIRECT_COLUMNS", 10_000)
+            check(search_dtype=dtype)
+        with monkeypatch.context() as patch:
+            patch.setattr(search, "_DIRECT_COLUMNS", 40)
+            patch.setattr(search, "_DIRECT_ROWS", 3)
+            patch.setattr(search, "PART_WIDTH", 16)
+            patch.setattr(ranking, "PART_WIDTH", 16)
+            patch.setattr(search, "_MOST_PARTS", 19)
+            patch.setattr(search, "_PARTS_LISTED", 2)
+            patch.setattr(search, "_BLOCK_ROWS", 50)
+            patch.setattr(search, "_BLOCK_ELEMENTS", 5000)
+            patch.setattr(complete, "_BLOCK_ROWS", 37)
+            patch.setattr(complete, "_CANDIDATES_PER_ROW", 1)
+            patch.setattr(least, "_LEVELS", 3)
+            patch.setattr(complete, "_PAIRS_PER_ROW", 3)
+            patch.setattr(complete, "_PAIRS_AT_ONCE", 20)
+            patch.setattr(exact, "_BLOCK_ELEMENTS", 3000)
+            check(search_dtype=dtype)
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1 if threads > 1 else 2)
+        check()
+    finally:
+        torch.set_num_threads(threads)
+
+
+@linkages
+def test_float32_at_reduced_precision_and_autocast_change_no_bit(linkage):
+    tokens = mixed_batch()
+    expected = agglomerative_labels(tokens, 200, linkage)
+    before = torch.get_float32_matmul_precision()
+    try:
+        for precision in ("high", "medium"):
+            torch.set_float32_matmul_precision(precision)
+            assert torch.equal(agglomerative_labels(tokens, 200, linkage), expected)
+    finally:
+        torch.set_float32_matmul_precision(before)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(agglomerative_labels(tokens, 200, linkage), expected)
+
+
+@linkages
+def test_the_order_of_tokens_and_channels_and_the_scale_of_tokens_do_not_matter(linkage):
+    tokens = smooth_tokens(20, 25, 20)
+    expected = as_sets(agglomerative_labels(tokens[None], 150, linkage)[0].tolist())
+    generator = torch.Generator().manual_seed(3)
+    order = torch.randperm(500, generator=generator)
+    found = agglomerative_labels(tokens[None, order], 150, linkage)[0]
+    assert as_sets(found[order.argsort()].tolist()) == expected
+    scaled = tokens[:, torch.randperm(20)] * (torch.rand(500, 1, generator=generator) + 0.1)
+    assert as_sets(agglomerative_labels(scaled[None], 150, linkage)[0].tolist()) == expected
+
+
+@linkages
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_any_float_dtype(linkage, dtype):
+    tokens = smooth_tokens(12, 15, 30)[None].to(dtype)
+    assert_equal_to_scipy(tokens.double(), 70, linkage)
+    labels = agglomerative_labels(tokens, 70, linkage)
+    assert torch.equal(labels, agglomerative_labels(tokens.double(), 70, linkage))
+    assert labels.dtype == torch.int64
+
+
+@linkages
+@pytest.mark.parametrize("num_tokens", [1, 2, 3])
+def test_few_tokens(linkage, num_tokens):
+    tokens = torch.tensor([[1.0, 0], [0, 1], [0.1, 1]])[None, :num_tokens]
+    for num_clusters in range(1, num_tokens + 1):
+        assert_equal_to_scipy(tokens, num_clusters, linkage)
+
+
+def test_an_empty_batch_has_no_labels():
+    assert agglomerative_labels(torch.zeros(0, 5, 3), 2, "average").shape == (0, 5)
+
+
+def test_gradients_are_left_alone():
+    tokens = white_tokens(30, 4)[None].requires_grad_()
+    labels = agglomerative_labels(tokens, 10, "average")
+    assert not labels.requires_grad
+    with torch.inference_mode():
+        assert torch.equal(agglomerative_labels(tokens, 10, "average"), labels)
+
+
+@linkages
+def test_compiled_as_one_operator(linkage):
+    def double(tokens):
+        return agglomerative_labels(tokens * 2, 20, linkage) * 2
+
+    tokens = smooth_tokens(8, 9, 12)[None]
+    torch._dynamo.reset()
+    compiled = torch.compile(double, fullgraph=True, backend="aot_eager")
+    assert torch.equal(compiled(tokens), double(tokens))
+    torch.library.opcheck(_operator, (tokens, 20, linkage, torch.bfloat16))
+
+
+@pytest.mark.parametrize(
+    ("tokens", "num_clusters", "linkage", "dtype", "error", "message"),
+    [
+        (torch.zeros(5, 3), 2, "single", None, ValueError, r"`tokens` must be \[B, N, C\]"),
+        (torch.zeros(1, 0, 3), 1, "single", None, ValueError, r"got \[1, 0, 3\]"),
+        (torch.zeros(1, 5, 0), 1, "single", None, ValueError, r"got \[1, 5, 0\]"),
+        (torch.zeros(1, 5, 3).int(), 2, "single", None, TypeError, "got torch.int32"),
+        (torch.zeros(1, 5, 3), 0, "single", None, ValueError, r"must be in \[1, 5\], got 0"),
+        (torch.zeros(1, 5, 3), 6, "single", None, ValueError, r"must be in \[1, 5\], got 6"),
+        (
+            torch.zeros(1, 5, 3),
+            2,
+            "ward",
+            None,
+            ValueError,
+            "single, complete, average, got 'ward'",
+        ),
+        (torch.zeros(1, 5, 3), 2, "single", torch.half, ValueError, "`search_dtype` must be"),
+        (torch.full((1, 5, 3), torch.nan), 2, "single", None, ValueError, "must be finite"),
+        (torch.full((1, 5, 3), torch.inf), 2, "complete", None, ValueError, "must be finite"),
+    ],
+)
+def test_refuses_bad_arguments(tokens, num_clusters, linkage, dtype, error, message):
+    with pytest.raises(error, match=message):
+        agglomerative_labels(tokens, num_clusters, linkage, dtype)
+
+
+def test_complete_linkage_says_how_much_memory_it_lacks():
+    with pytest.raises(MemoryError, match="1,125,899,906,842,624 bytes"):
+        least.allocate(1 << 24, torch.empty(0), torch.float32)
+
+
+SWEEP = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1, 0.05)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@linkages
+@pytest.mark.parametrize("channels", [40, 320])
+@pytest.mark.parametrize("sigma", [0.0, 1.0, 2.0, 4.0])
+def test_4096_tokens_at_every_keep_rate(linkage, channels, sigma):
+    if sigma:
+        tokens = smooth_tokens(64, 64, channels, sigma, seed=channels)
+    else:
+        tokens = white_tokens(4096, channels, seed=channels)
+    tree = reference.scipy_tree(tokens.numpy(), linkage)
+    for keep in SWEEP:
+        num_clusters = round(4096 * keep)
+        expected = reference.cut(tree, num_clusters)
+        for dtype in DTYPES:
+            labels = agglomerative_labels(tokens[None], num_clusters, linkage, dtype)[0]
+            np.testing.assert_array_equal(labels.numpy(), expected)

@@ -22,18 +22,23 @@ def scipy_tree(tokens: np.ndarray, linkage: str) -> np.ndarray:
     return scipy_linkage(squareform(cosine_distances(tokens), checks=False), linkage)
 
 
-def agglomerative_labels(tokens: np.ndarray, num_clusters: int, linkage: str) -> np.ndarray:
-    """Cut the hierarchy at exactly K clusters, `[N, C] -> [N]`, numbered by their first token."""
-    count = len(tokens)
+def cut(tree: np.ndarray, num_clusters: int) -> np.ndarray:
+    """The clusters after exactly the N - K lowest merges, `[N - 1, 4] -> [N]`, by first token."""
+    count = len(tree) + 1
     label = np.arange(count)
-    if num_clusters == count:
-        return label
     members = [[token] for token in range(count)]
-    for one, other, *_ in scipy_tree(tokens, linkage)[: count - num_clusters]:
+    for one, other, *_ in tree[: count - num_clusters]:
         members.append(members[int(one)] + members[int(other)])
     for cluster in members[count:]:  # later ones contain earlier ones
         label[cluster] = min(cluster)
     return np.unique(label, return_inverse=True)[1]
+
+
+def agglomerative_labels(tokens: np.ndarray, num_clusters: int, linkage: str) -> np.ndarray:
+    """Cut the hierarchy at exactly K clusters, `[N, C] -> [N]`, numbered by their first token."""
+    if len(tokens) == 1:
+        return np.zeros(1, dtype=np.int64)
+    return cut(scipy_tree(tokens, linkage), num_clusters)
 
 
 def greedy_violation(

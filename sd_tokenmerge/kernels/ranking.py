@@ -1,0 +1,99 @@
+"""Largest values of each row of a block, reduced in parts.
+
+Reducing a row to the largest value of each part, without positions, takes a tenth of the time of an
+arg-max; positions are then looked up in the few parts that matter.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+PART_WIDTH = 64
+
+
+def lowest_of(dtype: torch.dtype) -> float:
+    """What no value of this dtype is below."""
+    return -torch.inf if dtype.is_floating_point else torch.iinfo(dtype).min
+
+
+def highest_of(dtype: torch.dtype) -> float:
+    """What no value of this dtype is above."""
+    return torch.inf if dtype.is_floating_point else torch.iinfo(dtype).max
+
+
+def clear(values: Tensor, column: Tensor) -> None:
+    """Set one value of each row to the lowest, `[M, N], [M]`; `values` is contiguous."""
+    first = torch.arange(0, values.numel(), values.shape[1], device=values.device)
+    values.view(-1).index_fill_(0, first + column, lowest_of(values.dtype))
+
+
+def largest(values: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The `count` largest of each row, and the largest of the rest; overwrites `values`.
+
+    Returns:
+        Values `[M, count]` in descending order, their columns, and `[M]`.
+    """
+    best, column = [], []
+    for _ in range(count):  # `topk` takes twice as long
+        value, position = values.max(1)
+        best.append(value)
+        column.append(position)
+        clear(values, position)
+    return torch.stack(best, 1), torch.stack(column, 1), values.amax(1)
+
+
+class Ranked(NamedTuple):
+    """The two largest of each of M rows."""
+
+    best: Tensor
+    """`[M]`."""
+    column: Tensor
+    """`[M]` int64, where the best is."""
+    second: Tensor
+    """`[M]`."""
+    maxima: Tensor
+    """`[M, parts + rest]`: the largest of each part, then the columns that fill no part."""
+
+
+def two_largest(values: Tensor) -> Ranked:
+    """Rank the values of each row, `[M, N]`."""
+    parts, rest = _parts(values)
+    maxima = torch.cat((parts.amax(2), rest), 1)
+    best, place, second = largest(maxima.clone(), 1)
+    best, place = best[:, 0], place[:, 0]
+    count = parts.shape[1]
+    row = torch.where(place < count)[0]
+    _, inside, runner_up = largest(parts[row, place[row]], 1)
+    second[row] = torch.maximum(second[row], runner_up)
+    column = place + (values.shape[1] - maxima.shape[1])
+    column[row] = place[row] * PART_WIDTH + inside[:, 0]
+    return Ranked(best, column, second, maxima)
+
+
+def at_least(values: Tensor, ranked: Ranked, threshold: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows and columns of all values that reach their row's threshold, `[M, N], [M] -> [P], [P]`.
+
+    Args:
+        values: `[M, N]`.
+        ranked: of `values`.
+        threshold: `[M]`.
+    """
+    parts, _ = _parts(values)
+    count = parts.shape[1]
+    row, place = torch.where(ranked.maxima >= threshold.unsqueeze(1))
+    is_part = place < count
+    single_row = row[~is_part]
+    single_column = place[~is_part] + (values.shape[1] - ranked.maxima.shape[1])
+    row, place = row[is_part], place[is_part]
+    hit, inside = torch.where(parts[row, place] >= threshold[row].unsqueeze(1))
+    column = place[hit] * PART_WIDTH + inside
+    return torch.cat((row[hit], single_row)), torch.cat((column, single_column))
+
+
+def _parts(values: Tensor) -> tuple[Tensor, Tensor]:
+    whole = values.shape[1] // PART_WIDTH * PART_WIDTH
+    parts = values[:, :whole].view(len(values), whole // PART_WIDTH, PART_WIDTH)
+    return parts, values[:, whole:]
