@@ -1,9 +1,11 @@
-"""Measure the FID evaluator: speed, numerics, errors. Prints the tables of docs/fid.md.
+"""Measure the FID evaluator: speed, numerics, errors. Prints a table; --store puts it into docs/.
 
-python scripts/bench_fid.py speed PHOTOS    images/s of each extractor, against the bare network
-python scripts/bench_fid.py numerics        error of ways to compute the distance, known answers
+python scripts/bench_fid.py speed PHOTOS    images/s from files, against the bare network
 python scripts/bench_fid.py distance        seconds at the paper's size
+python scripts/bench_fid.py numerics        error of ways to compute the distance, known answers
 python scripts/bench_fid.py jackknife       estimated against true standard errors
+python scripts/bench_fid.py paper           the same at 2,000 images and 2,048 features
+python scripts/bench_fid.py photographs PHOTOS  the same with features of photographs
 python scripts/bench_fid.py floor           distance between two sets of the same population
 python scripts/bench_fid.py resizing PHOTOS distance that the choice of protocol alone makes
 """
@@ -11,8 +13,6 @@ python scripts/bench_fid.py resizing PHOTOS distance that the choice of protocol
 from __future__ import annotations
 
 import argparse
-import os
-import sys
 import tempfile
 import time
 import warnings
@@ -21,6 +21,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from measured import Row, describe, publish, this_command
+from PIL import Image, ImageOps
 
 from sd_tokenmerge.fid.distance import Gaussian, frechet_distance, squared_wasserstein
 from sd_tokenmerge.fid.extraction import extract
@@ -29,7 +31,7 @@ from sd_tokenmerge.fid.features import extract_features
 from sd_tokenmerge.fid.images import find_images
 from sd_tokenmerge.fid.inception import FIDInceptionV3
 from sd_tokenmerge.fid.inception_weights import load_inception
-from sd_tokenmerge.fid.jackknife import frechet_replicates, jackknife_error, make_groups
+from sd_tokenmerge.fid.jackknife import Groups, frechet_replicates, jackknife_error, make_groups
 from sd_tokenmerge.fid.kid import kernel_distance, kernel_replicates, self_similarity
 from sd_tokenmerge.fid.preprocess import PROTOCOLS
 from sd_tokenmerge.fid.processes import Processes
@@ -40,49 +42,52 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=_Raw)
     parser.add_argument("what", choices=list(BENCHMARKS))
     parser.add_argument("photos", nargs="?", type=Path)
-    parser.add_argument("--images", type=int, default=200, help="how many photos")
-    parser.add_argument("--sets", type=int, default=100, help="how many simulated sets")
-    parser.add_argument("--paper", action="store_true", help="jackknife at 2,000 x 2,048: minutes")
+    parser.add_argument("--images", type=int, default=256, help="how many photos")
+    parser.add_argument("--sets", type=int, default=150, help="how many simulated sets")
+    parser.add_argument("--rounds", type=int, default=5, help="of a speed measurement")
+    parser.add_argument("--quick", action="store_true", help="a smoke test; its numbers say little")
+    parser.add_argument("--store", action="store_true", help="keep the rows for docs/fid.md")
     arguments = parser.parse_args()
-    if arguments.what in ("speed", "resizing") and arguments.photos is None:
+    if arguments.what in ("speed", "photographs", "resizing") and arguments.photos is None:
         parser.error("name a folder of photographs")
-    print(
-        f"torch {torch.__version__}, {torch.get_num_threads()} threads, {os.cpu_count()} cores",
-        file=sys.stderr,
-    )
-    BENCHMARKS[arguments.what](arguments)
+    if arguments.quick:
+        arguments.images, arguments.sets, arguments.rounds = 32, 8, 1
+    rows = BENCHMARKS[arguments.what](arguments)
+    document = describe(rows, this_command())
+    publish(f"fid-{arguments.what}", document, store=arguments.store)
+
+
+BATCH = 32
 
 
 class _Raw(argparse.RawDescriptionHelpFormatter):
     pass
 
 
-def speed(arguments: argparse.Namespace) -> None:
-    """Interleave the bare network on one resident batch with the whole way from files.
+def speed(arguments: argparse.Namespace) -> list[Row]:
+    """The bare network on one batch in memory and the whole way from files, in turns.
 
-    The best of three is shown. CPU time tells the cost of reading and resizing even where other
-    processes keep the machine busy.
+    CPU time per image tells the cost of reading and resizing: on a machine without a GPU, both
+    compete for the same processors.
     """
-    paths = find_images(arguments.photos)[: arguments.images]
-    columns = "extractor|bare: images/s|CPU ms|from files: images/s|CPU ms|ratio of CPU times"
-    print("| " + columns.replace("|", " | ") + " |\n|---|---|---|---|---|---|")
+    paths = find_images(arguments.photos)[: arguments.images // BATCH * BATCH]
+    rows = []
     for extractor in (random_inception(), find_extractor("efficientnet-lite0", PROTOCOLS["atc"])):
         network = extractor.load()
-        batch = torch.randn(32, 3, extractor.image_size, extractor.image_size)
-        rounds = -(-len(paths) // 32)
+        batch = torch.randn(BATCH, 3, extractor.image_size, extractor.image_size)
 
-        def bare(network=network, batch=batch, rounds=rounds) -> None:
+        def bare(network: torch.nn.Module = network, batch: torch.Tensor = batch) -> None:
             with torch.inference_mode():
-                for _ in range(rounds):
+                for _ in range(len(paths) // BATCH):
                     network(batch)
 
-        def from_files(extractor=extractor) -> None:
+        def from_files(extractor: Extractor = extractor) -> None:
             extract(
                 paths,
                 extractor,
                 PROTOCOLS["atc"].resize,
                 autocast=None,
-                batch_size=32,
+                batch_size=BATCH,
                 num_workers=None,
                 device=torch.device("cpu"),
                 processes=Processes(),
@@ -90,22 +95,29 @@ def speed(arguments: argparse.Namespace) -> None:
             )
 
         bare()
-        pairs = [(_cost(bare, rounds * 32), _cost(from_files, len(paths))) for _ in range(3)]
-        (speed_bare, cpu_bare), (speed_files, cpu_files) = (
-            (max(cost[0] for cost in costs), min(cost[1] for cost in costs))
-            for costs in zip(*pairs, strict=True)
+        from_files()
+        turns = [(_cost(bare), _cost(from_files)) for _ in range(arguments.rounds)]
+        ratios = [files[0] / alone[0] for alone, files in turns]
+        alone, files = (np.median(costs, axis=0) for costs in zip(*turns, strict=True))
+        count = len(paths)
+        rows.append(
+            {
+                "extractor": extractor.name,
+                "bare network: images/s": float(count / alone[0]),
+                "from files: images/s": float(count / files[0]),
+                "speed from files / bare": float(1 / np.median(ratios)),
+                "bare: CPU ms/image": float(1000 * alone[1] / count),
+                "from files: CPU ms/image": float(1000 * files[1] / count),
+            }
         )
-        print(
-            f"| {extractor.name} | {speed_bare:.1f} | {1000 * cpu_bare:.1f} "
-            f"| {speed_files:.1f} | {1000 * cpu_files:.1f} | {cpu_files / cpu_bare:.2f} |"
-        )
+    return rows
 
 
-def _cost(work: Callable[[], None], images: int) -> tuple[float, float]:
-    """Images per second, and CPU seconds per image."""
+def _cost(work: Callable[[], None]) -> tuple[float, float]:
+    """Wall and CPU seconds."""
     started, cpu = time.perf_counter(), time.process_time()
     work()
-    return images / (time.perf_counter() - started), (time.process_time() - cpu) / images
+    return time.perf_counter() - started, time.process_time() - cpu
 
 
 def random_inception() -> Extractor:
@@ -119,8 +131,8 @@ def random_inception() -> Extractor:
     )
 
 
-def numerics(_: argparse.Namespace) -> None:
-    """Known distances of 512-dimensional commuting covariances."""
+def numerics(_: argparse.Namespace) -> list[Row]:
+    """Known distances of 512-dimensional commuting covariances; errors over the sum of traces."""
     import scipy.linalg
 
     size = 512
@@ -154,19 +166,19 @@ def numerics(_: argparse.Namespace) -> None:
         return float(a.trace() + b.trace() - 2 * roots)
 
     ways: dict[str, Callable[[torch.Tensor, torch.Tensor], float]] = {
-        "sqrtm": square_root,
-        "eigvals": eigenvalues,
+        "sqrtm (clean-fid, pytorch-fid)": square_root,
+        "eigvals (torchmetrics)": eigenvalues,
         "ours": ours,
     }
-    print("Error relative to the sum of the traces.\n")
-    print("| case | " + " | ".join(ways) + " |\n|---|" + "---|" * len(ways))
+    rows = []
     for name, (a, b) in cases.items():
         exact = float((a.sqrt() - b.sqrt()).square().sum())
         scale = float(a.sum() + b.sum())
         first, second = ((rotation * values) @ rotation.T for values in (a, b))
         first, second = (first + first.T) / 2, (second + second.T) / 2
-        errors = [f"{(way(first, second) - exact) / scale:.0e}" for way in ways.values()]
-        print(f"| {name} | " + " | ".join(errors) + " |")
+        errors = {way: f"{(f(first, second) - exact) / scale:.0e}" for way, f in ways.items()}
+        rows.append({"case": name, **errors})
+    return rows
 
 
 def population(size: int, seed: int) -> Callable[[int], torch.Tensor]:
@@ -176,96 +188,142 @@ def population(size: int, seed: int) -> Callable[[int], torch.Tensor]:
     return lambda count: torch.randn(count, size, generator=generator, dtype=torch.float64) * scale
 
 
-def distance(_: argparse.Namespace) -> None:
+def distance(_: argparse.Namespace) -> list[Row]:
     """2,000 against 5,000 images with 2,048 features."""
     draw = population(2048, 0)
     generated, reference = draw(2000) * 1.1, draw(5000)
-    groups = make_groups([f"{i // 2}_{i % 2}.png" for i in range(2000)])
-    assert groups is not None
-    timer = _Timer()
+    groups = by_class(2000)
     fitted = Gaussian.from_features(reference)
-    timer("fit the reference")
-    value = frechet_distance(fitted, generated)
-    timer("distance")
-    error = jackknife_error(frechet_replicates(generated, fitted, groups))
-    timer("its standard error")
     similarity = self_similarity(reference)
-    timer("KID: the reference's own part")
-    kid = kernel_distance(generated, reference, reference_similarity=similarity)
-    timer("KID")
-    kernel_replicates(generated, reference, groups, reference_similarity=similarity)
-    timer("its standard error")
-    print(f"\ndistance {value:.3f} ± {error:.3f}, KID {kid:.2e}")
+    steps: dict[str, Callable[[], object]] = {
+        "fit the reference": lambda: Gaussian.from_features(reference),
+        "distance": lambda: frechet_distance(fitted, generated),
+        "its standard error": lambda: frechet_replicates(generated, fitted, groups),
+        "KID: the reference's own part": lambda: self_similarity(reference),
+        "KID": lambda: kernel_distance(generated, reference, reference_similarity=similarity),
+        "its standard error ": lambda: kernel_replicates(
+            generated, reference, groups, reference_similarity=similarity
+        ),
+    }
+    return [{"step": step.strip(), "s": _cost(work)[0]} for step, work in steps.items()]
 
 
-class _Timer:
-    def __init__(self) -> None:
-        print("| step | s |\n|---|---|")
-        self.started = time.perf_counter()
-
-    def __call__(self, step: str) -> None:
-        now = time.perf_counter()
-        print(f"| {step} | {now - self.started:.1f} |", flush=True)
-        self.started = time.perf_counter()
+def by_class(count: int) -> Groups:
+    """The jackknife's groups of so many images, two of each class."""
+    groups = make_groups([f"{i // 2}_{i % 2}.png" for i in range(count)])
+    assert groups is not None
+    return groups
 
 
-def jackknife(arguments: argparse.Namespace) -> None:
+def jackknife(arguments: argparse.Namespace) -> list[Row]:
     """Spread of many sets' distances against the errors estimated from single ones.
 
     `apart` moves and widens the generated population; at 0 it is the reference's own, and the
     distance is the floor that only the number of images makes.
     """
     cases = [(64, 400, 0.3), (64, 400, 0.0), (512, 500, 0.3), (512, 500, 0.15), (512, 500, 0.0)]
-    if arguments.paper:
-        cases = [(2048, 2000, 0.15)]
-    columns = "D|N|apart|distance|true SD|jackknife|ratio|pairs: true SD|jackknife|ratio"
-    print("| " + columns.replace("|", " | ") + " |")
-    print("|" + "---|" * 10)
-    for size, count, apart in cases:
-        draw = population(size, 0)
-        scale = draw(100_000 // size).std(0)
-        reference = Gaussian.from_features(draw(5 * count // 2))
-        groups = make_groups([f"{i // 2}_{i % 2}.png" for i in range(count)])
-        assert groups is not None
-        distances, differences, errors, paired = [], [], [], []
-        for index in range(arguments.sets):
-            baseline = draw(count) * (1 + apart) + apart * scale
-            merged = baseline * 1.05 + 0.1 * draw(count)
-            a, b = (
-                squared_wasserstein(Gaussian.from_features(x), reference)
-                for x in (baseline, merged)
-            )
-            distances.append(a)
-            differences.append(b - a)
-            if index < max(arguments.sets // 10, 4):
-                first = frechet_replicates(baseline, reference, groups)
-                second = frechet_replicates(merged, reference, groups)
-                errors.append(jackknife_error(first))
-                paired.append(jackknife_error(second - first))
-        true, true_pairs = float(np.std(distances, ddof=1)), float(np.std(differences, ddof=1))
-        error, error_pairs = float(np.mean(errors)), float(np.mean(paired))
-        print(
-            f"| {size} | {count} | {apart} | {np.mean(distances):.2f} "
-            f"| {true:.4f} | {error:.4f} | {error / true:.2f} "
-            f"| {true_pairs:.4f} | {error_pairs:.4f} | {error_pairs / true_pairs:.2f} |",
-            flush=True,
+    return [_simulate(*case, arguments.sets) for case in cases]
+
+
+def paper(arguments: argparse.Namespace) -> list[Row]:
+    """The same at the size of ATC's experiment."""
+    return [_simulate(2048, 2000, apart, arguments.sets) for apart in (0.15, 0.0)]
+
+
+def _simulate(size: int, count: int, apart: float, sets: int) -> Row:
+    draw = population(size, 0)
+    scale = draw(100_000 // size).std(0)
+    reference = Gaussian.from_features(draw(5 * count // 2))
+
+    def pair() -> tuple[torch.Tensor, torch.Tensor]:
+        baseline = draw(count) * (1 + apart) + apart * scale
+        return baseline, baseline * 1.05 + 0.1 * draw(count)
+
+    return {"D": size, "N": count, "apart": apart, **_spread(pair, reference, sets)}
+
+
+def photographs(arguments: argparse.Namespace) -> list[Row]:
+    """The same with EfficientNet-Lite0's features of photographs: skewed, with heavy tails.
+
+    Half of the photographs are the reference. Sets are drawn from the others, with replacement,
+    each photograph and its mirror image as the two images of a class; the merged set is the
+    baseline with noise. `D` below 1,280: the first principal components.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        for index, path in enumerate(find_images(arguments.photos)[:1000]):
+            (Path(folder) / f"{index:04d}_0{path.suffix}").symlink_to(path.resolve())
+            with Image.open(path) as photo:
+                ImageOps.mirror(photo.convert("RGB")).save(Path(folder) / f"{index:04d}_1.png")
+        features = extract_features(folder, extractor="efficientnet-lite0").features.double()
+    components = torch.linalg.svd(features - features.mean(0), full_matrices=False).Vh
+    generator = torch.Generator().manual_seed(0)
+    rows = []
+    for size, count in ((64, 400), (64, 2000), (1280, 400)):
+        reduced = features @ components[:size].T if size < len(components) else features
+        pairs = reduced.view(-1, 2, size)
+        pairs = pairs[torch.randperm(len(pairs), generator=generator)]
+        reference, population = pairs[: len(pairs) // 2], pairs[len(pairs) // 2 :]
+        noise = 0.3 * reduced.std(0)
+
+        def pair(
+            count: int = count, population: torch.Tensor = population, noise: torch.Tensor = noise
+        ) -> tuple[torch.Tensor, torch.Tensor]:
+            chosen = torch.randint(len(population), (count // 2,), generator=generator)
+            baseline = population[chosen].flatten(0, 1)
+            drawn = torch.randn(baseline.shape, generator=generator, dtype=torch.float64)
+            return baseline, baseline + noise * drawn
+
+        spread = _spread(pair, Gaussian.from_features(reference.flatten(0, 1)), arguments.sets)
+        rows.append({"D": size, "N": count, **spread})
+    return rows
+
+
+def _spread(
+    pair: Callable[[], tuple[torch.Tensor, torch.Tensor]], reference: Gaussian, sets: int
+) -> Row:
+    """Standard deviations over sets, and the mean of what the jackknife says of single ones."""
+    distances, differences, errors, paired = [], [], [], []
+    for index in range(sets):
+        baseline, merged = pair()
+        a, b = (
+            squared_wasserstein(Gaussian.from_features(x), reference) for x in (baseline, merged)
         )
+        distances.append(a)
+        differences.append(b - a)
+        if index < max(sets // 10, 4):
+            groups = by_class(len(baseline))
+            first = frechet_replicates(baseline, reference, groups)
+            second = frechet_replicates(merged, reference, groups)
+            errors.append(jackknife_error(a, first, groups))
+            paired.append(jackknife_error(b - a, second - first, groups))
+    true, true_pairs = float(np.std(distances, ddof=1)), float(np.std(differences, ddof=1))
+    error, error_pairs = float(np.mean(errors)), float(np.mean(paired))
+    return {
+        "distance": float(np.mean(distances)),
+        "true SD": true,
+        "jackknife": error,
+        "ratio": f"{error / true:.2f}",
+        "pairs: true SD": true_pairs,
+        "pairs: jackknife": error_pairs,
+        "pairs: ratio": f"{error_pairs / true_pairs:.2f}",
+    }
 
 
-def floor(arguments: argparse.Namespace) -> None:
+def floor(_: argparse.Namespace) -> list[Row]:
     """A perfect generator's distance, by the number of its images."""
-    print("| N | distance to 5,000 others | KID x 1000 |\n|---|---|---|")
     draw = population(2048, 0)
     reference = draw(5000)
     fitted, similarity = Gaussian.from_features(reference), self_similarity(reference)
+    rows = []
     for count in (500, 1000, 2000, 4000):
         features = draw(count)
         value = squared_wasserstein(Gaussian.from_features(features), fitted)
         kid = kernel_distance(features, reference, reference_similarity=similarity)
-        print(f"| {count} | {value:.2f} | {1000 * kid:.3f} |", flush=True)
+        rows.append({"N": count, "distance": value, "KID x 1000": f"{1000 * kid:.3f}"})
+    return rows
 
 
-def resizing(arguments: argparse.Namespace) -> None:
+def resizing(arguments: argparse.Namespace) -> list[Row]:
     """The same photographs under two protocols, in EfficientNet-Lite0's features."""
     with tempfile.TemporaryDirectory() as folder:
         for path in find_images(arguments.photos)[: arguments.images]:
@@ -276,16 +334,20 @@ def resizing(arguments: argparse.Namespace) -> None:
             ).features
             for name in PROTOCOLS
         }
-    print("| protocol | distance to atc |\n|---|---|")
-    for name, features in sets.items():
-        print(f"| {name} | {frechet_distance(sets['atc'], features):.3f} |")
+    return [
+        {"protocol": name, "distance to atc": frechet_distance(sets["atc"], features)}
+        for name, features in sets.items()
+        if name != "atc"
+    ]
 
 
-BENCHMARKS: dict[str, Callable[[argparse.Namespace], None]] = {
+BENCHMARKS: dict[str, Callable[[argparse.Namespace], list[Row]]] = {
     "speed": speed,
-    "numerics": numerics,
     "distance": distance,
+    "numerics": numerics,
     "jackknife": jackknife,
+    "paper": paper,
+    "photographs": photographs,
     "floor": floor,
     "resizing": resizing,
 }

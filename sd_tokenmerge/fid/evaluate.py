@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from torch import Tensor
 
@@ -41,6 +41,9 @@ __all__ = [
     "compare",
     "load_set",
 ]
+
+
+_Number = TypeVar("_Number", float, Tensor)
 
 
 @dataclass(eq=False)
@@ -163,9 +166,9 @@ class Evaluator:
         space, known = target.source.space, self._reference.source.space
         return Comparison(
             fid=measured.fid,
-            fid_se=_error(measured.fid_replicates),
+            fid_se=_error(measured.fid, measured.fid_replicates, measured.groups),
             kid=measured.kid,
-            kid_se=_error(measured.kid_replicates),
+            kid_se=_error(measured.kid, measured.kid_replicates, measured.groups),
             kid_subsets=self._compare_subsets(target),
             num_reference=self._reference.gaussian.num_images,
             num_generated=measured.num_images,
@@ -227,14 +230,16 @@ class Evaluator:
                 "`baseline` must have the same file names as the generated set, for pairs of "
                 "the same prompt and seed. (--force compares nevertheless, without an error.)"
             )
-        kid = None
-        if measured.kid is not None and baseline.kid is not None:
-            kid = measured.kid - baseline.kid
+        fid = measured.fid - baseline.fid
+        kid = _difference(measured.kid, baseline.kid)
+        groups = measured.groups if paired else None
+        fid_replicates = _difference(measured.fid_replicates, baseline.fid_replicates)
+        kid_replicates = _difference(measured.kid_replicates, baseline.kid_replicates)
         return Delta(
-            fid=measured.fid - baseline.fid,
-            fid_se=_paired_error(measured.fid_replicates, baseline.fid_replicates, paired),
+            fid=fid,
+            fid_se=_error(fid, fid_replicates, groups),
             kid=kid,
-            kid_se=_paired_error(measured.kid_replicates, baseline.kid_replicates, paired),
+            kid_se=_error(kid, kid_replicates, groups),
             num_baseline=baseline.num_images,
         )
 
@@ -285,9 +290,11 @@ def compare(
     return evaluator.compare(generated, baseline=baseline, force=force)
 
 
-def _error(replicates: Tensor | None) -> float | None:
-    return None if replicates is None else jackknife_error(replicates)
+def _difference(a: _Number | None, b: _Number | None) -> _Number | None:
+    return None if a is None or b is None else a - b
 
 
-def _paired_error(a: Tensor | None, b: Tensor | None, paired: bool) -> float | None:
-    return jackknife_error(a - b) if paired and a is not None and b is not None else None
+def _error(value: float | None, replicates: Tensor | None, groups: Groups | None) -> float | None:
+    if value is None or replicates is None or groups is None:
+        return None
+    return jackknife_error(value, replicates, groups)

@@ -8,7 +8,6 @@ and with them the last digits, depend on it: so results do not depend on how ima
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -22,6 +21,7 @@ from torch import Tensor
 from sd_tokenmerge.fid.extractors import Extractor
 from sd_tokenmerge.fid.images import ImageError, read_image
 from sd_tokenmerge.fid.processes import Processes
+from sd_tokenmerge.machine import usable_cores
 
 Resize = Callable[[Image.Image, int], Tensor]
 
@@ -130,7 +130,7 @@ def _extract_shard(
 def _load_batches(
     paths: Sequence[Path], resize: Resize, size: int, batch_size: int, num_workers: int | None
 ) -> Iterator[Tensor]:
-    workers = num_workers or min(os.cpu_count() or 1, 16)
+    workers = num_workers or min(usable_cores(), 16)
     with ThreadPoolExecutor(workers) as pool:
         waiting: deque[Future[Tensor]] = deque()
         upcoming = iter(paths)

@@ -144,7 +144,8 @@ def extract_features(
         precision: `"float32"`, or `"bfloat16"` or `"float16"` for automatic mixed precision, which
             is faster on a GPU and a different feature space.
         batch_size: images per forward pass.
-        num_workers: threads that read and resize; default: one per processor, at most 16.
+        num_workers: threads that read and resize; default: one per processor that
+            this process may use, at most 16.
         device: default: CUDA, else MPS, else the CPU.
         cache: False for none, True for the default folder, or the folder.
         progress: called with (images done, images in all), first with 0; not on a cache hit.

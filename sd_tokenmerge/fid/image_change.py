@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from math import inf, isinf
 from pathlib import Path
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from sd_tokenmerge.fid.features import FeatureSet
 from sd_tokenmerge.fid.images import find_images, read_image
+from sd_tokenmerge.machine import usable_cores
 
 _SMALLEST_SIDE = 11  # SSIM's window
 
@@ -103,11 +105,14 @@ def paired_change(
             f"{len(missing)} of {len(names)} have none, the first being {missing[0]!r}."
         )
     distances = _feature_distances(features, names)
-    changes = []
-    for name, path, distance in zip(names, paths, distances, strict=True):
-        psnr, ssim = _compare(path, baseline / name)
-        changes.append(ImageChange(name, psnr, ssim, distance))
-    return PairedChange(tuple(changes))
+    with ThreadPoolExecutor(min(usable_cores(), 16)) as pool:
+        compared = list(pool.map(_compare, paths, [baseline / name for name in names]))
+    return PairedChange(
+        tuple(
+            ImageChange(name, psnr, ssim, distance)
+            for name, (psnr, ssim), distance in zip(names, compared, distances, strict=True)
+        )
+    )
 
 
 def _compare(path: Path, twin: Path) -> tuple[float, float]:

@@ -35,6 +35,11 @@ class Groups:
     num_groups: int
     by_class: bool
 
+    @property
+    def sizes(self) -> Tensor:
+        """`[G]` int64: images per group."""
+        return self.labels.bincount(minlength=self.num_groups)
+
     def __str__(self) -> str:
         if self.by_class:
             return f"{self.num_groups} groups of classes"
@@ -87,17 +92,25 @@ def _natural(name: str) -> tuple[int, int, str]:
     return (0, int(name), name) if name.isdecimal() else (1, 0, name)
 
 
-def jackknife_error(replicates: Tensor) -> float:
+def jackknife_error(value: float, replicates: Tensor, groups: Groups) -> float:
     """Standard error from the G values with one group deleted each.
 
-    Shao & Wu (Annals of Statistics 1989): `sqrt((G - 1) / G * sum (v_g - mean v)^2)`.
+    Groups may differ by a few images, and a distance falls with the number of images; so the
+    pseudo-values are those for groups of unequal size, from which a bias in 1/N cancels (Busing,
+    Meijer & van der Leeden, Statistics and Computing 9, 1999). With equal groups this is the usual
+    `sqrt((G - 1) / G * sum (v_g - mean v)^2)`.
 
     Args:
-        replicates: `[G]`.
+        value: of all images.
+        replicates: `[G]`, in the order of the groups.
+        groups: division of the N images.
     """
-    count = replicates.shape[0]
-    spread = (replicates - replicates.mean()).square().sum()
-    return float(((count - 1) / count * spread).sqrt())
+    replicates = replicates.to(torch.float64)
+    share = groups.sizes.to(torch.float64) / groups.labels.shape[0]
+    pseudo_values = (value - (1 - share) * replicates) / share
+    mean = (share * pseudo_values).sum()
+    variances = (pseudo_values - mean).square() * share / (1 - share)
+    return float(variances.mean().sqrt())
 
 
 def frechet_replicates(features: Tensor, reference: Gaussian, groups: Groups) -> Tensor:

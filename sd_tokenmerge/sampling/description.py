@@ -12,6 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from sd_tokenmerge.machine import processor_name
 from sd_tokenmerge.sampling.atomic import write_atomically
 from sd_tokenmerge.sampling.locate import files_identity, locate_model, locate_part, split_lora
 from sd_tokenmerge.sampling.options import ResolvedOptions
@@ -29,12 +30,8 @@ def describe_run(options: ResolvedOptions, jobs: Sequence[ImageJob]) -> Descript
     Raises:
         ValueError: the model cannot be found.
     """
-    import torch
-
-    device = torch.device(options.device)
     return {
         "format": FORMAT,
-        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "options": options.to_json(),
         "plan": {"num_images": len(jobs), "sha256": plan_sha256(jobs)},
         "model": {
@@ -46,11 +43,24 @@ def describe_run(options: ResolvedOptions, jobs: Sequence[ImageJob]) -> Descript
             ],
             "lora_scales": [split_lora(entry)[1] for entry in options.lora],
         },
+        **surroundings(options.device),
+    }
+
+
+def surroundings(device: str) -> Description:
+    """When, on what, and by which versions something is made.
+
+    Args:
+        device: torch device that it is made on.
+    """
+    import torch
+
+    kind = torch.device(device).type
+    return {
+        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "device": {
-            "type": device.type,
-            "name": torch.cuda.get_device_name(device)
-            if device.type == "cuda"
-            else platform.processor() or platform.machine(),
+            "type": kind,
+            "name": torch.cuda.get_device_name(device) if kind == "cuda" else processor_name(),
         },
         "versions": {
             "python": platform.python_version(),

@@ -43,12 +43,13 @@ def test_every_number_is_what_its_module_computes() -> None:
     assert result.fid == squared_wasserstein(reference, Gaussian.from_features(GENERATED.features))
     replicates = frechet_replicates(GENERATED.features, reference, groups)
     unmerged = frechet_replicates(BASELINE.features, reference, groups)
-    assert result.fid_se == jackknife_error(replicates)
+    assert result.fid_se == jackknife_error(result.fid, replicates, groups)
     assert result.kid == pytest.approx(kernel_distance(GENERATED.features, REFERENCE.features))
     assert result.manifold == compare_manifolds(GENERATED.features, REFERENCE.features)
     assert result.delta is not None
     assert result.delta.fid == pytest.approx(result.fid - compare(REFERENCE, BASELINE).fid)
-    assert result.delta.fid_se == jackknife_error(replicates - unmerged)
+    difference = replicates - unmerged
+    assert result.delta.fid_se == jackknife_error(result.delta.fid, difference, groups)
     assert result.delta.significant
     assert (result.num_reference, result.num_generated, result.num_features) == (100, 80, 12)
     assert (result.extractor, result.protocol, result.precision) == ("toy", "atc", "float32")

@@ -7,6 +7,7 @@ import torch
 
 from sd_tokenmerge.fid.distance import Gaussian, squared_wasserstein
 from sd_tokenmerge.fid.jackknife import (
+    Groups,
     class_of,
     frechet_replicates,
     jackknife_error,
@@ -76,11 +77,34 @@ def test_replicates_are_the_distances_without_each_group(num_images: int, size: 
         assert float(fast[group]) == pytest.approx(slow, rel=1e-7)
 
 
+def single_groups(count: int) -> Groups:
+    return Groups(torch.arange(count), count, by_class=False)
+
+
 def test_error_of_a_mean_is_the_textbook_one() -> None:
     # for the mean, the delete-one jackknife is exactly s / sqrt(n)
     values = torch.randn(50, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     replicates = (values.sum() - values) / 49
-    assert jackknife_error(replicates) == pytest.approx(float(values.std()) / 50**0.5, rel=1e-9)
+    error = jackknife_error(float(values.mean()), replicates, single_groups(50))
+    assert error == pytest.approx(float(values.std()) / 50**0.5, rel=1e-9)
+
+
+def test_error_with_equal_groups_is_the_usual_formula_whatever_the_value() -> None:
+    replicates = torch.randn(20, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    usual = float((19 / 20 * (replicates - replicates.mean()).square().sum()).sqrt())
+    for value in (0.0, 7.0):
+        assert jackknife_error(value, replicates, single_groups(20)) == pytest.approx(usual)
+
+
+def test_a_bias_in_one_over_n_is_no_error() -> None:
+    # 250 classes in 20 groups: 24 or 26 images each, and the distance depends on how many are left
+    groups = make_groups(names(250, 2))
+    assert groups is not None
+    assert set(groups.sizes.tolist()) == {24, 26}
+    replicates = 3 + 1000 / (500 - groups.sizes.double())
+    assert jackknife_error(3 + 1000 / 500, replicates, groups) < 1e-9
+    equal_weights = (19 / 20 * (replicates - replicates.mean()).square().sum()).sqrt()
+    assert equal_weights > 0.01
 
 
 @dataclass
@@ -115,8 +139,8 @@ class Simulation:
             if index < self.num_errors:
                 first = frechet_replicates(baseline, reference, groups)
                 second = frechet_replicates(merged, reference, groups)
-                errors.append(jackknife_error(first))
-                paired_errors.append(jackknife_error(second - first))
+                errors.append(jackknife_error(a, first, groups))
+                paired_errors.append(jackknife_error(b - a, second - first, groups))
         spread, paired_spread = (
             float(torch.tensor(values).std()) for values in (distances, differences)
         )
