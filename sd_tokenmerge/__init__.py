@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from sd_tokenmerge.keep_rates import Depth, During, KeepRate, Linear
     from sd_tokenmerge.methods import (
         ATC,
         DPCKNN,
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     )
     from sd_tokenmerge.partitions import Partition, clusters_to_keep
     from sd_tokenmerge.patcher import PatchHandle, apply_patch, remove_patch
+    from sd_tokenmerge.presets import PRESETS, Preset
 
 __version__ = "0.1.0"
 
@@ -34,14 +36,20 @@ __all__ = [
     "ATC",
     "DPCKNN",
     "METHODS",
+    "PRESETS",
+    "Depth",
+    "During",
     "Grid",
     "GridPooling",
     "KMeans",
     "KMedoids",
+    "KeepRate",
+    "Linear",
     "LoTM",
     "Method",
     "Partition",
     "PatchHandle",
+    "Preset",
     "RandomClusters",
     "ToMe",
     "ToMeSD",
@@ -53,6 +61,12 @@ __all__ = [
 ]
 
 _HOMES = {
+    "PRESETS": "presets",
+    "Preset": "presets",
+    "Depth": "keep_rates",
+    "During": "keep_rates",
+    "KeepRate": "keep_rates",
+    "Linear": "keep_rates",
     "Partition": "partitions",
     "clusters_to_keep": "partitions",
     "PatchHandle": "patcher",

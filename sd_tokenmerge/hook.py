@@ -11,22 +11,23 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from sd_tokenmerge.features import head_mean_keys, received_attention
+from sd_tokenmerge.keep_rates import KeepRate
 from sd_tokenmerge.methods.base import Grid
 from sd_tokenmerge.partitions import Partition, clusters_to_keep
+from sd_tokenmerge.presets import Features, Merge
 from sd_tokenmerge.schedule import BlockSchedule, Schedule
 from sd_tokenmerge.sites import cache_over_steps, only_attends_to_itself
+from sd_tokenmerge.timesteps import TimestepReader
 
 if TYPE_CHECKING:
     from sd_tokenmerge.patch import Patch
 
-Features = Literal["input", "keys"]
-Merge = Literal["qkv", "kv", "q"]
 Arguments = tuple[Any, ...]
 Keywords = dict[str, Any]
 
@@ -35,7 +36,6 @@ Keywords = dict[str, Any]
 class Merging:
     """What is merged, and how; the meaning of each is that of `apply_patch`'s argument."""
 
-    keep_rate: float
     features: Features
     merge: Merge
     proportional_attention: bool
@@ -53,10 +53,22 @@ class GridRecorder:
 
 
 class StepRecorder:
-    """Tells a schedule the timestep of each call of the denoiser."""
+    """Tells a schedule and the merged blocks the timestep of each call of the denoiser."""
 
-    def __init__(self, schedule: Schedule) -> None:
+    def __init__(
+        self, schedule: Schedule, mergers: list[BlockMerger], num_train_timesteps: int
+    ) -> None:
+        """Serve `mergers`, those whose keep rate changes from step to step.
+
+        Args:
+            schedule: of the patch.
+            mergers: the blocks.
+            num_train_timesteps: the timestep of pure noise.
+        """
         self.schedule = schedule
+        self.mergers = mergers
+        self.num_train_timesteps = num_train_timesteps
+        self._reader = TimestepReader()
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def __call__(self, module: Any, args: Arguments, kwargs: Keywords) -> None:
@@ -64,22 +76,56 @@ class StepRecorder:
 
         Its value must be known in every call: a compiled denoiser runs its hooks outside the graph.
         """
-        self.schedule.begin_call(args[1] if len(args) > 1 else kwargs["timestep"])
+        timestep = args[1] if len(args) > 1 else kwargs["timestep"]
+        if self.schedule.needs_timestep:
+            self.schedule.begin_call(timestep)
+        if self.mergers:
+            noisiest = self._reader.read(timestep)[-1]
+            for merger in self.mergers:
+                merger.set_progress(1 - noisiest / self.num_train_timesteps)
 
 
 class BlockMerger:
     """Merges the tokens of one block's self-attention."""
 
     def __init__(
-        self, patch: Patch, merging: Merging, block: BlockSchedule, recorder: GridRecorder
+        self,
+        patch: Patch,
+        merging: Merging,
+        block: BlockSchedule,
+        recorder: GridRecorder,
+        keep_rate: KeepRate,
+        depth: float,
     ) -> None:
-        """Merge for `block`, one of `patch.schedule.blocks`."""
+        """Merge for one block.
+
+        Args:
+            patch: whose block it is.
+            merging: what is merged, and how.
+            block: one of `patch.schedule.blocks`.
+            recorder: of the block's transformer.
+            keep_rate: how much it keeps.
+            depth: the block's place among the merged ones, in [0, 1].
+        """
         self.patch = patch
+        self.keep_rate = keep_rate
+        self.depth = depth
+        # A string: a compiled graph is made for each, where numbers would be generalised.
+        self._rate = repr(keep_rate.at(0.0, depth))
         self.merging = merging
         self.schedule = patch.schedule
         self.block = block
         self.recorder = recorder
         self.block_input: Tensor | None = None
+
+    @property
+    def rate(self) -> float:
+        """The keep rate in this call of the denoiser."""
+        return float(self._rate)
+
+    def set_progress(self, progress: float) -> None:
+        """Note how far the denoising is, from 0 to 1."""
+        self._rate = repr(self.keep_rate.at(progress, self.depth))
 
     def record_input(self, module: Any, args: Arguments, kwargs: Keywords) -> None:
         """Forward pre-hook of the block: ToMe-SD and ATC cluster its input, before the norm."""
@@ -97,7 +143,7 @@ class BlockMerger:
                 f"the tokens of {self.block.path} must fill its transformer's "
                 f"{grid.height}x{grid.width} grid, got {num_tokens}."
             )
-        num_clusters = clusters_to_keep(num_tokens, self.merging.keep_rate)
+        num_clusters = clusters_to_keep(num_tokens, self.rate)
         if num_clusters == num_tokens:
             return None
 

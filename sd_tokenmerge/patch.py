@@ -17,6 +17,7 @@ from sd_tokenmerge.hook import (
     attach,
     detach,
 )
+from sd_tokenmerge.keep_rates import KeepRate
 from sd_tokenmerge.methods.base import Grid, Method
 from sd_tokenmerge.partitions import clusters_to_keep
 from sd_tokenmerge.schedule import BlockSchedule, Schedule
@@ -79,6 +80,21 @@ class Report:
         return "\n".join(lines)
 
 
+@dataclass(frozen=True)
+class MergedSite:
+    """A self-attention to be merged, and how much.
+
+    Attributes:
+        site: where it is.
+        keep_rate: how much it keeps.
+        depth: its place among the blocks that `keep_rate` is spread over, in [0, 1].
+    """
+
+    site: Site
+    keep_rate: KeepRate
+    depth: float
+
+
 class Patch:
     """Everything a patch adds to a denoiser. Holds no modules: it is copied along with them."""
 
@@ -90,10 +106,12 @@ class Patch:
         share_layers: bool,
         seed: int,
         sites: list[Site],
-        merged: list[Site],
+        merged: list[MergedSite],
+        num_train_timesteps: int,
     ) -> None:
         self.merging = merging
-        self.title = f"{method}, keep rate {merging.keep_rate:g}, " + ", ".join(
+        self.num_train_timesteps = num_train_timesteps
+        self.title = f"{method}, keep rate {_keep_rate_text(merged)}, " + ", ".join(
             [
                 f"features {merging.features}",
                 f"merge {merging.merge}",
@@ -104,39 +122,42 @@ class Patch:
         )
         self.places = [(site.path, site.level) for site in sites]
         first: dict[int, int] = {}
-        for index, site in enumerate(merged):
-            first.setdefault(site.level, index)
+        for index, one in enumerate(merged):
+            first.setdefault(one.site.level, index)
         self.schedule = Schedule(
             method,
             seed,
             refresh_every,
-            [site.path for site in merged],
+            [one.site.path for one in merged],
             [
-                first[site.level] if share_layers and first[site.level] != index else None
-                for index, site in enumerate(merged)
+                first[one.site.level] if share_layers and first[one.site.level] != index else None
+                for index, one in enumerate(merged)
             ],
         )
-        self.recorders: dict[str, GridRecorder] = {}
+        self.mergers: dict[str, BlockMerger] = {}
         self.hooks: list[RemovableHandle] = []
 
-    def attach_to(self, denoiser: nn.Module, merged: list[Site]) -> None:
+    def attach_to(self, denoiser: nn.Module, merged: list[MergedSite]) -> None:
         """Put the hooks on; `merged` are the sites given to `__init__`."""
 
         def add_hook(module: nn.Module, hook: Any) -> None:
             self.hooks.append(module.register_forward_pre_hook(hook, with_kwargs=True))
 
-        if self.schedule.needs_timestep:
-            add_hook(denoiser, StepRecorder(self.schedule))
         recorders: dict[nn.Module, GridRecorder] = {}
-        for site, block in zip(merged, self.schedule.blocks, strict=True):
+        for one, block in zip(merged, self.schedule.blocks, strict=True):
+            site = one.site
             if site.transformer not in recorders:
                 recorders[site.transformer] = GridRecorder()
                 add_hook(site.transformer, recorders[site.transformer])
-            recorder = self.recorders[site.path] = recorders[site.transformer]
-            merger = BlockMerger(self, self.merging, block, recorder)
+            recorder = recorders[site.transformer]
+            merger = BlockMerger(self, self.merging, block, recorder, one.keep_rate, one.depth)
+            self.mergers[site.path] = merger
             if self.merging.features == "input":
                 add_hook(site.block, merger.record_input)
             attach(site.attention, merger)
+        varying = [m for m in self.mergers.values() if m.keep_rate.varies_over_steps]
+        if self.schedule.needs_timestep or varying:
+            add_hook(denoiser, StepRecorder(self.schedule, varying, self.num_train_timesteps))
 
     def detach_from(self, denoiser: nn.Module) -> None:
         """Take everything off again, from the denoiser given to `attach_to` or its copy."""
@@ -154,7 +175,8 @@ class Patch:
     def _row(self, path: str, level: int, merged: dict[str, BlockSchedule]) -> BlockReport:
         if path not in merged:
             return BlockReport(path, level, merged=False)
-        grid = self.recorders[path].grid
+        merger = self.mergers[path]
+        grid = merger.recorder.grid
         count = None if grid is None else grid.num_tokens
         return BlockReport(
             path,
@@ -162,10 +184,17 @@ class Patch:
             merged=True,
             grid=grid,
             tokens_before=count,
-            tokens_after=None if count is None else clusters_to_keep(count, self.merging.keep_rate),
+            tokens_after=None if count is None else clusters_to_keep(count, merger.rate),
             times_computed=merged[path].times_computed,
             times_reused=merged[path].times_reused,
         )
+
+
+def _keep_rate_text(merged: list[MergedSite]) -> str:
+    by_level = {one.site.level: str(one.keep_rate) for one in merged}
+    if len(set(by_level.values())) == 1:
+        return next(iter(by_level.values()))
+    return " and ".join(f"{text} at level {level}" for level, text in sorted(by_level.items()))
 
 
 def find_patch(denoiser: nn.Module) -> Patch | None:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, get_args
 
 from torch import nn
 
-from sd_tokenmerge.hook import Features, Merge, Merging
+from sd_tokenmerge.hook import Merging
+from sd_tokenmerge.keep_rates import KeepRateLike, parse_keep_rate, parse_levels
 from sd_tokenmerge.methods import parse_method
 from sd_tokenmerge.methods.base import Method
 from sd_tokenmerge.partitions import clusters_to_keep
-from sd_tokenmerge.patch import Patch, Report, find_patch
+from sd_tokenmerge.patch import MergedSite, Patch, Report, find_patch
+from sd_tokenmerge.presets import Features, Merge, find_preset
 from sd_tokenmerge.sites import (
     Site,
     cache_over_steps,
@@ -19,24 +22,31 @@ from sd_tokenmerge.sites import (
     find_sites,
     level_grid,
     native_latent_size,
+    num_train_timesteps,
 )
 
 
 def apply_patch(
     pipe: Any,
-    method: str | Method = "atc",
+    method: str | Method | None = None,
     *,
-    keep_rate: float = 0.5,
-    levels: int = 1,
-    features: Features = "input",
-    merge: Merge = "qkv",
-    refresh_every: int = 1,
-    share_layers: bool = False,
-    proportional_attention: bool = False,
+    preset: str = "exact",
+    keep_rate: KeepRateLike | Mapping[int, KeepRateLike] | None = None,
+    levels: int | None = None,
+    features: Features | None = None,
+    merge: Merge | None = None,
+    refresh_every: int | None = None,
+    share_layers: bool | None = None,
+    proportional_attention: bool | None = None,
     seed: int = 0,
     replace: bool = False,
 ) -> PatchHandle:
-    """Merge tokens around the self-attentions of a pipeline's UNet. The defaults are the papers'.
+    """Merge tokens around the self-attentions of a pipeline's UNet.
+
+        apply_patch(pipe)                                           # ATC as in its paper
+        apply_patch(pipe, "tome-sd", keep_rate=0.4)
+        apply_patch(pipe, preset="fast")
+        apply_patch(pipe, preset="fast", keep_rate=Linear(0.5, 0.1))
 
     Works on a UNet before and after `torch.compile`, LoRA, IP-Adapter, offloading and the like, in
     any order. Cross-attention and feed-forward see all tokens. A patched UNet must not be called
@@ -44,9 +54,15 @@ def apply_patch(
 
     Args:
         pipe: a pipeline with a UNet (its ControlNet is left alone), a UNet, or a ControlNet.
-        method: a method or its string, such as `"atc"` or `"atc:linkage=complete"`.
-        keep_rate: fraction of the tokens that is kept, in (0, 1]. 1 changes nothing.
-        levels: how many of the finest resolutions that have self-attention are merged, at least 1.
+        method: a method or its string, such as `"atc"` or `"atc:linkage=complete"`; None, here and
+            below: what `preset` says.
+        preset: a name from `PRESETS`: `"exact"`, the papers' form (their method `"atc"`, keep rate
+            0.5, features `"input"`, merge `"qkv"`, always fresh), `"balanced"` or `"fast"`.
+        keep_rate: fraction of the tokens that is kept, in (0, 1]; 1 changes nothing. `Linear` and
+            `During` change it over the steps, `Depth` over the blocks, each also as a string; a
+            dict gives one for each level, finest 0, and merges no other level.
+        levels: how many of the finest resolutions that have self-attention are merged, at least 1;
+            None: 1, or those that `keep_rate` names.
         features: what is clustered: the block's `"input"`, as in ToMe-SD's and ATC's experiments,
             or the attention's `"keys"` averaged over its heads, as in ATC's description.
         merge: `"qkv"` merges queries, keys and values and gives each token its cluster's output
@@ -70,20 +86,27 @@ def apply_patch(
             raises it).
         RuntimeError: `pipe` is already patched, or caches the output of its self-attentions.
     """
-    merging = _checked_merging(keep_rate, features, merge, proportional_attention)
-    method = parse_method(method)
-    _require_integer("levels", levels, 1)
+    base = find_preset(preset)
+    method = parse_method(base.method if method is None else method)
+    refresh_every = base.refresh_every if refresh_every is None else refresh_every
+    share_layers = base.share_layers if share_layers is None else share_layers
+    merging = _checked_merging(
+        base.features if features is None else features,
+        base.merge if merge is None else merge,
+        base.proportional_attention if proportional_attention is None else proportional_attention,
+    )
     _require_integer("refresh_every", refresh_every, 1)
     _require_integer("seed", seed, 0)
     if seed >= 2**63:
         raise ValueError(f"`seed` must be in [0, 2^63), got {seed}.")
     _require_bool("share_layers", share_layers)
-    _require_bool("proportional_attention", proportional_attention)
     denoiser = find_denoiser(pipe)
     sites = find_sites(denoiser)
-    merged = _finest(sites, levels, denoiser)
-    _require_reachable(method, keep_rate, merged, denoiser)
-    for site in merged:
+    merged = _choose(sites, base.keep_rate if keep_rate is None else keep_rate, levels, denoiser)
+    if share_layers and any(one.keep_rate.varies_over_blocks for one in merged):
+        raise ValueError("`share_layers` must be False with a keep rate that differs by block.")
+    _require_reachable(method, merged, denoiser)
+    for site in (one.site for one in merged):
         cache_name = cache_over_steps(site.attention)
         if cache_name is not None:
             raise RuntimeError(
@@ -97,7 +120,16 @@ def apply_patch(
         )
     if present is not None:
         present.detach_from(denoiser)
-    patch = Patch(method, merging, refresh_every, share_layers, seed, sites, merged)
+    patch = Patch(
+        method,
+        merging,
+        refresh_every,
+        share_layers,
+        seed,
+        sites,
+        merged,
+        num_train_timesteps(pipe),
+    )
     patch.attach_to(denoiser, merged)
     return PatchHandle(denoiser, patch)
 
@@ -147,13 +179,8 @@ class PatchHandle:
         self.remove()
 
 
-def _checked_merging(
-    keep_rate: float, features: Features, merge: Merge, proportional_attention: bool
-) -> Merging:
-    if isinstance(keep_rate, bool) or not isinstance(keep_rate, (int, float)):
-        raise TypeError(f"`keep_rate` must be a number, got {keep_rate!r}.")
-    if not 0 < keep_rate <= 1:
-        raise ValueError(f"`keep_rate` must be in (0, 1], got {keep_rate}.")
+def _checked_merging(features: Features, merge: Merge, proportional_attention: bool) -> Merging:
+    _require_bool("proportional_attention", proportional_attention)
     for name, value, allowed in (
         ("features", features, get_args(Features)),
         ("merge", merge, get_args(Merge)),
@@ -164,7 +191,7 @@ def _checked_merging(
         raise ValueError(
             "`proportional_attention` must be False for merge='q', which merges no keys."
         )
-    return Merging(keep_rate, features, merge, proportional_attention)
+    return Merging(features, merge, proportional_attention)
 
 
 def _require_integer(name: str, value: int, low: int) -> None:
@@ -179,29 +206,58 @@ def _require_bool(name: str, value: bool) -> None:
         raise TypeError(f"`{name}` must be True or False, got {value!r}.")
 
 
-def _finest(sites: list[Site], levels: int, denoiser: nn.Module) -> list[Site]:
+def _choose(
+    sites: list[Site],
+    keep_rate: KeepRateLike | Mapping[int, KeepRateLike],
+    levels: int | None,
+    denoiser: nn.Module,
+) -> list[MergedSite]:
+    """What is merged, in the order in which it runs."""
     present = sorted({site.level for site in sites})
     if not present:
         raise ValueError(
             "`pipe` must have self-attention in BasicTransformerBlocks to merge around, "
             f"found none in its {type(denoiser).__name__}."
         )
-    if levels > len(present):
-        raise ValueError(
-            f"`levels` must be in [1, {len(present)}], the number of resolutions with "
-            f"self-attention, got {levels}."
-        )
-    return [site for site in sites if site.level in present[:levels]]
+    if isinstance(keep_rate, Mapping):
+        if levels is not None:
+            raise ValueError("`levels` must be None where `keep_rate` names them, got both.")
+        by_level = parse_levels(keep_rate)
+        for level in by_level:
+            if level not in present:
+                raise ValueError(
+                    f"`keep_rate` must have levels with self-attention, which are "
+                    f"{', '.join(map(str, present))}, got {level}."
+                )
+        groups = [([s for s in sites if s.level == level], r) for level, r in by_level.items()]
+    else:
+        levels = 1 if levels is None else levels
+        _require_integer("levels", levels, 1)
+        if levels > len(present):
+            raise ValueError(
+                f"`levels` must be in [1, {len(present)}], the number of resolutions with "
+                f"self-attention, got {levels}."
+            )
+        finest = [site for site in sites if site.level in present[:levels]]
+        groups = [(finest, parse_keep_rate(keep_rate))]
+    chosen = {
+        site: MergedSite(site, rate, index / (len(group) - 1) if len(group) > 1 else 0.5)
+        for group, rate in groups
+        for index, site in enumerate(group)
+    }
+    return [chosen[site] for site in sites if site in chosen]
 
 
-def _require_reachable(
-    method: Method, keep_rate: float, merged: list[Site], denoiser: nn.Module
-) -> None:
+def _require_reachable(method: Method, merged: list[MergedSite], denoiser: nn.Module) -> None:
     size = native_latent_size(denoiser)
     if size is None:
         return
-    for level in sorted({site.level for site in merged}):
-        grid = level_grid(level, *size)
-        clusters = clusters_to_keep(grid.num_tokens, keep_rate)
+    wanted = {
+        (level_grid(one.site.level, *size), rate)
+        for one in merged
+        for rate in one.keep_rate.all_at(one.depth)
+    }
+    for grid, rate in sorted(wanted, reverse=True):
+        clusters = clusters_to_keep(grid.num_tokens, rate)
         if clusters < grid.num_tokens:
             method.require_reachable(clusters, grid)

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from sd_tokenmerge.methods.base import Grid, Method
 from sd_tokenmerge.partitions import Partition
+from sd_tokenmerge.timesteps import TimestepReader
 
 Features = Callable[[], tuple[Tensor, "Tensor | None"]]
 """Computes what a method clusters: tokens `[B, N, C]`, and scores `[B, N]` if it uses them."""
@@ -128,6 +129,7 @@ class Schedule:
         self._place: _Place | None = None
         self._timestep: Tensor | float | None = None
         self._timesteps: tuple[float, ...] = ()
+        self._reader = TimestepReader()
         self._step = self._call = 0
         self._register()
 
@@ -136,9 +138,7 @@ class Schedule:
         if self.refresh_every > 1:
             self._locate(timestep)
         if self.method.uses_seed:
-            values = timestep.tolist() if isinstance(timestep, Tensor) else timestep
-            distinct = set(values) if isinstance(values, list) else {values}
-            self._timesteps = tuple(sorted(map(float, distinct)))
+            self._timesteps = self._reader.read(timestep)
 
     def partition(
         self, block: BlockSchedule, grid: Grid, batch: int, num_clusters: int, features: Features

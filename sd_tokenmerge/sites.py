@@ -110,6 +110,12 @@ def native_latent_size(denoiser: nn.Module) -> tuple[int, int] | None:
     return height, width
 
 
+def num_train_timesteps(pipe: object) -> int:
+    """The timestep of pure noise: that of the pipeline's scheduler, 1,000 where there is none."""
+    scheduler = getattr(pipe, "scheduler", None)
+    return int(getattr(getattr(scheduler, "config", None), "num_train_timesteps", 1000))
+
+
 def cache_over_steps(attention: Any) -> str | None:
     """The name of a diffusers cache that keeps this attention's output from call to call, if any.
 

@@ -167,7 +167,7 @@ class TestArguments:
             ({"keep_rate": -0.5}, ValueError, "`keep_rate`"),
             ({"keep_rate": float("nan")}, ValueError, "`keep_rate`"),
             ({"keep_rate": True}, TypeError, "`keep_rate` must be a number, got True"),
-            ({"keep_rate": "0.5"}, TypeError, "`keep_rate` must be a number, got '0.5'"),
+            ({"keep_rate": "half"}, ValueError, "`keep_rate` must be a number .*got 'half'"),
             ({"method": "tome-ds"}, ValueError, "`method` must be one of atc, .*got 'tome-ds'"),
             ({"method": "atc:linkage=ward"}, ValueError, "linkage must be .*got 'ward'"),
             ({"method": 5}, TypeError, "`method` must be a string or a Method"),
@@ -177,7 +177,7 @@ class TestArguments:
             ({"levels": 1.0}, TypeError, "`levels` must be an integer, got 1.0"),
             ({"levels": True}, TypeError, "`levels` must be an integer, got True"),
             ({"refresh_every": 0}, ValueError, "`refresh_every` must be at least 1, got 0"),
-            ({"refresh_every": None}, TypeError, "`refresh_every` must be an integer, got None"),
+            ({"refresh_every": 2.0}, TypeError, "`refresh_every` must be an integer, got 2.0"),
             ({"share_layers": "no"}, TypeError, "`share_layers` must be True or False, got 'no'"),
             (
                 {"proportional_attention": 1},

@@ -1,0 +1,258 @@
+"""How much is kept: the same everywhere, or by denoising step, block or level. Imports no torch.
+
+0.5                         half of the tokens, always
+Linear(1.0, 0.4)            everything at first, 40 % at the end of the denoising
+During(0.5, stop=0.6)       half of the tokens in the first 60 % of the denoising, else all
+Depth(0.7)                  70 % on average over the blocks, less in early ones (ATC, eq. 5)
+{0: 0.5, 1: Depth(0.8)}     by level, as `report()` numbers them; no other level is merged
+"""
+
+from __future__ import annotations
+
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import ClassVar
+
+MAX_STAGES = 8
+"""`torch.compile` by default compiles a function for at most this many shapes."""
+
+
+class KeepRate(ABC):
+    """The fraction of the tokens that a block keeps; subclasses are frozen dataclasses."""
+
+    name: ClassVar[str]
+    varies_over_steps: ClassVar[bool] = False
+    varies_over_blocks: ClassVar[bool] = False
+
+    @abstractmethod
+    def at(self, progress: float, depth: float) -> float:
+        """The keep rate of one block in one step, in (0, 1].
+
+        Args:
+            progress: how far the denoising is, from 0 (pure noise) to 1 (the image), by the
+                timestep: the noise is the same at the same progress, however many steps there are.
+            depth: the block's place among the merged blocks, from 0 (the first that runs) to 1.
+        """
+
+    @abstractmethod
+    def all_at(self, depth: float) -> tuple[float, ...]:
+        """Every keep rate that one block can get, in the order of the denoising."""
+
+    def __str__(self) -> str:
+        """The string that `parse_keep_rate` reads back."""
+        options = (f"{f.name}={getattr(self, f.name):g}" for f in fields(self))  # type: ignore[arg-type]
+        return f"{self.name}:{','.join(options)}"
+
+
+@dataclass(frozen=True)
+class Constant(KeepRate):
+    """The same in every step and block (ATC, eq. 4).
+
+    Attributes:
+        rate: in (0, 1].
+    """
+
+    name: ClassVar[str] = "constant"
+    rate: float
+
+    def __post_init__(self) -> None:
+        """Refuse a rate outside (0, 1]."""
+        _require_rate("keep_rate", self.rate)
+
+    def at(self, progress: float, depth: float) -> float:
+        """`rate`."""
+        return self.rate
+
+    def all_at(self, depth: float) -> tuple[float, ...]:
+        """`rate` alone."""
+        return (self.rate,)
+
+    def __str__(self) -> str:
+        """The number."""
+        return f"{self.rate:g}"
+
+
+@dataclass(frozen=True)
+class Linear(KeepRate):
+    """From one keep rate to another over the denoising, in equal stages.
+
+    In stages, because each rate has tensors of its own shape: a compiled model is recompiled once
+    for each, and no partition is reused from one to the next.
+
+    Attributes:
+        first: of the first stage, in (0, 1].
+        last: of the last stage, in (0, 1].
+        stages: how many, 2 to `MAX_STAGES`.
+    """
+
+    name: ClassVar[str] = "linear"
+    varies_over_steps: ClassVar[bool] = True
+    first: float
+    last: float
+    stages: int = 5
+
+    def __post_init__(self) -> None:
+        """Refuse what is out of range."""
+        _require_rate("first", self.first)
+        _require_rate("last", self.last)
+        if type(self.stages) is not int:
+            raise TypeError(f"`stages` must be an integer, got {self.stages!r}.")
+        if not 2 <= self.stages <= MAX_STAGES:
+            raise ValueError(f"`stages` must be in [2, {MAX_STAGES}], got {self.stages}.")
+
+    def at(self, progress: float, depth: float) -> float:
+        """The rate of the stage that `progress` is in."""
+        stage = min(max(int(progress * self.stages), 0), self.stages - 1)
+        return self.all_at(depth)[stage]
+
+    def all_at(self, depth: float) -> tuple[float, ...]:
+        """One for each stage."""
+        step = (self.last - self.first) / (self.stages - 1)
+        # rounded, so that 0.7 on the way from 1 to 0.4 is the 0.7 that a user would write
+        return tuple(round(self.first + step * stage, 9) for stage in range(self.stages))
+
+
+@dataclass(frozen=True)
+class During(KeepRate):
+    """One keep rate in a part of the denoising, and everything in the rest.
+
+    Attributes:
+        rate: in (0, 1].
+        start: progress at which merging begins, in [0, 1).
+        stop: progress at which it ends, in (start, 1].
+    """
+
+    name: ClassVar[str] = "during"
+    varies_over_steps: ClassVar[bool] = True
+    rate: float
+    start: float = 0.0
+    stop: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Refuse what is out of range."""
+        _require_rate("rate", self.rate)
+        for name in ("start", "stop"):
+            _require_number(name, getattr(self, name))
+        if not 0 <= self.start < self.stop <= 1:
+            raise ValueError(
+                f"`start` and `stop` must satisfy 0 <= start < stop <= 1, "
+                f"got {self.start} and {self.stop}."
+            )
+
+    def at(self, progress: float, depth: float) -> float:
+        """`rate` between `start` and `stop`, else 1."""
+        is_over = progress >= self.stop and self.stop < 1
+        return 1.0 if progress < self.start or is_over else self.rate
+
+    def all_at(self, depth: float) -> tuple[float, ...]:
+        """`rate`, with 1 before and after it where there is such a part."""
+        before, after = (1.0,) * (self.start > 0), (1.0,) * (self.stop < 1)
+        return (*before, self.rate, *after)
+
+
+@dataclass(frozen=True)
+class Depth(KeepRate):
+    """Merges much in the first block and nothing in the last (ATC, eq. 5).
+
+    ATC's blocks remove tokens for good; here each block merges anew, so what decreases is the
+    fraction that a block removes.
+
+    Attributes:
+        rate: average over the blocks, in (0.5, 1]: the first removes twice as much as the average.
+    """
+
+    name: ClassVar[str] = "depth"
+    varies_over_blocks: ClassVar[bool] = True
+    rate: float
+
+    def __post_init__(self) -> None:
+        """Refuse a rate at which the first block would keep nothing."""
+        _require_rate("rate", self.rate)
+        if self.rate <= 0.5:
+            raise ValueError(
+                f"`rate` of depth must be in (0.5, 1], got {self.rate}: the first block removes "
+                f"twice as much as the average."
+            )
+
+    def at(self, progress: float, depth: float) -> float:
+        """`1 - (2 t - 2 t l / (L - 1))`, with `t = 1 - rate` and `depth = l / (L - 1)`."""
+        # eq. (5)
+        return round(1 - 2 * (1 - self.rate) * (1 - depth), 9)
+
+    def all_at(self, depth: float) -> tuple[float, ...]:
+        """One."""
+        return (self.at(0.0, depth),)
+
+
+KEEP_RATES: dict[str, type[KeepRate]] = {kind.name: kind for kind in (Linear, During, Depth)}
+
+KeepRateLike = float | str | KeepRate
+"""What `parse_keep_rate` takes."""
+
+_OPTION = re.compile(r"(\w+)=(\d+(?:\.\d+)?)")
+
+
+def parse_keep_rate(value: KeepRateLike) -> KeepRate:
+    """A keep rate from a number or a string such as `"linear:first=1,last=0.4"`.
+
+    Raises:
+        TypeError: `value` is neither, nor a `KeepRate`.
+        ValueError: a number outside (0, 1], an unknown string, or an option out of range.
+    """
+    if isinstance(value, KeepRate):
+        return value
+    if not isinstance(value, str):
+        _require_number("keep_rate", value)
+        return Constant(value)
+    if re.fullmatch(r"\d*\.?\d+", value):
+        return Constant(float(value))
+    kind, _, rest = value.partition(":")
+    options = [_OPTION.fullmatch(part) for part in rest.split(",")]
+    if kind not in KEEP_RATES or None in options:
+        raise ValueError(f"`keep_rate` must be a number in (0, 1] or {_known()}, got {value!r}.")
+    pairs = [(match[1], match[2]) for match in options if match is not None]
+    types = {f.name: int if f.type == "int" else float for f in fields(KEEP_RATES[kind])}  # type: ignore[arg-type]
+    names = [name for name, _ in pairs]
+    if len(set(names)) < len(names) or not set(names) <= set(types):
+        raise ValueError(f"`keep_rate` {value!r}: must be like {_known()}, each option once.")
+    for name, number in pairs:
+        if types[name] is int and not number.isdigit():
+            raise ValueError(f"`keep_rate` {value!r}: {name} must be an integer, got {number!r}.")
+    try:
+        return KEEP_RATES[kind](**{name: types[name](number) for name, number in pairs})
+    except TypeError:  # an option without a default is missing
+        raise ValueError(f"`keep_rate` {value!r}: must be like {_known()}.") from None
+
+
+def parse_levels(value: Mapping[int, KeepRateLike]) -> dict[int, KeepRate]:
+    """Keep rates by level, finest first.
+
+    Raises:
+        TypeError: a level is no integer, or a keep rate is of the wrong type.
+        ValueError: there is none, a level is negative, or a keep rate is out of range.
+    """
+    if not value:
+        raise ValueError("`keep_rate` must name at least one level, got none.")
+    for level in value:
+        if type(level) is not int:
+            raise TypeError(f"`keep_rate` must have integers as levels, got {level!r}.")
+        if level < 0:
+            raise ValueError(f"`keep_rate` must have levels of at least 0, got {level}.")
+    return {level: parse_keep_rate(value[level]) for level in sorted(value)}
+
+
+def _known() -> str:
+    return "linear:first=1,last=0.4,stages=5, during:rate=0.5,start=0,stop=0.6 or depth:rate=0.7"
+
+
+def _require_number(name: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"`{name}` must be a number, got {value!r}.")
+
+
+def _require_rate(name: str, value: float) -> None:
+    _require_number(name, value)
+    if not 0 < value <= 1:
+        raise ValueError(f"`{name}` must be in (0, 1], got {value}.")

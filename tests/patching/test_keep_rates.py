@@ -1,0 +1,276 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from diffusers import DDIMScheduler, EulerDiscreteScheduler, HeunDiscreteScheduler
+
+from sd_tokenmerge import Depth, During, Linear, apply_patch, clusters_to_keep
+from sd_tokenmerge.keep_rates import Constant, parse_keep_rate
+from sd_tokenmerge.timesteps import TimestepReader, all_elements
+from tests.patching.spies import SpyMethod
+from tests.patching.test_compile import Backend, compiled, small_unet
+from tests.tiny_models import call_unet, tiny_sd15, tiny_unet, unet_inputs
+
+
+def kept(spy, num_blocks=5):
+    """Clusters of each call of the denoiser; all blocks must agree."""
+    counts = [call.num_clusters for call in spy.calls]
+    assert len(counts) % num_blocks == 0
+    calls = [counts[i : i + num_blocks] for i in range(0, len(counts), num_blocks)]
+    assert all(len(set(call)) == 1 for call in calls)
+    return [call[0] for call in calls]
+
+
+class TestValues:
+    def test_linear_goes_in_equal_stages(self):
+        rate = Linear(1.0, 0.4, stages=4)
+        assert rate.all_at(0.5) == (1.0, 0.8, 0.6, 0.4)
+        progress = [0, 0.2499, 0.25, 0.4999, 0.5, 0.75, 0.999, 1]
+        assert [rate.at(p, 0) for p in progress] == [1, 1, 0.8, 0.8, 0.6, 0.4, 0.4, 0.4]
+
+    def test_linear_may_go_up(self):
+        assert Linear(0.2, 0.6, stages=3).all_at(0) == (0.2, 0.4, 0.6)
+
+    def test_progress_outside_its_range(self):
+        assert [Linear(1, 0.5).at(p, 0) for p in (-0.5, 1.5)] == [1, 0.5]
+
+    def test_during(self):
+        rate = During(0.5, start=0.2, stop=0.6)
+        assert [rate.at(p, 0) for p in (0, 0.19, 0.2, 0.59, 0.6, 1)] == [1, 1, 0.5, 0.5, 1, 1]
+        assert rate.all_at(0) == (1.0, 0.5, 1.0)
+        assert During(0.5).all_at(0) == (0.5,)
+        assert During(0.5).at(1.0, 0) == 0.5
+        assert During(0.5, stop=0.9).all_at(0) == (0.5, 1.0)
+
+    @pytest.mark.parametrize("num_blocks", [2, 5, 12])
+    @pytest.mark.parametrize("average", [0.55, 0.7, 0.9])
+    def test_depth_removes_what_equation_5_says(self, num_blocks, average):
+        num_tokens = 4096
+        t = num_tokens * (1 - average)
+        removed = [
+            num_tokens - clusters_to_keep(num_tokens, Depth(average).at(0, place))
+            for place in (block / (num_blocks - 1) for block in range(num_blocks))
+        ]
+        # ATC, eq. (5), as printed
+        expected = [int(2 * t - 2 * t * block / (num_blocks - 1)) for block in range(num_blocks)]
+        assert all(abs(a - b) <= 1 for a, b in zip(removed, expected, strict=True))
+        assert removed[-1] == 0
+        assert sum(removed) == pytest.approx(t * num_blocks, abs=num_blocks)
+
+
+class TestStrings:
+    @pytest.mark.parametrize(
+        ("text", "expected"),
+        [
+            ("0.5", Constant(0.5)),
+            ("1", Constant(1.0)),
+            (".25", Constant(0.25)),
+            ("linear:first=1,last=0.4", Linear(1, 0.4)),
+            ("linear:last=0.4,first=1,stages=3", Linear(1, 0.4, 3)),
+            ("during:rate=0.5,stop=0.6", During(0.5, stop=0.6)),
+            ("depth:rate=0.7", Depth(0.7)),
+        ],
+    )
+    def test_are_read_and_written(self, text, expected):
+        assert parse_keep_rate(text) == expected
+        assert parse_keep_rate(str(expected)) == expected
+
+    @pytest.mark.parametrize(
+        "text",
+        [
+            *("", "half", "50%", "-0.5", "1e-1", "nan", "linear", "linear:", "depth:rate"),
+            *("linear:first=1", "linear:first=1,last=0.4,steps=5", "linear:first=1,first=1,last=1"),
+            *("linear:first=1, last=0.4", "linear:first=1,last=0.4,stages=2.5", "constant:rate=1"),
+        ],
+    )
+    def test_nothing_is_guessed(self, text):
+        with pytest.raises(ValueError, match="`keep_rate`"):
+            parse_keep_rate(text)
+
+    @pytest.mark.parametrize(
+        ("make", "error", "message"),
+        [
+            (lambda: Linear(0, 0.5), ValueError, r"`first` must be in \(0, 1\], got 0"),
+            (lambda: Linear(1, 1.5), ValueError, r"`last` must be in \(0, 1\], got 1.5"),
+            (lambda: Linear(1, 0.5, 1), ValueError, r"`stages` must be in \[2, 8\], got 1"),
+            (lambda: Linear(1, 0.5, 9), ValueError, r"`stages` must be in \[2, 8\], got 9"),
+            (lambda: Linear(1, 0.5, 4.0), TypeError, "`stages` must be an integer, got 4.0"),
+            (lambda: Linear("1", 0.5), TypeError, "`first` must be a number, got '1'"),
+            (lambda: During(0.5, 0.6, 0.6), ValueError, "0 <= start < stop <= 1, got 0.6 and 0.6"),
+            (lambda: During(0.5, -0.1), ValueError, "`start` and `stop`"),
+            (lambda: During(0.5, stop=1.1), ValueError, "`start` and `stop`"),
+            (lambda: During(0.5, stop=True), TypeError, "`stop` must be a number, got True"),
+            (lambda: Depth(0.5), ValueError, r"`rate` of depth must be in \(0.5, 1\], got 0.5"),
+            (lambda: parse_keep_rate(2.0), ValueError, r"`keep_rate` must be in \(0, 1\], got 2"),
+            (lambda: parse_keep_rate(None), TypeError, "`keep_rate` must be a number, got None"),
+        ],
+    )
+    def test_bad_values_are_refused(self, make, error, message):
+        with pytest.raises(error, match=message):
+            make()
+
+
+class TestOverSteps:
+    @pytest.mark.parametrize("scheduler", [DDIMScheduler, EulerDiscreteScheduler])
+    def test_in_a_pipeline(self, scheduler):
+        pipe, spy = tiny_sd15(), SpyMethod()
+        pipe.scheduler = scheduler.from_config(pipe.scheduler.config)
+        apply_patch(pipe, spy, keep_rate=Linear(0.9, 0.5, stages=2))
+        pipe("text", num_inference_steps=6, output_type="latent")
+        rates = [0.9 if 1 - t / 1000 < 0.5 else 0.5 for t in pipe.scheduler.timesteps.tolist()]
+        assert len(set(rates)) == 2
+        assert kept(spy) == [clusters_to_keep(256, rate) for rate in rates]
+
+    def test_both_calls_of_a_step_keep_the_same(self):
+        pipe, spy = tiny_sd15(), SpyMethod()
+        pipe.scheduler = HeunDiscreteScheduler.from_config(pipe.scheduler.config)
+        apply_patch(pipe, spy, keep_rate="linear:first=0.8,last=0.4,stages=3")
+        pipe("text", num_inference_steps=4, output_type="latent")
+        timesteps = pipe.scheduler.timesteps.tolist()
+        stages = [min(int((1 - t / 1000) * 3), 2) for t in timesteps]
+        expected = [clusters_to_keep(256, (0.8, 0.6, 0.4)[stage]) for stage in stages]
+        assert kept(spy) == expected
+        assert len(set(expected)) == 3
+
+    def test_nothing_is_merged_before_start_and_after_stop(self):
+        unet, plain, spy = tiny_unet(), tiny_unet(), SpyMethod()
+        handle = apply_patch(unet, spy, keep_rate=During(0.5, start=0.3, stop=0.8))
+        for timestep, merged in (
+            (900, False),
+            (701, False),
+            (700, True),
+            (201, True),
+            (200, False),
+        ):
+            spy.calls.clear()
+            got = call_unet(unet, timestep=timestep)
+            assert torch.equal(got, call_unet(plain, timestep=timestep)) == (not merged)
+            assert kept(spy) == ([128] if merged else [])
+            assert handle.report().rows[0].tokens_after == (128 if merged else 256)
+
+    def test_the_noisiest_image_of_a_batch_decides(self):
+        unet, spy = tiny_unet(), SpyMethod()
+        apply_patch(unet, spy, keep_rate=During(0.5, stop=0.5))
+        for timesteps, merged in (([400, 600], True), ([400, 300], False)):
+            spy.calls.clear()
+            with torch.no_grad():
+                unet(**{**unet_inputs(), "timestep": torch.tensor(timesteps)})
+            assert bool(spy.calls) == merged
+
+    def test_pure_noise_is_where_the_scheduler_has_it(self):
+        pipe, spy = tiny_sd15(), SpyMethod()
+        pipe.scheduler.register_to_config(num_train_timesteps=500)
+        apply_patch(pipe, spy, keep_rate=During(0.5, stop=0.5))
+        call_unet(pipe.unet, timestep=260)
+        assert len(spy.calls) == 5
+        call_unet(pipe.unet, timestep=250)
+        assert len(spy.calls) == 5
+
+    def test_partitions_are_reused_within_a_stage_only(self):
+        unet = tiny_unet()
+        handle = apply_patch(
+            unet, SpyMethod(), keep_rate=Linear(0.8, 0.4, stages=2), refresh_every=4
+        )
+        with torch.no_grad():
+            for timestep in torch.arange(950, 0, -100):
+                unet(**{**unet_inputs(), "timestep": timestep})
+        row = handle.report().rows[0]
+        # steps 0-4 keep 0.8, 5-9 keep 0.4; due at 0, 4, 8, and at 5 for the other number
+        assert (row.times_computed, row.times_reused) == (4, 6)
+
+    def test_compiled_once_for_each_stage(self):
+        eager, unet, backend = small_unet(), small_unet(), Backend()
+        plain = call_unet(small_unet())
+        torch._dynamo.reset()
+        keep_rate = Linear(1.0, 0.4, stages=4)
+        apply_patch(eager, "tome-sd", keep_rate=keep_rate)
+        handle = apply_patch(unet, "tome-sd", keep_rate=keep_rate)
+        module = compiled(unet, "wrapped", backend)
+        kept_tokens = []
+        for timestep in (900, 800, 700, 600, 400, 300, 100, 50, 900, 400):
+            got, expected = (call_unet(m, timestep=timestep) for m in (module, eager))
+            torch.testing.assert_close(got, expected, rtol=0, atol=1e-6)
+            kept_tokens.append(handle.report().rows[0].tokens_after)
+        assert kept_tokens == [256, 256, 205, 205, 154, 154, 103, 103, 256, 154]
+        assert backend.graphs == 4
+        assert not torch.allclose(call_unet(module, timestep=400), plain, atol=1e-3)
+
+
+class TestOverBlocksAndLevels:
+    def test_depth_keeps_less_in_early_blocks(self):
+        unet, spy = tiny_unet(), SpyMethod()
+        handle = apply_patch(unet, spy, keep_rate=Depth(0.7))
+        call_unet(unet)
+        counts = [call.num_clusters for call in spy.calls]
+        assert counts == [
+            clusters_to_keep(256, rate) for rate in (0.4, 0.55, 0.7, 0.85)
+        ]  # 5th: all
+        assert [row.tokens_after for row in handle.report().rows if row.merged] == [*counts, 256]
+
+    def test_levels_by_number(self):
+        unet, spy = tiny_unet(), SpyMethod()
+        handle = apply_patch(unet, spy, keep_rate={2: 0.5, 0: Linear(0.9, 0.6)})
+        call_unet(unet, timestep=999)
+        by_grid = {tuple(call.grid): call.num_clusters for call in spy.calls}
+        assert by_grid == {(16, 16): clusters_to_keep(256, 0.9), (4, 4): 8}
+        report = handle.report()
+        assert {row.level for row in report.rows if row.merged} == {0, 2}
+        linear = "linear:first=0.9,last=0.6,stages=5"
+        assert f"keep rate {linear} at level 0 and 0.5 at level 2," in report.title
+
+    def test_title_of_a_single_one(self):
+        title = apply_patch(tiny_unet(), keep_rate="depth:rate=0.7").report().title
+        assert "keep rate depth:rate=0.7," in title
+
+    @pytest.mark.parametrize(
+        ("options", "error", "message"),
+        [
+            ({"keep_rate": {}}, ValueError, "must name at least one level"),
+            ({"keep_rate": {7: 0.5}}, ValueError, "are 0, 1, 2, 3, got 7"),
+            ({"keep_rate": {-1: 0.5}}, ValueError, "levels of at least 0, got -1"),
+            ({"keep_rate": {"0": 0.5}}, TypeError, "integers as levels, got '0'"),
+            ({"keep_rate": {0: 0.5}, "levels": 1}, ValueError, "`levels` must be None"),
+            ({"keep_rate": {0: 1.5}}, ValueError, r"`keep_rate` must be in \(0, 1\], got 1.5"),
+            (
+                {"keep_rate": Depth(0.7), "share_layers": True},
+                ValueError,
+                "`share_layers` must be False",
+            ),
+            (
+                {"method": "tome", "keep_rate": Linear(1.0, 0.3)},
+                ValueError,
+                r"a keep rate of at least 0.5\), got",
+            ),
+            ({"method": "tome", "keep_rate": {1: 0.5, 2: 0.4}}, ValueError, "on a 4x4 grid"),
+        ],
+        ids=str,
+    )
+    def test_bad_ones_are_refused(self, options, error, message):
+        with pytest.raises(error, match=message):
+            apply_patch(tiny_unet(), **options)
+
+
+class TestTimestepReader:
+    @pytest.mark.parametrize(
+        ("timestep", "values"),
+        [
+            (7, (7.0,)),
+            (torch.tensor(7), (7.0,)),
+            (torch.tensor([9, 7, 9]), (7.0, 9.0)),
+            (torch.tensor(7.5).expand(3), (7.5,)),
+        ],
+    )
+    def test_distinct_values(self, timestep, values):
+        assert TimestepReader().read(timestep) == values
+
+    @pytest.mark.parametrize("dtype", [torch.int64, torch.float32, torch.float64])
+    def test_all_elements_behind_a_view(self, dtype):
+        timesteps = torch.arange(900, 0, -100, dtype=dtype)
+        assert all_elements(timesteps[3:][2]) == timesteps.tolist()
+
+    def test_elements_are_found_by_their_place(self):
+        reader = TimestepReader()
+        for timesteps in (torch.arange(900, 0, -100), torch.linspace(999, 1, 7)):
+            for view in (timesteps, timesteps[2:]):
+                assert [reader._element(t) for t in view] == view.tolist()
+                assert [reader._element(t.expand(2)) for t in view] == view.tolist()
