@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sd_tokenmerge.cli.errors import UserError, describe, user_errors
+from sd_tokenmerge.presets import find_preset
 from sd_tokenmerge.sampling.imagenet import PAPER_TEMPLATE, parse_classes
 from sd_tokenmerge.sampling.options import (
     DEFAULT_KEEP_RATE,
     DEFAULT_METHOD,
+    NO_METHOD,
     PAPER_GUIDANCE,
     PAPER_SIZE,
     PAPER_STEPS,
@@ -107,13 +109,21 @@ def generate_command(
     ] = "cpu",
     # Merging
     method: Annotated[
-        str,
+        str | None,
         typer.Option(
             help='Such as "atc:linkage=average", "tome-sd", or "none"; see '
-            "`sd-tokenmerge methods`.",
+            f"`sd-tokenmerge methods`. Default: {DEFAULT_METHOD}.",
             rich_help_panel=_MERGING,
         ),
-    ] = DEFAULT_METHOD,
+    ] = None,
+    preset: Annotated[
+        str | None,
+        typer.Option(
+            help="Settings that belong together: exact (the papers), balanced or fast; the other "
+            "options here go before it.",
+            rich_help_panel=_MERGING,
+        ),
+    ] = None,
     keep_rate: Annotated[
         float | None,
         typer.Option(
@@ -130,36 +140,38 @@ def generate_command(
         ),
     ] = 1,
     features: Annotated[
-        str,
+        str | None,
         typer.Option(
-            help="What is clustered: input (of the block) or keys (of its attention).",
+            help="What is clustered: input (of the block, the default) or keys (of its attention).",
             rich_help_panel=_MERGING,
         ),
-    ] = "input",
+    ] = None,
     merge: Annotated[
-        str,
-        typer.Option(help="What is merged: qkv, kv or q.", rich_help_panel=_MERGING),
-    ] = "qkv",
+        str | None,
+        typer.Option(help="What is merged: qkv (the default), kv or q.", rich_help_panel=_MERGING),
+    ] = None,
     refresh_every: Annotated[
-        int,
-        typer.Option(help="Steps from one partition to the next.", rich_help_panel=_MERGING),
-    ] = 1,
+        int | None,
+        typer.Option(
+            help="Steps from one partition to the next; default: 1.", rich_help_panel=_MERGING
+        ),
+    ] = None,
     share_layers: Annotated[
-        bool,
+        bool | None,
         typer.Option(
-            "--share-layers",
-            help="Blocks with the same grid share a partition.",
+            "--share-layers/--no-share-layers",
+            help="Whether blocks with the same grid share a partition; default: no.",
             rich_help_panel=_MERGING,
         ),
-    ] = False,
+    ] = None,
     proportional_attention: Annotated[
-        bool,
+        bool | None,
         typer.Option(
-            "--proportional-attention",
-            help="Attention counts a merged token as often as it stands for.",
+            "--proportional-attention/--no-proportional-attention",
+            help="Whether attention counts a merged token as often as it stands for; default: no.",
             rich_help_panel=_MERGING,
         ),
-    ] = False,
+    ] = None,
     merge_seed: Annotated[
         int, typer.Option(help="What random methods draw from.", rich_help_panel=_MERGING)
     ] = 0,
@@ -294,8 +306,24 @@ def read_options(values: dict[str, Any]) -> GenerateOptions:
             raise ValueError("--size excludes --height and --width, got both.")
         values |= {"height": size, "width": size}
     values["classes"] = None if classes is None else parse_classes(classes)
+    _fill_in_preset(values)
     values["lora"] = tuple(values.get("lora") or ())
     return GenerateOptions(**values)
+
+
+def _fill_in_preset(values: dict[str, Any]) -> None:
+    """Replace what merging options leave open by the preset's values, or the papers'."""
+    name = values.pop("preset", None)
+    if name is not None and values.get("method") == NO_METHOD:
+        raise ValueError(f"--preset excludes --method {NO_METHOD}, got both.")
+    preset = find_preset("exact" if name is None else name)
+    options = ["method", "features", "merge", "refresh_every"]
+    options += ["share_layers", "proportional_attention"]
+    if name is not None:
+        options.append("keep_rate")
+    for option in options:
+        if values.get(option) is None:
+            values[option] = getattr(preset, option)
 
 
 def run_generation(options: GenerateOptions, *, overwrite: bool = False) -> RunSummary | None:
