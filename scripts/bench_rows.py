@@ -1,0 +1,79 @@
+"""What the benchmark scripts share: CSV rows that say under which conditions they were measured."""
+
+from __future__ import annotations
+
+import csv
+import importlib.metadata
+import os
+import platform
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+PACKAGES = ("diffusers", "scikit-learn", "tomesd", "numpy")
+
+
+def describe_machine(device: str) -> dict[str, str]:
+    """What a time depends on besides the code: columns for every row."""
+    return {
+        "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else processor(),
+        "threads": str(torch.get_num_threads()),
+        "load": f"{os.getloadavg()[0]:.2f}",
+        "torch": torch.__version__,
+        "versions": " ".join(f"{name}={importlib.metadata.version(name)}" for name in PACKAGES),
+        "commit": describe_commit(),
+    }
+
+
+def processor() -> str:
+    """The CPU's name and its widest instructions."""
+    model = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        names = [line for line in info.read_text().splitlines() if line.startswith("model name")]
+        model = names[0].split(":")[1].strip() if names else model
+    return f"{model}, {torch.backends.cpu.get_cpu_capability()}"
+
+
+def describe_commit() -> str:
+    """The commit of the checkout, with `+changes` where the package differs from it."""
+    git = ["git", "-C", str(Path(__file__).parent)]
+    commit = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
+    changed = subprocess.run(
+        [*git, "status", "--porcelain", "--", "../sd_tokenmerge"], capture_output=True, text=True
+    )
+    return commit.stdout.strip() + ("+changes" if changed.stdout else "")
+
+
+def append_rows(path: Path, fields: Sequence[str], rows: Sequence[dict[str, object]]) -> None:
+    """Add rows to a CSV file.
+
+    Raises:
+        ValueError: the file has other columns, or a row does.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    is_new = not path.exists() or path.stat().st_size == 0
+    if not is_new:
+        present = path.read_text(encoding="utf-8").splitlines()[0].split(",")
+        if present != list(fields):
+            raise ValueError(f"{path} has other columns: write to a new file, or remove it.")
+    with path.open("a", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, fields, lineterminator="\n")
+        if is_new:
+            writer.writeheader()
+        writer.writerows(rows)
+
+
+def read_rows(path: Path) -> list[dict[str, str]]:
+    """The rows of a CSV file; none where it is not there."""
+    if not path.exists():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def percentile(values: Sequence[float], fraction: float) -> float:
+    """The nearest of the values, so that few of them are not interpolated."""
+    return sorted(values)[round(fraction * (len(values) - 1))]

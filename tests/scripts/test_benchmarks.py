@@ -1,0 +1,243 @@
+"""The benchmark scripts: their arithmetic, their gate, and that the document shows their rows."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import bench_key_bias
+import bench_pipeline
+import bench_quality
+import pytest
+import render_benchmarks
+import torch
+from bench_pipeline import CONTESTANTS, Bench, Precomputed, Timings, peak_bytes, rotated
+from bench_rows import append_rows, percentile, read_rows
+
+from sd_tokenmerge import PRESETS, apply_patch
+from tests.tiny_models import call_unet, tiny_unet
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def arguments(**changes):
+    values = {
+        "device": "cpu",
+        "dtype": "float32",
+        "batch": None,
+        "contestants": ["unpatched", "oracle-qkv-50", "preset-fast", "tomesd-50"],
+        "configs": Path(),
+        "memory": False,
+        "rounds": 1,
+    }
+    return argparse.Namespace(**values | changes)
+
+
+class TestRows:
+    def test_are_appended_and_read(self, tmp_path):
+        path = tmp_path / "new" / "rows.csv"
+        append_rows(path, ("a", "b"), [{"a": 1, "b": "x, y"}])
+        append_rows(path, ("a", "b"), [{"a": 2, "b": ""}])
+        assert read_rows(path) == [{"a": "1", "b": "x, y"}, {"a": "2", "b": ""}]
+
+    def test_other_columns_are_refused(self, tmp_path):
+        append_rows(tmp_path / "rows.csv", ("a",), [{"a": 1}])
+        with pytest.raises(ValueError, match="has other columns"):
+            append_rows(tmp_path / "rows.csv", ("a", "b"), [{"a": 1, "b": 2}])
+
+    def test_percentiles_are_values(self):
+        assert [percentile([5, 1, 3], f) for f in (0, 0.2, 0.5, 0.8, 1)] == [1, 1, 3, 5, 5]
+
+
+class TestPipeline:
+    def test_kept_partitions_are_averaged_over_their_life(self):
+        assert Timings([5.0, 6.0], [2.0, 1.0]).steps(4) == [(5 + 3 * 2) / 4, (6 + 3 * 1) / 4]
+        assert Timings([5.0, 6.0]).steps(1) == [5.0, 6.0]
+
+    def test_every_round_has_everyone_in_another_order(self):
+        everyone = list(CONTESTANTS.values())
+        orders = [rotated(everyone, number) for number in range(4)]
+        assert all(sorted(o, key=everyone.index) == everyone for o in orders)
+        assert len({tuple(one.name for one in order) for order in orders}) == 4
+
+    def test_contestants_know_their_presets(self):
+        assert CONTESTANTS["preset-fast"].refresh_every == PRESETS["fast"].refresh_every
+        assert CONTESTANTS["atc-keys-50-refresh-10"].refresh_every == 10
+        assert CONTESTANTS["tomesd-50"].refresh_every == 1
+
+    def test_oracle_chooses_once_and_merges(self):
+        unet = tiny_unet()
+        plain, oracle = call_unet(unet), Precomputed()
+        with apply_patch(unet, oracle, keep_rate=0.5) as handle:
+            merged = call_unet(unet)
+            row = handle.report().rows[0]
+        assert (row.tokens_before, row.tokens_after) == (256, 128)
+        assert not torch.allclose(plain, merged, atol=1e-3)
+        tokens = torch.zeros(2, 256, 4)
+        assert oracle(tokens, 128) is oracle(tokens, 128)
+        assert oracle(tokens, 128).check().num_clusters == 128
+
+    def test_a_round_on_a_tiny_model(self, capsys):
+        bench = Bench("quick", None, arguments(memory=True))
+        bench.check()
+        rows = bench.run(0)
+        assert [row["contestant"] for row in rows] == arguments().contestants
+        for row in rows:
+            assert row.keys() == set(bench_pipeline.FIELDS)
+            assert row["repeats"] == 1
+            assert float(row["step_ms"]) > 0
+            assert float(row["peak_mib"]) > 0
+            assert bool(row["kept_ms"]) == (row["refresh_every"] > 1)
+        assert "preset-fast" in capsys.readouterr().out
+
+    def test_the_gate_stops_what_does_nothing(self):
+        @dataclass(frozen=True)
+        class Idle(bench_pipeline.Contestant):
+            @contextmanager
+            def on(self, unet):
+                yield
+
+        bench = Bench("quick", None, arguments(contestants=["unpatched"]))
+        bench.contestants.append(Idle("idle"))
+        with pytest.raises(SystemExit, match="idle did nothing"):
+            bench.check()
+
+    def test_the_gate_stops_what_leaves_something_behind(self):
+        @dataclass(frozen=True)
+        class Messy(bench_pipeline.Contestant):
+            @contextmanager
+            def on(self, unet):
+                unet.conv_out.bias.data += 1
+                yield
+
+        bench = Bench("quick", None, arguments(contestants=["unpatched"]))
+        bench.contestants.append(Messy("messy"))
+        with pytest.raises(SystemExit, match="messy leaves something behind"):
+            bench.check()
+
+    def test_peak_is_of_what_is_alive_together(self):
+        def one_after_the_other():
+            for _ in range(3):
+                torch.empty(2**18)
+
+        def together():
+            return [torch.empty(2**18) for _ in range(3)]
+
+        assert 2**20 <= peak_bytes(one_after_the_other) < 1.1 * 2**20
+        assert 3 * 2**20 <= peak_bytes(together) < 3.1 * 2**20
+
+
+class TestQuality:
+    def test_settings_have_one_name_each_and_can_be_applied(self):
+        settings = bench_quality.all_settings()
+        assert len({setting.name for setting in settings}) == len(settings)
+        assert settings[0].name == bench_quality.UNMERGED
+        given = SimpleNamespace(
+            model="m", quick=False, images_per_class=1, batch_size=2, device="cpu"
+        )
+        for setting in settings:
+            options = setting.generation(given, Path("run"))
+            merging = ("method", "keep_rate", "merge", "features", "refresh_every")
+            expected = replace(setting, method="none", keep_rate=1.0) if setting.tomesd else setting
+            assert all(getattr(options, name) == getattr(expected, name) for name in merging)
+
+    def test_presets_are_as_they_are(self):
+        known = {setting.name: setting for setting in bench_quality.all_settings()}
+        for name in ("balanced", "fast"):
+            setting, preset = known[f"preset-{name}"], PRESETS[name]
+            assert setting.keep_rate == preset.keep_rate
+            assert setting.merge == preset.merge
+
+    @pytest.mark.parametrize(("merge", "cost"), [("qkv", 0.0625), ("kv", 0.25), ("q", 0.25)])
+    def test_attention_cost(self, merge, cost):
+        assert bench_quality.Setting("", keep_rate=0.25, merge=merge).attention_cost == cost
+
+    def test_statistics_of_the_change(self):
+        images = [
+            {"psnr": psnr, "ssim": ssim, "feature_distance": distance}
+            for psnr, ssim, distance in ((30, 0.9, 1), (34, 0.8, 3), (math.inf, 1, 0))
+        ]
+        numbers = bench_quality.change_numbers(images)
+        assert numbers["identical"] == 1
+        assert (numbers["psnr_mean"], numbers["psnr_se"]) == (32, 2)  # sqrt(8) / sqrt(2)
+        assert numbers["ssim_mean"] == pytest.approx(0.9)
+        assert numbers["ssim_se"] == pytest.approx(0.1 / math.sqrt(3))
+        assert numbers["feature_distance"] == pytest.approx(4 / 3)
+        assert set(numbers) <= set(bench_quality.FIELDS)
+
+
+class TestKeyBias:
+    @pytest.mark.parametrize("heads", [1, 3])
+    def test_both_ways_count_a_key_as_often_as_it_has_tokens(self, heads):
+        q = torch.randn(2, heads, 6, 8)
+        k, v = torch.randn(2, heads, 4, 8), torch.randn(2, heads, 4, 8)
+        sizes = torch.tensor([[3, 1, 2, 1], [1, 1, 1, 4]])
+        bias = sizes.log().unsqueeze(1)
+        for image in range(2):
+            repeated = [x[image : image + 1].repeat_interleave(sizes[image], 2) for x in (k, v)]
+            expected = bench_key_bias.none(q[image : image + 1], *repeated, bias)[0]
+            for way in (bench_key_bias.mask, bench_key_bias.channel):
+                torch.testing.assert_close(way(q, k, v, bias)[image], expected)
+
+
+class TestDocument:
+    def test_shows_the_committed_rows(self):
+        text = (ROOT / "docs" / "benchmarks.md").read_text()
+        assert render_benchmarks.render(text, ROOT / "docs" / "benchmarks") == text
+
+    def test_a_block_too_few_is_refused(self, tmp_path):
+        with pytest.raises(ValueError, match="must have the blocks"):
+            render_benchmarks.render("<!-- begin quality --><!-- end quality -->", tmp_path)
+
+    def test_without_rows(self, tmp_path):
+        assert {make(tmp_path) for make in render_benchmarks.BLOCKS.values()} == {"Not run."}
+
+    def test_step_times(self, tmp_path):
+        row = dict.fromkeys(bench_pipeline.FIELDS, "1") | {"case": "sd15-512", "device": "a CPU"}
+        times = {"unpatched": 100, "oracle-qkv-50": 80, "tomesd-50": 85, "preset-exact": 110}
+        rows = [{**row, "contestant": "tomesd-50", "step_ms": "5"}]  # measured again below
+        rows += [{**row, "contestant": name, "step_ms": str(ms)} for name, ms in times.items()]
+        append_rows(tmp_path / "pipeline.csv", bench_pipeline.FIELDS, rows)
+        text = render_benchmarks.pipeline(tmp_path)
+        assert "| tomesd-50 | 85 (1 to 1) | 1 | 1 | 75 % | 1 |" in text
+        assert "| preset-exact | 110 (1 to 1) | 1 | 1 | -50 % | 1 |" in text
+        assert "| oracle-qkv-50 | 80 (1 to 1) | 1 | 1 | - | 1 |" in text
+        assert text.count("tomesd-50") == 1
+
+    def test_quality(self, tmp_path):
+        measured = [
+            {"row": {"setting": "unmerged", "attention_cost": 1, "s_per_image": 2.0}, "images": []},
+            *(
+                {
+                    "row": {
+                        "setting": name,
+                        "attention_cost": 0.5,
+                        "keep_rate": 0.5,
+                        "s_per_image": 1.5,
+                        "delta": 0.25,
+                        "delta_se": 0.125,
+                        **bench_quality.change_numbers(images(psnr)),
+                    },
+                    "images": images(psnr),
+                }
+                for name, psnr in (("kv-sized-50", 40), ("tomesd-50", 30))
+            ),
+        ]
+        bench_quality.write_results(tmp_path, measured)
+        table = render_benchmarks.quality(tmp_path)
+        assert "| kv-sized-50 | 50 % | 42.0 (40.0 to 44.0) | 42.0 ± 1.2 | 0.900 ± 0.000 |" in table
+        assert "| 0.25 ± 0.12 | 1.50 |" in table
+        paired = render_benchmarks.paired(tmp_path)
+        assert "| kv-sized-50 minus tomesd-50 | +10.00 ± 0.00 | 3 of 3 |" in paired
+        assert (tmp_path / "quality.png").stat().st_size > 10_000
+
+
+def images(psnr):
+    return [
+        {"file": f"{i}.png", "psnr": psnr + 2.0 * i, "ssim": 0.9, "feature_distance": 1.0}
+        for i in range(3)
+    ]
