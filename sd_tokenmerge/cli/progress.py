@@ -36,7 +36,7 @@ class ConsoleProgress:
         self._total, self._before, self._generated = total, done, 0
         self._started = self._last_line = time.monotonic()
         if done:
-            self.note(f"{done} of {total} images are already there.")
+            self.note(f"{self._label}: {done} of {total} images are already there.")
         if done < total and self._console.is_terminal:
             self._bar = Progress(
                 TextColumn("{task.description}"),

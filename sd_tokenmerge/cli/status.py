@@ -12,10 +12,11 @@ from sd_tokenmerge.cli.errors import user_errors
 
 if TYPE_CHECKING:
     from sd_tokenmerge.sampling.status import RunStatus
+    from sd_tokenmerge.sweep.status import SweepStatus
 
 
 def status_command(
-    folder: Annotated[str, typer.Argument(help="A run folder, or a folder of run folders.")],
+    folder: Annotated[str, typer.Argument(help="A run or sweep folder, or a folder of them.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Say what is done, missing and broken in a run or sweep folder.
@@ -23,33 +24,39 @@ def status_command(
     Every image is read and compared with the manifest; nothing is changed. The exit code is 0 if
     everything is complete and intact, else 1.
     """
-    from sd_tokenmerge.sampling.status import find_runs, run_status
+    from sd_tokenmerge.sweep.status import folder_status
 
     with user_errors():
-        statuses = [run_status(path) for path in find_runs(folder)]
+        status = folder_status(folder)
     if as_json:
-        print(json.dumps([asdict(status) for status in statuses], indent=2))
+        print(json.dumps({"complete": status.is_complete, **asdict(status)}, indent=2))
     else:
-        _print_table(statuses)
-    if not all(status.is_complete for status in statuses):
+        _print_runs(status.runs)
+        for sweep in status.sweeps:
+            _print_sweep(sweep)
+    if not status.is_complete:
         raise typer.Exit(1)
 
 
-def _print_table(statuses: list[RunStatus]) -> None:
+def _print_runs(runs: tuple[RunStatus, ...]) -> None:
     rows = [["folder", "method", "keep", "images", "done", "missing", "broken", ""]]
-    for status in statuses:
-        counts = (status.total, status.done, status.missing, status.broken)
-        state = "running" if status.is_running else "complete" if status.is_complete else ""
-        rows.append(
-            [status.folder, status.method, f"{status.keep_rate:g}", *map(str, counts), state]
-        )
+    for run in runs:
+        counts = (run.total, run.done, run.missing, run.broken)
+        rows.append([run.folder, run.method, f"{run.keep_rate:g}", *map(str, counts), run.state])
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     for row in rows:
         cells = [
-            cell.ljust(width) if column < 2 else cell.rjust(width)
+            cell.rjust(width) if 2 <= column < 7 else cell.ljust(width)
             for column, (cell, width) in enumerate(zip(row, widths, strict=True))
         ]
         print("  ".join(cells).rstrip())
-    for status in statuses:
-        for finding in status.findings:
-            print(f"{status.folder}: {finding}")
+    for run in runs:
+        for finding in run.findings:
+            print(f"{run.folder}: {finding}")
+
+
+def _print_sweep(sweep: SweepStatus) -> None:
+    results = "tables of all written" if sweep.has_results else "tables of all not written yet"
+    print(f"{sweep.folder}: {sweep.measured} of {sweep.settings} settings measured, {results}")
+    for finding in sweep.findings:
+        print(f"{sweep.folder}: {finding}")

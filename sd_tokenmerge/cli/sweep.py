@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from sd_tokenmerge.sweep.run import SweepSummary
 
 _DISTANCE = "Distance"
-_NOT_SHARED = {"out", "method", "keep_rate", "shard", "overwrite", "as_json"}
+_NOT_SHARED = {"out", "method", "keep_rate", "overwrite", "as_json"}
 """Parameters of `generate` that a sweep sets itself, or has with another meaning."""
 
 _METHODS_HELP = (
@@ -160,7 +160,8 @@ def sweep_command(
 
     May be stopped at any moment; the same command goes on where it was, and does only what is
     not up to date. Several processes share the work: `accelerate launch -m sd_tokenmerge sweep
-    ...`.
+    ...`. Jobs of a cluster can each generate a --shard of every setting; run it without --shard
+    in the end, to measure.
     """
     with user_errors():
         options = SweepOptions(
@@ -275,6 +276,13 @@ def _run(options: SweepOptions, overwrite: bool) -> SweepSummary | None:
 
 
 def _print_summary(summary: SweepSummary, as_json: bool) -> None:
+    if summary.results is None:
+        print(
+            f"{summary.folder}: {summary.num_generated} images of this shard generated. When all "
+            f"shards are done, run the same command without --shard to measure.",
+            file=sys.stderr,
+        )
+        return
     tables = summary.results.tables()
     print(tables["table.json" if as_json else "table.md"].decode(), end="")
     done = f"{summary.num_generated} images generated, {summary.num_measured} settings measured"

@@ -36,7 +36,8 @@ class Survey:
 
     Attributes:
         intact: records of images that are there as recorded, by file name.
-        missing: recorded or not, these images are not there.
+        missing: these images are not there, and were never recorded: not made yet.
+        lost: these images are recorded, but not there.
         changed: these images are not what their record says.
         unrecorded: these images are there, but no record vouches for them.
         foreign: pictures that are no part of the run.
@@ -45,14 +46,16 @@ class Survey:
 
     intact: dict[str, ImageRecord]
     missing: list[str]
+    lost: list[str]
     changed: list[str]
     unrecorded: list[str]
     foreign: list[str]
     damaged_lines: list[str]
 
     def findings(self) -> list[str]:
-        """What is wrong, a line each; a missing image is no finding, it may not be made yet."""
+        """What is wrong, a line each; that an image was not made yet is no finding."""
         kinds = {
+            "recorded image that is not there": self.lost,
             "image with another content than recorded": self.changed,
             "image without a record": self.unrecorded,
             "manifest line that is no record": self.damaged_lines,
@@ -155,7 +158,8 @@ def survey_folder(
     rest = [name for name in files if name not in intact]
     return Survey(
         intact=intact,
-        missing=[name for name in rest if name not in pictures],
+        missing=[name for name in rest if name not in pictures and name not in recorded],
+        lost=[name for name in rest if name not in pictures and name in recorded],
         changed=[name for name in rest if name in pictures and name in recorded],
         unrecorded=[name for name in rest if name in pictures and name not in recorded],
         foreign=sorted(pictures - known),

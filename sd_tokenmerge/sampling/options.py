@@ -6,6 +6,7 @@ import re
 from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
+from sd_tokenmerge.presets import PRESETS, Features, Merge
 from sd_tokenmerge.sampling.imagenet import (
     PAPER_TEMPLATE,
     NameStyle,
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 PAPER_SIZE, PAPER_STEPS, PAPER_GUIDANCE = 512, 50, 7.5
 """ToMe-SD's and ATC's protocol for Stable Diffusion 1.5."""
 
-DEFAULT_METHOD, DEFAULT_KEEP_RATE = "atc", 0.5
+DEFAULT_METHOD, DEFAULT_KEEP_RATE = PRESETS["exact"].method, PRESETS["exact"].keep_rate
 """The defaults of `apply_patch`."""
 
 NO_METHOD = "none"
@@ -30,10 +31,6 @@ NO_METHOD = "none"
 DType = Literal["float32", "float16", "bfloat16"]
 Offload = Literal["none", "model", "sequential"]
 AttentionBackend = Literal["default", "eager", "sliced", "xformers", "flash", "efficient", "math"]
-
-# As `apply_patch` has them; here because this module must not import torch.
-Features = Literal["input", "keys"]
-MergedRoles = Literal["qkv", "kv", "q"]
 
 # Says where and how a run is carried out, or names a file whose content is compared instead.
 _NOT_COMPARED = {"compared": False}
@@ -112,7 +109,7 @@ class GenerateOptions:
     keep_rate: float | None = None
     levels: int = 1
     features: Features = "input"
-    merge: MergedRoles = "qkv"
+    merge: Merge = "qkv"
     refresh_every: int = 1
     share_layers: bool = False
     proportional_attention: bool = False
@@ -240,7 +237,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "class_names": get_args(NameStyle),
     "seed_scheme": get_args(SeedScheme),
     "features": get_args(Features),
-    "merge": get_args(MergedRoles),
+    "merge": get_args(Merge),
     "dtype": get_args(DType),
     "offload": get_args(Offload),
     "attention_backend": get_args(AttentionBackend),

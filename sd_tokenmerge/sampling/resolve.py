@@ -37,13 +37,14 @@ def default_model() -> str:
 
 
 def resolve_options(options: GenerateOptions) -> ResolvedOptions:
-    """Replace every None that has a default by it.
+    """Replace every None that has a default by it, and the method by its canonical string.
 
     A diffusers folder may hold a `sample.json` that says what the model was made for (`classes`,
     `size`, `steps`, `guidance_scale`). Where it says nothing, the paper's protocol holds.
 
     Raises:
-        ValueError: no model is given and there is no sample pipeline, or its `sample.json` is bad.
+        ValueError: no model is given and there is no sample pipeline, its `sample.json` is bad, or
+            there is no such method.
     """
     model = default_model() if options.model is None else options.model
     own = read_sample_settings(model)
@@ -64,7 +65,21 @@ def resolve_options(options: GenerateOptions) -> ResolvedOptions:
         "dtype": dtype,
     }
     given = {name: value for name, value in vars(options).items() if value is not None}
-    return ResolvedOptions(**filled | given | {"classes": classes})
+    final = {"classes": classes, "method": canonical_method(options.method)}
+    return ResolvedOptions(**filled | given | final)
+
+
+def canonical_method(text: str) -> str:
+    """A method string as the method itself writes it: `"atc:linkage=average"` is `"atc"`.
+
+    Raises:
+        ValueError: there is no such method, or an option of it is bad.
+    """
+    if text == NO_METHOD:
+        return text
+    from sd_tokenmerge.methods import parse_method
+
+    return str(parse_method(text))
 
 
 def read_sample_settings(model: str) -> dict[str, Any]:

@@ -225,8 +225,10 @@ class Run:
                 self._progress.stop()
         if not complete or generated < len(self._todo.missing):
             done = self._todo.already_there + generated
+            died = not complete and not request.signal_number
+            why = "another process has failed" if died else "stopped after the current batch"
             raise RunStopped(
-                f"stopped after the current batch: {done} of {len(self._own_jobs)} images are "
+                f"{why}: {done} of {len(self._own_jobs)} images are "
                 f"done. Run the same command again to go on."
             )
         if self.is_first_process:

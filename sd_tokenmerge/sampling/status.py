@@ -43,17 +43,21 @@ class RunStatus:
         """Whether every image is there, and nothing is wrong."""
         return self.done == self.total and not self.findings
 
+    @property
+    def state(self) -> str:
+        """The state in a word."""
+        if self.is_running:
+            return "running"
+        if self.is_complete:
+            return "complete"
+        if self.findings:
+            return "damaged"
+        return "unfinished" if self.done else "not begun"
+
 
 def find_runs(folder: str | Path) -> list[Path]:
-    """The run folders at or below a folder, such as a sweep's.
-
-    Raises:
-        ValueError: there is none.
-    """
-    found = sorted(path.parent for path in Path(folder).rglob(RUN_FILE))
-    if not found:
-        raise ValueError(f"`folder` must hold a run ({RUN_FILE}), got {str(folder)!r} without one.")
-    return found
+    """The run folders at or below a folder, such as a sweep's."""
+    return sorted(path.parent for path in Path(folder).rglob(RUN_FILE))
 
 
 def run_status(folder: str | Path) -> RunStatus:
@@ -81,7 +85,7 @@ def run_status(folder: str | Path) -> RunStatus:
         keep_rate=description["options"]["keep_rate"],
         total=description["plan"]["num_images"],
         done=len(survey.intact),
-        missing=len(survey.missing),
+        missing=len(survey.missing) + len(survey.lost),
         broken=len(survey.changed) + len(survey.unrecorded),
         findings=tuple(survey.findings()),
         is_running=is_running,

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import atexit
 import os
+import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, Protocol, TypeVar
 
 import torch
@@ -17,6 +19,8 @@ import torch
 _Value = TypeVar("_Value")
 
 _POLL_S = 0.2
+_BEAT_S = 10.0
+_DEAD_AFTER_S = 180.0
 _NO_MORE = 1 << 40
 
 
@@ -50,7 +54,7 @@ class Workers(Protocol):
         """Images finished so far, by process."""
 
     def wait(self, is_patient: Callable[[], bool]) -> bool:
-        """Wait until no process works any more.
+        """Wait until no process works any more, or one has failed or died.
 
         Args:
             is_patient: called meanwhile; the waiting ends when it returns false.
@@ -108,6 +112,8 @@ class OneProcess:
 class LaunchedProcess:
     """One of the processes that `accelerate launch` started, on one machine or several."""
 
+    _beating: threading.Thread | None
+
     def __init__(self, device: str) -> None:
         from accelerate import PartialState
 
@@ -116,7 +122,9 @@ class LaunchedProcess:
         self.count = int(state.num_processes)
         self._device = str(state.device)
         self._store = self._open_store()
+        self._prepare_beating()
         atexit.register(state.destroy_process_group)
+        atexit.register(self._stopped.set)
 
     def own_device(self, device: str) -> str:  # noqa: D102
         return device if torch.device(device).type == "cpu" else self._device
@@ -129,6 +137,9 @@ class LaunchedProcess:
         return box[0]
 
     def take(self) -> int:  # noqa: D102
+        if self._beating is None:
+            self._beating = threading.Thread(target=self._beat, daemon=True)
+            self._beating.start()
         return int(self._store.add("next", 1)) - 1
 
     def take_no_more(self) -> None:  # noqa: D102
@@ -149,14 +160,37 @@ class LaunchedProcess:
             self._gather("left", is_patient)
         else:
             self._store.add("left", 1)
+        self._stopped.set()
 
     def fail(self) -> None:  # noqa: D102
         self._store.add("failed", 1)
 
+    def _prepare_beating(self) -> None:
+        self._beats = [(0, time.monotonic())] * self.count
+        self._stopped = threading.Event()
+        self._beating = None
+
+    def _beat(self) -> None:
+        """Show the others that this process lives; a thread does, however long a batch takes."""
+        with suppress(RuntimeError):  # the first process, who holds the counters, has ended
+            while not self._stopped.wait(_BEAT_S):
+                self._store.add(f"beat-{self.rank}", 1)
+
+    def _all_live(self) -> bool:
+        """Whether every process has shown a sign of life lately."""
+        now = time.monotonic()
+        for rank, (beat, since) in enumerate(self._beats):
+            if (newest := int(self._store.add(f"beat-{rank}", 0))) != beat:
+                self._beats[rank] = newest, now
+            elif now - since > _DEAD_AFTER_S:
+                return False
+        return True
+
     def _gather(self, key: str, is_patient: Callable[[], bool]) -> bool:
         here = int(self._store.add(key, 1))
+        self._beats = [(beat, time.monotonic()) for beat, _ in self._beats]
         while here < self.count:
-            if int(self._store.add("failed", 0)) or not is_patient():
+            if int(self._store.add("failed", 0)) or not is_patient() or not self._all_live():
                 return False
             time.sleep(_POLL_S)
             here = int(self._store.add(key, 0))

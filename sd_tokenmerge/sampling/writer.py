@@ -6,7 +6,7 @@ import hashlib
 import io
 import threading
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
@@ -110,6 +110,3 @@ def read_png_text(path: Path) -> dict[str, str]:
     with Image.open(path) as image:
         image.load()
         return {str(key): str(value) for key, value in image.info.items()}
-
-
-__all__: Sequence[str] = ("ImageWriter", "encode_png", "read_png_text")

@@ -18,6 +18,7 @@ class SweepOptions:
     Attributes:
         out: the sweep's folder.
         generation: how every image is made; `out`, `method` and `keep_rate` are set by the sweep.
+            With a `shard`, this part of every setting is generated and nothing is measured.
         methods: method strings, in the order of the table.
         keep_rates: in (0, 1]; 1 is the unmerged pipeline, which is always part of a sweep.
         reference: folder of images or `.npz` statistics; None: no distance is measured.
@@ -55,7 +56,7 @@ class SweepOptions:
         """Check what can be checked without loading anything.
 
         Raises:
-            ValueError: no or repeated methods or keep rates, a value out of range, or a shard.
+            ValueError: no or repeated methods or keep rates, or a value out of range.
         """
         for name in ("methods", "keep_rates"):
             values = getattr(self, name)
@@ -70,8 +71,3 @@ class SweepOptions:
             raise ValueError(f"`methods` must not hold {NO_METHOD!r}: it is always measured.")
         if self.sheet_images < 1:
             raise ValueError(f"`sheet_images` must be at least 1, got {self.sheet_images}.")
-        if self.generation.shard is not None:
-            raise ValueError(
-                "`shard` must be None in a sweep; `generate` fills single run folders of it by "
-                "shards."
-            )

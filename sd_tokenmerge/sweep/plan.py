@@ -23,7 +23,7 @@ from sd_tokenmerge.sampling.resolve import resolve_options
 from sd_tokenmerge.sampling.status import run_status
 from sd_tokenmerge.sweep.options import SweepOptions
 from sd_tokenmerge.sweep.settings import RUNS, Setting, make_settings
-from sd_tokenmerge.sweep.state import STATE_FILE
+from sd_tokenmerge.sweep.state import STATE_FILE, PlannedSetting
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,17 @@ class PlannedRun:
     def num_missing(self) -> int:
         """Images still to be made."""
         return self.num_images - self.num_done
+
+    @property
+    def planned(self) -> PlannedSetting:
+        """What `sweep.json` says about it."""
+        setting = self.setting
+        return PlannedSetting(
+            folder=f"{RUNS}/{setting.folder.name}",
+            method=setting.options.method,
+            keep_rate=setting.keep_rate,
+            images=self.num_images,
+        )
 
 
 @dataclass(frozen=True)

@@ -32,6 +32,8 @@ from sd_tokenmerge.sweep.results import (
 from sd_tokenmerge.sweep.settings import Setting
 from sd_tokenmerge.sweep.state import STATE_FILE, Measurement, SweepState
 
+_SET_UP_TIMEOUT_S = 60.0
+
 
 class SweepProgress(Protocol):
     """Receives a sweep's progress."""
@@ -62,7 +64,7 @@ class SweepSummary:
 
     Attributes:
         folder: the sweep's folder.
-        results: all rows with their conditions.
+        results: all rows with their conditions; None for a shard, which measures nothing.
         num_generated: images this start made.
         num_measured: settings this start measured.
         files: the tables, plots and pictures, by name.
@@ -70,7 +72,7 @@ class SweepSummary:
     """
 
     folder: Path
-    results: Results
+    results: Results | None
     num_generated: int
     num_measured: int
     files: tuple[str, ...]
@@ -84,7 +86,8 @@ def run_sweep(
 
     May be interrupted at any moment and started again: whatever was made from the same content is
     kept. Tables appear after the first setting and grow with every other one. Under `accelerate
-    launch`, all processes call this and share the work.
+    launch`, all processes call this and share the work. Jobs that know nothing of each other can
+    each take a `shard` of every setting; a start without a shard then measures.
 
     Args:
         options: what to compare.
@@ -117,6 +120,7 @@ class _Sweep:
         self._state: SweepState = self._agree(lambda: SweepState.read(self._folder))
         self._measurer = Measurer(options, progress.extracting)
         self._pipe = self._load_pipeline() if self._plan.num_missing else None
+        self._is_shard = options.generation.shard is not None
         self._num_generated = 0
         self._num_measured = 0
         self._num_written = 0
@@ -129,6 +133,8 @@ class _Sweep:
     def locked(self) -> Iterator[None]:
         """Keep a second sweep out of the folder."""
         self._agree(self._take_folder)
+        if self._is_shard:  # only its own run folders are closed to others
+            self._lock.release()
         try:
             yield
         finally:
@@ -137,13 +143,15 @@ class _Sweep:
     def _take_folder(self) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)
         try:
-            self._lock.acquire(timeout=0)
+            self._lock.acquire(timeout=_SET_UP_TIMEOUT_S if self._is_shard else 0)
         except Timeout:
             raise ValueError(
                 f"`out` must not be in use, got {str(self._folder)!r}: another sweep is running "
                 f"there."
             ) from None
-        if not (self._folder / STATE_FILE).exists():
+        plan = [run.planned for run in self._plan.runs]
+        if self._state.plan != plan or not (self._folder / STATE_FILE).exists():
+            self._state.plan = plan
             self._state.write(self._folder)
 
     def _load_pipeline(self) -> Any:
@@ -152,6 +160,8 @@ class _Sweep:
 
     def execute(self) -> SweepSummary | None:
         """Do everything that is not done yet."""
+        if self._is_shard:
+            return self._generate_shard()
         done: list[tuple[Setting, Measurement]] = []
         baseline = self._plan.runs[0].setting.folder
         for number, run in enumerate(self._plan.runs, start=1):
@@ -165,6 +175,14 @@ class _Sweep:
                 results = make_results(self._options, done, [missing, *self._plan.skipped])
                 self._write(results.tables(), key="")
         return self._finish(done) if self._is_first else None
+
+    def _generate_shard(self) -> SweepSummary | None:
+        """Generate this shard of every setting."""
+        for number, run in enumerate(self._plan.runs, start=1):
+            self._generate(run, number)
+        if not self._is_first:
+            return None
+        return SweepSummary(self._folder, None, self._num_generated, 0, (), 0)
 
     def _generate(self, run: PlannedRun, number: int) -> bool:
         """Generate what is missing of a run; whether anything was."""

@@ -1,4 +1,4 @@
-"""`sweep.json`: what was measured and written, and from which content."""
+"""`sweep.json`: what is planned, what was measured and written, and from which content."""
 
 from __future__ import annotations
 
@@ -45,15 +45,34 @@ class Measurement:
         return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "notes"}
 
 
+@dataclass(frozen=True)
+class PlannedSetting:
+    """One setting of a sweep, whether it was begun or not.
+
+    Attributes:
+        folder: its run folder, relative to the sweep's.
+        method: its method string.
+        keep_rate: its keep rate.
+        images: how many there are to be.
+    """
+
+    folder: str
+    method: str
+    keep_rate: float
+    images: int
+
+
 @dataclass
 class SweepState:
     """The content of `sweep.json`.
 
     Attributes:
+        plan: all settings, the unmerged pipeline first.
         measurements: by run folder's name, `"key"` (hash of all content behind it) and `"values"`.
         results: `"key"` of the tables and plots, and the hash of each `"files"`.
     """
 
+    plan: list[PlannedSetting] = field(default_factory=list)
     measurements: dict[str, dict[str, Any]] = field(default_factory=dict)
     results: dict[str, Any] = field(default_factory=dict)
 
@@ -98,7 +117,8 @@ class SweepState:
             ) from error
         if not isinstance(document, dict) or document.get("format") != FORMAT:
             raise ValueError(f"{path} must be of format {FORMAT}: it is of another version.")
-        return cls(document["measurements"], document["results"])
+        plan = [PlannedSetting(**setting) for setting in document.get("plan", [])]
+        return cls(plan, document["measurements"], document["results"])
 
 
 def content_key(content: object) -> str:

@@ -52,7 +52,7 @@ def test_generate_then_status(
     assert run(["status", str(out)]) == 1
     assert "1 x image with another content than recorded: 3_0.png" in capsys.readouterr().out
     assert run(["status", str(out), "--json"]) == 1
-    assert json.loads(capsys.readouterr().out)[0]["broken"] == 1
+    assert json.loads(capsys.readouterr().out)["runs"][0]["broken"] == 1
 
 
 def test_all_options_reach_the_run(model: str, tmp_path: Path) -> None:

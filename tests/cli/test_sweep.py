@@ -177,8 +177,8 @@ def test_every_generation_option_but_those_the_sweep_sets_is_there():
     own = inspect.signature(sweep_command).parameters
     shared = inspect.signature(generate_command, eval_str=True).parameters
     missing = set(shared) - set(own)
-    assert missing == {"method", "keep_rate", "shard"}
-    for name in set(shared) - {"out", "method", "keep_rate", "shard", "overwrite", "as_json"}:
+    assert missing == {"method", "keep_rate"}
+    for name in set(shared) - {"out", "method", "keep_rate", "overwrite", "as_json"}:
         assert own[name].default == shared[name].default, name
 
 

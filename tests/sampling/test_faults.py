@@ -1,4 +1,8 @@
-"""Faults for real: killed processes, full disks, read-only folders. Slow; `-s` shows the counts."""
+"""Faults for real: killed processes, damaged files, full disks, read-only folders.
+
+A few kills and one damage of each kind are part of every test run, the rest is slow.
+`scripts/count_faults.py` runs all of it and prints what was survived.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +12,11 @@ import os
 import random
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -18,21 +24,21 @@ from typing import Any
 import pytest
 import torch
 
-from sd_tokenmerge.sampling.manifest import read_manifest
+from sd_tokenmerge.sampling.manifest import MANIFEST, read_manifest
 from sd_tokenmerge.sampling.options import GenerateOptions
 from sd_tokenmerge.sampling.run import generate
 from sd_tokenmerge.sampling.status import run_status
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = pytest.mark.timeout(600)
+slow = pytest.mark.slow
 
-KILLS = 20
 COMMAND = [sys.executable, "-m", "sd_tokenmerge"]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
-ACCELERATE = [
+LAUNCH = [
     *(sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"),
-    *("--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"),
-    *("--main_process_port", "0"),
+    *("--mixed_precision", "no", "--dynamo_backend", "no"),
 ]
+ACCELERATE = [*LAUNCH, "--num_machines", "1", "--main_process_port", "0"]
 MODULE = ["-m", "sd_tokenmerge"]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
@@ -99,45 +105,129 @@ def whole(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def lost(folder: Path, whole: Path) -> int:
+    """How many images of the uninterrupted run are not there, byte by byte."""
+    there, wanted = content(folder), content(whole)
+    return sum(there.get(name) != wanted[name] for name in wanted if name.endswith(".png"))
+
+
+def kill_at(folder: Path, images: int, delay: float, child: int) -> bool:
+    """Kill a child once so many images are there and some time has passed; whether it lived."""
+    while len(list(folder.glob("*.png"))) < images:
+        if os.waitpid(child, os.WNOHANG)[0]:
+            return False
+        time.sleep(0.001)
+    time.sleep(delay)
+    os.kill(child, signal.SIGKILL)
+    return os.WIFSIGNALED(os.waitpid(child, 0)[1])
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+@pytest.mark.parametrize("wanted_kills", [3, pytest.param(20, marks=slow)])
 def test_killed_at_random_moments_a_run_ends_as_if_uninterrupted(
-    tiny_model: Path, tiny_pipe: Any, whole: Path, tmp_path: Path
+    tiny_model: Path,
+    tiny_pipe: Any,
+    whole: Path,
+    tmp_path: Path,
+    record_property: Callable[[str, object], None],
+    wanted_kills: int,
 ) -> None:
     # Forked from a process that has the model: a kill then hits generation, not imports.
     folder = tmp_path / "run"
     wanted = options(tiny_model, folder)
     draw = random.Random(0)
-    kills, progress, damage = 0, [], 0
-    while kills < KILLS:
+    kills, done, cut_off = 0, 0, 0
+    while kills < wanted_kills:
         child = os.fork()
         if child == 0:
             try:
                 generate(wanted, pipe=tiny_pipe)
             finally:
                 os._exit(0)
-        time.sleep(draw.uniform(0.0, 0.5))
-        os.kill(child, signal.SIGKILL)
-        if os.WIFSIGNALED(os.waitpid(child, 0)[1]):
-            kills += 1
+        kills += kill_at(folder, done + draw.randint(0, 3), draw.choice([0, 0.002, 0.05]), child)
         if (folder / "run.json").exists():
             status = run_status(folder)
-            progress.append(status.done)
-            damage += bool(status.findings)
-        if progress and progress[-1] == 24:  # begin anew until there were enough kills
+            assert status.done >= done, "images that were there are gone"
+            done, cut_off = status.done, cut_off + bool(status.findings)
+        if done == 24:  # begin anew until there were enough kills
             assert content(folder) | {".lock": ""} == content(whole) | {".lock": ""}
             shutil.rmtree(folder)
-    summary = generate(wanted, pipe=tiny_pipe)
-    lost = set(content(whole)) - set(content(folder))
-    print(
-        f"\nSIGKILL: {kills} survived; images after each: {progress}; folders with a cut-off line"
-    )
-    print(
-        f"or unrecorded image: {damage}; generated at last: {summary.generated}; lost: {len(lost)}"
-    )
+            done = 0
+    generate(wanted, pipe=tiny_pipe)
+    record_property("kills survived", kills)
+    record_property("found with an image or a line half recorded", cut_off)
+    record_property("images lost", lost(folder, whole))
     assert content(folder) == content(whole)
     assert run_status(folder).is_complete
 
 
-def test_the_command_survives_kills(tiny_model: Path, whole: Path, tmp_path: Path) -> None:
+def _cut_off(path: Path, draw: random.Random) -> None:
+    path.write_bytes(path.read_bytes()[: draw.randrange(path.stat().st_size)])
+
+
+def _flip_a_bit(path: Path, draw: random.Random) -> None:
+    data = bytearray(path.read_bytes())
+    data[draw.randrange(len(data))] ^= 1 << draw.randrange(8)
+    path.write_bytes(data)
+
+
+def _delete(path: Path, draw: random.Random) -> None:
+    path.unlink()
+
+
+def _replace_by_another(path: Path, draw: random.Random) -> None:
+    others = sorted(set(path.parent.glob("*.png")) - {path})
+    path.write_bytes(draw.choice(others).read_bytes())
+
+
+def _edit_a_line(path: Path, draw: random.Random) -> None:
+    lines = path.read_text().splitlines(keepends=True)
+    lines[draw.randrange(len(lines))] = draw.choice(
+        ["", "\n", "garbage\n", '{"file": "0_0.png"}\n']
+    )
+    path.write_text("".join(lines))
+
+
+DAMAGES: dict[str, list[Callable[[Path, random.Random], None]]] = {
+    "image": [_cut_off, _flip_a_bit, _delete, _replace_by_another],
+    "manifest": [_cut_off, _edit_a_line, _delete],
+}
+
+
+@pytest.mark.parametrize("rounds", [1, pytest.param(6, marks=slow)])
+def test_every_damage_is_found_and_repaired(
+    tiny_model: Path,
+    tiny_pipe: Any,
+    whole: Path,
+    tmp_path: Path,
+    record_property: Callable[[str, object], None],
+    rounds: int,
+) -> None:
+    folder = Path(shutil.copytree(whole, tmp_path / "run"))
+    wanted = options(tiny_model, folder)
+    draw = random.Random(0)
+    found = 0
+    for target, damages in DAMAGES.items():
+        for damage in damages * rounds:
+            path = folder / f"{draw.randrange(12)}_{draw.randrange(2)}.png"
+            damage(path if target == "image" else folder / MANIFEST, draw)
+            status = run_status(folder)
+            assert status.findings, damage.__name__
+            assert not status.is_complete
+            assert generate(wanted, pipe=tiny_pipe).findings == status.findings
+            assert content(folder) == content(whole), damage.__name__
+            found += 1
+    record_property("damages found and repaired", found)
+    record_property("images lost", lost(folder, whole))
+
+
+@slow
+def test_the_command_survives_kills(
+    tiny_model: Path,
+    whole: Path,
+    tmp_path: Path,
+    record_property: Callable[[str, object], None],
+) -> None:
     folder = tmp_path / "run"
     command = [*COMMAND, *arguments(tiny_model, folder)]
     for images in (1, 7, 16):
@@ -146,9 +236,12 @@ def test_the_command_survives_kills(tiny_model: Path, whole: Path, tmp_path: Pat
         process.kill()
         process.wait()
     subprocess.run(command, env=ENVIRONMENT, check=True)
+    record_property("kills survived", 3)
+    record_property("images lost", lost(folder, whole))
     assert content(folder) == content(whole)
 
 
+@slow
 def test_ctrl_c_ends_after_the_batch_and_says_how_to_go_on(
     tiny_model: Path, whole: Path, tmp_path: Path
 ) -> None:
@@ -170,6 +263,7 @@ def test_ctrl_c_ends_after_the_batch_and_says_how_to_go_on(
     assert content(folder) == content(whole)
 
 
+@slow
 def test_a_second_process_on_the_same_folder_is_refused(
     tiny_model: Path, whole: Path, tmp_path: Path
 ) -> None:
@@ -202,6 +296,7 @@ def in_own_mounts(script: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@slow
 def test_a_full_disk_stops_the_run_and_breaks_nothing(
     tiny_model: Path, whole: Path, tmp_path: Path
 ) -> None:
@@ -224,7 +319,7 @@ def test_a_full_disk_stops_the_run_and_breaks_nothing(
     assert code == "1"
     assert "error: No space left on device: `" in result.stderr
     assert "Traceback" not in result.stderr
-    state = json.loads(found)[0]
+    state = json.loads(found)["runs"][0]
     assert 0 < state["done"] < 24
     assert state["broken"] <= 2  # stored, but no room for the record
     assert temporaries == "0"
@@ -232,6 +327,7 @@ def test_a_full_disk_stops_the_run_and_breaks_nothing(
     assert content(tmp_path / "copy") == content(whole)
 
 
+@slow
 def test_a_read_only_folder_is_refused(tiny_model: Path, tmp_path: Path) -> None:
     disk = tmp_path / "disk"
     disk.mkdir()
@@ -245,6 +341,7 @@ def test_a_read_only_folder_is_refused(tiny_model: Path, tmp_path: Path) -> None
     assert result.stderr == f"error: Permission denied: `{disk}`\n"
 
 
+@slow
 @pytest.mark.parametrize("launch", [ACCELERATE, TORCHRUN], ids=["accelerate", "torchrun"])
 def test_two_launched_processes_share_the_work(
     tiny_model: Path, whole: Path, tmp_path: Path, launch: list[str]
@@ -262,9 +359,45 @@ def test_two_launched_processes_share_the_work(
     assert content(folder) == content(whole)
 
 
+@slow
+def test_two_machines_share_the_work(tiny_model: Path, whole: Path, tmp_path: Path) -> None:
+    # Two launchers that know each other only by an address, with the folder in common.
+    folder = tmp_path / "run"
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = ["--main_process_ip", "127.0.0.1", "--main_process_port"]
+        address.append(str(probe.getsockname()[1]))
+    machines = [
+        subprocess.Popen(
+            [
+                *(*LAUNCH, "--num_machines", "2", "--machine_rank", str(rank), *address),
+                *(*MODULE, *arguments(tiny_model, folder)),
+            ],
+            env=ENVIRONMENT,
+            text=True,
+            stdout=subprocess.PIPE,
+        )
+        for rank in range(2)
+    ]
+    shares: set[str] = set()
+    while any(machine.poll() is None for machine in machines):
+        shares |= {path.name for path in folder.glob("manifest*")}
+        time.sleep(0.01)
+    outputs = [machine.communicate()[0] for machine in machines]
+    assert [machine.returncode for machine in machines] == [0, 0]
+    assert shares == {"manifest.jsonl", "manifest.process-1.jsonl"}
+    assert [output.count("24 generated") for output in outputs] == [1, 0]
+    assert content(folder) == content(whole)
+
+
+@slow
 @pytest.mark.parametrize("victim", [0, 1])
 def test_a_killed_process_of_two_loses_nothing(
-    tiny_model: Path, whole: Path, tmp_path: Path, victim: int
+    tiny_model: Path,
+    whole: Path,
+    tmp_path: Path,
+    victim: int,
+    record_property: Callable[[str, object], None],
 ) -> None:
     psutil = pytest.importorskip("psutil")
     folder = tmp_path / "run"
@@ -283,9 +416,12 @@ def test_a_killed_process_of_two_loses_nothing(
     assert not status.is_running
     assert 0 < status.done < 24
     assert subprocess.run(command, env=ENVIRONMENT).returncode == 0
+    record_property("kills survived", 1)
+    record_property("images lost", lost(folder, whole))
     assert content(folder) == content(whole)
 
 
+@slow
 def test_ctrl_c_ends_both_processes_after_their_batch(
     tiny_model: Path, whole: Path, tmp_path: Path
 ) -> None:

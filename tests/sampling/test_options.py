@@ -1,15 +1,15 @@
 from __future__ import annotations
 
 import json
-from dataclasses import fields
+from dataclasses import asdict, fields
 from inspect import signature
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 
-from sd_tokenmerge import hook
 from sd_tokenmerge.patcher import apply_patch
+from sd_tokenmerge.presets import PRESETS
 from sd_tokenmerge.sampling import options as options_module
 from sd_tokenmerge.sampling.options import GenerateOptions
 from sd_tokenmerge.sampling.resolve import resolve_options
@@ -74,17 +74,16 @@ def test_what_makes_the_images_is_compared_and_the_rest_is_not() -> None:
     }
 
 
-def test_literals_and_defaults_are_those_of_apply_patch() -> None:
-    assert get_args(options_module.Features) == get_args(hook.Features)
-    assert get_args(options_module.MergedRoles) == get_args(hook.Merge)
+def test_defaults_are_those_of_apply_patch() -> None:
     ours = {entry.name: entry.default for entry in fields(GenerateOptions)}
-    ours |= {"keep_rate": options_module.DEFAULT_KEEP_RATE, "seed": ours["merge_seed"]}
-    theirs = dict(signature(apply_patch).parameters)
-    for name in ("pipe", "replace"):
-        del theirs[name]
-    assert {name: ours[name] for name in theirs} == {
-        name: parameter.default for name, parameter in theirs.items()
-    }
+    ours |= {"keep_rate": options_module.DEFAULT_KEEP_RATE}
+    papers = asdict(PRESETS["exact"])
+    del papers["summary"]
+    assert {name: ours[name] for name in papers} == papers
+    parameters = signature(apply_patch).parameters
+    assert parameters["preset"].default == "exact"
+    assert parameters["seed"].default == ours["merge_seed"]
+    assert set(parameters) - set(ours) == {"pipe", "preset", "replace"}
 
 
 def write_model(folder: Path, **settings: Any) -> str:

@@ -9,7 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from sd_tokenmerge.patch import find_patch
 from sd_tokenmerge.sampling import run as run_module
@@ -117,8 +119,6 @@ def test_merging_changes_images_and_the_patch_is_as_asked(
     assert results["none", None] != results["tome-sd", 0.5] != results["random", 0.5]
     # keep rate 1 is recorded in the PNG text, so compare pixels
     plain, kept = tmp_path / "none-None", tmp_path / "tome-sd-1.0"
-    from PIL import Image
-
     for name in ALL:
         assert Image.open(plain / name).tobytes() == Image.open(kept / name).tobytes()
 
@@ -128,6 +128,20 @@ def test_a_repeated_run_is_bit_identical(
 ) -> None:
     generate(make_options(out=str(tmp_path / "again"), batch_size=4))  # loads its own pipeline
     assert images(tmp_path / "again") == images(whole)
+
+
+@pytest.mark.parametrize("method", ["none", "random", "tome-sd:random=true", "atc"])
+def test_batch_size_changes_images_by_rounding_only(
+    make_options: MakeOptions, tiny_pipe: Any, tmp_path: Path, method: str
+) -> None:
+    pixels = []
+    for batch_size in (1, 4):
+        folder = tmp_path / str(batch_size)
+        options = make_options(out=str(folder), method=method, batch_size=batch_size)
+        generate(options, pipe=tiny_pipe)
+        pixels.append(np.stack([np.asarray(Image.open(folder / name), int) for name in ALL]))
+    assert np.abs(pixels[0] - pixels[1]).max() <= 1  # of 255: rounding at the edge of a level
+    assert np.abs(pixels[0][0] - pixels[0][1]).mean() > 5
 
 
 def test_a_complete_run_is_left_alone_and_needs_no_model(
@@ -159,6 +173,7 @@ def test_every_kind_of_damage_is_found_reported_and_repaired(
     summary = generate(options, pipe=tiny_pipe, progress=progress)
     assert (summary.already_there, summary.generated) == (1, 5)
     assert summary.findings == (
+        "1 x recorded image that is not there: 0_0.png",
         "2 x image with another content than recorded: 0_1.png, 1_0.png",
         "2 x image without a record: 1_1.png, 2_1.png",
         "2 x manifest line that is no record: manifest.jsonl, line 4, manifest.jsonl, line 6",
@@ -234,6 +249,11 @@ def test_other_options_in_the_same_folder_are_refused_with_a_diff(
         generate(make_options(out=str(whole), **changes))
     assert difference in str(caught.value)
     assert images(whole) == before
+
+
+def test_a_method_in_other_words_is_the_same(make_options: MakeOptions, tiny_pipe: Any) -> None:
+    generate(make_options(method="atc"), pipe=tiny_pipe)
+    assert generate(make_options(method="atc:linkage=average"), pipe=tiny_pipe).generated == 0
 
 
 def test_options_are_compared_again_under_the_lock(

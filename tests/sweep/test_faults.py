@@ -70,7 +70,7 @@ def test_two_launched_processes_give_what_one_gives(whole, arguments, environmen
     assert "0 images generated, 0 settings measured; up to date" in again.stderr
 
 
-def test_killed_at_any_moment_it_goes_on(whole, arguments, environment, tmp_path):
+def test_killed_at_any_moment_it_goes_on(whole, arguments, environment, tmp_path, record_property):
     folder = tmp_path / "killed"
     command = [sys.executable, *MODULE, *arguments, "--out", str(folder)]
     delays = random.Random(0)
@@ -89,6 +89,11 @@ def test_killed_at_any_moment_it_goes_on(whole, arguments, environment, tmp_path
     result = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     assert kills >= 5
+    expected = images(whole)
+    record_property("kills survived", kills)
+    record_property(
+        "images lost", sum(images(folder).get(name) != data for name, data in expected.items())
+    )
     assert images(folder) == images(whole)
     assert numbers(folder) == numbers(whole)
     left = [path for path in folder.rglob("*") if ".tmp" in path.name or "partial" in path.name]

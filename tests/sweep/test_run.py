@@ -317,6 +317,39 @@ def test_a_folder_with_something_else_is_refused(make_sweep):
         run_sweep(options)
 
 
+def test_shards_of_every_setting_make_what_one_start_makes(finished, make_sweep, tmp_path):
+    options = make_sweep(out=str(tmp_path / "shards"), generation={"images_per_class": 2})
+    whole = make_sweep(out=str(tmp_path / "whole"), generation={"images_per_class": 2})
+    run_sweep(whole)
+    for shard, generated in (("2/3", 5), ("1/3", 5), ("3/3", 10)):
+        part = replace(options, generation=replace(options.generation, shard=shard))
+        summary = run_sweep(part)
+        assert (summary.num_generated, summary.num_measured) == (generated, 0)
+        assert summary.results is None
+    assert not set(RESULTS) & {path.name for path in folder_of(options).iterdir()}
+    summary = run_sweep(options)
+    assert (summary.num_generated, summary.num_measured) == (0, 5)
+    assert summary.results.rows[3].fid == run_sweep(whole).results.rows[3].fid
+    for setting in SETTINGS:
+        images = {path.name for path in (folder_of(whole) / "runs" / setting).glob("*.png")}
+        assert len(images) == 4
+        for name in images:
+            first, second = (folder_of(one) / "runs" / setting / name for one in (whole, options))
+            assert first.read_bytes() == second.read_bytes()
+
+
+def test_a_shard_keeps_out_of_a_running_sweep(make_sweep, monkeypatch):
+    monkeypatch.setattr(sweep_run, "_SET_UP_TIMEOUT_S", 0)
+    options = make_sweep()
+    folder_of(options).mkdir()
+    part = replace(options, generation=replace(options.generation, shard="1/2"))
+    with (
+        FileLock(folder_of(options) / ".sweep.lock"),
+        pytest.raises(ValueError, match="another sweep is running"),
+    ):
+        run_sweep(part)
+
+
 def test_a_second_sweep_in_the_same_folder_is_refused(make_sweep):
     options = make_sweep()
     folder_of(options).mkdir()

@@ -73,7 +73,6 @@ def test_one_method_in_two_spellings_is_refused():
         ({"keep_rates": (0.0,)}, r"`keep_rates` must be in \(0, 1\], got 0\.0"),
         ({"keep_rates": (1.5,)}, r"`keep_rates` must be in \(0, 1\], got 1\.5"),
         ({"sheet_images": 0}, "`sheet_images` must be at least 1"),
-        ({"generation": {"shard": "1/2"}}, "`shard` must be None in a sweep"),
     ],
 )
 def test_bad_options_are_refused(changes, message):

@@ -5,15 +5,16 @@ import math
 
 import pytest
 
-from sd_tokenmerge.sweep.state import Measurement, SweepState, content_key
+from sd_tokenmerge.sweep.state import Measurement, PlannedSetting, SweepState, content_key
 
 
 def test_a_measurement_is_found_by_its_content_only(tmp_path):
-    state = SweepState()
+    state = SweepState([PlannedSetting("runs/atc_keep-0.5", "atc", 0.5, 4)])
     measurement = Measurement(num_generated=4, fid=3.5, psnr_db=math.inf, notes=("a", "b"))
     state.record("atc_keep-0.5", "key", measurement)
     state.write(tmp_path)
     read = SweepState.read(tmp_path)
+    assert read.plan == state.plan
     assert read.measurement("atc_keep-0.5", "key") == measurement
     assert read.measurement("atc_keep-0.5", "other") is None
     assert read.measurement("atc_keep-0.4", "key") is None

@@ -1,0 +1,77 @@
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from sd_tokenmerge.cli.app import run
+from sd_tokenmerge.sampling.run import RunStopped
+from sd_tokenmerge.sweep import run as sweep_run
+from sd_tokenmerge.sweep.run import run_sweep
+from sd_tokenmerge.sweep.status import folder_status
+
+SETTINGS = ["random_keep-0.5", "random_keep-0.7", "tome-sd_keep-0.5", "tome-sd_keep-0.7"]
+
+
+def test_a_finished_sweep_is_complete(finished, capsys):
+    status = folder_status(finished.out)
+    assert [Path(one.folder).name for one in status.runs] == [*SETTINGS, "unmerged"]
+    assert all(one.is_complete for one in status.runs)
+    (sweep,) = status.sweeps
+    assert (sweep.settings, sweep.measured, sweep.has_results, sweep.findings) == (5, 5, True, ())
+    assert run(["status", finished.out]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == (
+        f"{finished.out}: 5 of 5 settings measured, tables of all written"
+    )
+
+
+def test_settings_that_were_not_begun_are_missing(make_sweep, monkeypatch, capsys):
+    options = make_sweep()
+    original, started = sweep_run.generate, []
+
+    def generate(run_options, **kwargs):
+        started.append(run_options)
+        if len(started) == 3:
+            raise RunStopped
+        return original(run_options, **kwargs)
+
+    monkeypatch.setattr(sweep_run, "generate", generate)
+    with pytest.raises(RunStopped):
+        run_sweep(options)
+    status = folder_status(options.out)
+    assert not status.is_complete
+    assert {Path(one.folder).name: (one.done, one.missing, one.state) for one in status.runs} == {
+        "unmerged": (2, 0, "complete"),
+        "tome-sd_keep-0.7": (2, 0, "complete"),
+        **{name: (0, 2, "not begun") for name in SETTINGS if name != "tome-sd_keep-0.7"},
+    }
+    (sweep,) = status.sweeps
+    assert (sweep.settings, sweep.measured, sweep.has_results) == (5, 2, False)
+    assert run(["status", options.out]) == 1
+    assert "2 of 5 settings measured, tables of all not written yet" in capsys.readouterr().out
+
+
+def test_damage_is_found(finished):
+    folder = Path(finished.out)
+    (folder / "table.md").write_text("my own notes")
+    (folder / "distance.png").unlink()
+    shutil.rmtree(folder / "runs" / "random_keep-0.5")
+    (folder / "runs" / "unmerged" / "3_0.png").unlink()
+    status = folder_status(folder.parent)
+    (sweep,) = status.sweeps
+    assert sweep.findings == (
+        "distance.png is gone or was changed",
+        "table.md is gone or was changed",
+    )
+    runs = {Path(one.folder).name: one for one in status.runs}
+    assert (runs["random_keep-0.5"].missing, runs["random_keep-0.5"].state) == (2, "not begun")
+    assert (runs["unmerged"].missing, runs["unmerged"].state) == (1, "damaged")
+    assert runs["unmerged"].findings == ("1 x recorded image that is not there: 3_0.png",)
+    run_sweep(finished)
+    assert folder_status(folder).is_complete
+
+
+def test_a_folder_without_runs_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"must hold a run \(run\.json\) or a sweep"):
+        folder_status(tmp_path)
