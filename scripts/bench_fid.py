@@ -43,7 +43,7 @@ def main() -> None:
     parser.add_argument("what", choices=list(BENCHMARKS))
     parser.add_argument("photos", nargs="?", type=Path)
     parser.add_argument("--images", type=int, default=256, help="how many photos")
-    parser.add_argument("--sets", type=int, default=150, help="how many simulated sets")
+    parser.add_argument("--sets", type=int, default=100, help="how many simulated sets")
     parser.add_argument("--rounds", type=int, default=5, help="of a speed measurement")
     parser.add_argument("--quick", action="store_true", help="a smoke test; its numbers say little")
     parser.add_argument("--store", action="store_true", help="keep the rows for docs/fid.md")
@@ -285,9 +285,7 @@ def _spread(
     distances, differences, errors, paired = [], [], [], []
     for index in range(sets):
         baseline, merged = pair()
-        a, b = (
-            squared_wasserstein(Gaussian.from_features(x), reference) for x in (baseline, merged)
-        )
+        a, b = (_whole_distance(features, reference) for features in (baseline, merged))
         distances.append(a)
         differences.append(b - a)
         if index < max(sets // 10, 4):
@@ -307,6 +305,12 @@ def _spread(
         "pairs: jackknife": error_pairs,
         "pairs: ratio": f"{error_pairs / true_pairs:.2f}",
     }
+
+
+def _whole_distance(features: torch.Tensor, reference: Gaussian) -> float:
+    """The distance by way of the replicates, with nothing deleted: faster, and within 1e-8."""
+    nothing = Groups(torch.ones(len(features), dtype=torch.int64), 1, by_class=False)
+    return float(frechet_replicates(features, reference, nothing)[0])
 
 
 def floor(_: argparse.Namespace) -> list[Row]:

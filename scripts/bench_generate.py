@@ -2,21 +2,24 @@
 
 Both make the same images with the same loaded pipeline, in turns: a busy machine slows both.
 
-    python scripts/bench_generate.py --model MODEL --images 16 --rounds 5
+    python scripts/bench_generate.py                                  the sample pipeline, 3 minutes
+    python scripts/bench_generate.py --model MODEL --device cuda --images 16
 """
 
 from __future__ import annotations
 
 import argparse
-import platform
 import shutil
-import statistics
 import tempfile
 import time
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
+from measured import Row, describe, publish, this_command
 
 from sd_tokenmerge.cli.quiet import quiet_libraries
 from sd_tokenmerge.sampling.load import load_pipeline
@@ -28,53 +31,75 @@ from sd_tokenmerge.sampling.run import generate
 
 def main() -> None:
     """Measure, and print one Markdown table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--model", help="default: the sample pipeline")
-    parser.add_argument("--images", type=int, default=16)
-    parser.add_argument("--batch-size", type=int, default=1)
+    parser.add_argument("--images", type=int, default=8)
+    parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 4])
     parser.add_argument("--size", type=int)
     parser.add_argument("--steps", type=int)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--device")
-    arguments = parser.parse_args()
-    quiet_libraries()
-    folder = Path(tempfile.mkdtemp(prefix="bench-generate-"))
-    options = resolve_options(
-        GenerateOptions(
-            out=str(folder / "run"),
-            model=arguments.model,
-            classes=tuple(range(arguments.images)),
-            images_per_class=1,
-            height=arguments.size,
-            width=arguments.size,
-            steps=arguments.steps,
-            method="none",
-            batch_size=arguments.batch_size,
-            device=arguments.device,
-        )
+    parser.add_argument(
+        "--minutes", type=float, default=4, help="stop beginning rounds after so long"
     )
-    pipe = load_pipeline(options)
+    parser.add_argument("--device")
+    parser.add_argument("--quick", action="store_true", help="a smoke test; its numbers say little")
+    parser.add_argument("--store", action="store_true", help="keep the rows for docs/experiment.md")
+    arguments = parser.parse_args()
+    if arguments.quick:
+        arguments.images, arguments.rounds, arguments.steps = 2, 1, 2
+    quiet_libraries()
+    rows = []
+    with tempfile.TemporaryDirectory(prefix="bench-generate-") as folder:
+        options = resolve_options(
+            GenerateOptions(
+                out=folder,
+                model=arguments.model,
+                classes=tuple(range(arguments.images)),
+                images_per_class=1,
+                height=arguments.size,
+                width=arguments.size,
+                steps=arguments.steps,
+                method="none",
+                device=arguments.device,
+            )
+        )
+        pipe = load_pipeline(options)
+        for batch_size in arguments.batch_sizes:
+            wanted = replace(
+                options, out=str(Path(folder) / str(batch_size)), batch_size=batch_size
+            )
+            seconds = 60 * arguments.minutes / len(arguments.batch_sizes)
+            rows.append(measure(pipe, wanted, arguments.rounds, seconds))
+    document = describe(rows, this_command(), options.device)
+    publish("generate", document, store=arguments.store)
+
+
+def measure(pipe: Any, options: ResolvedOptions, rounds: int, limit_s: float) -> Row:
+    """Bare calls, a run, and the run again on its finished folder, in turns."""
     call_bare(pipe, options, limit=1)
     bare, full, again = [], [], []
-    for _ in range(arguments.rounds):
+    started = time.perf_counter()
+    while len(bare) < rounds and (not bare or time.perf_counter() - started < limit_s):
         bare.append(seconds(lambda: call_bare(pipe, options)))
-        shutil.rmtree(folder / "run", ignore_errors=True)
+        shutil.rmtree(options.out, ignore_errors=True)
         full.append(seconds(lambda: generate(options, pipe=pipe)))
         again.append(seconds(lambda: generate(options, pipe=pipe)))
-    shutil.rmtree(folder)
-    ratios = [(one / other - 1) * 100 for one, other in zip(full, bare, strict=True)]
-    count = arguments.images
-    print(
-        f"{options.width}x{options.height} px, {options.steps} steps, {count} images in batches "
-        f"of {options.batch_size}, {options.dtype}, {device_name(options)}, torch "
-        f"{torch.__version__}; medians of {arguments.rounds} alternating rounds.\n"
-    )
-    print("| | s/image |\n|---|---|")
-    print(f"| bare `pipe(...)` calls | {statistics.median(bare) / count:.4f} |")
-    print(f"| `generate` | {statistics.median(full) / count:.4f} |")
-    spread = f"({min(ratios):+.1f} to {max(ratios):+.1f})"
-    print(f"| overhead of a round, median (range) | {statistics.median(ratios):+.1f} % {spread} |")
-    print(f"| `generate` on the finished folder | {statistics.median(again) / count:.4f} |")
+    overheads = [(one / other - 1) * 100 for one, other in zip(full, bare, strict=True)]
+    count = len(plan_images(options))
+    return {
+        "pixels": f"{options.width}x{options.height}",
+        "steps": options.steps,
+        "batch": options.batch_size,
+        "images": count,
+        "bare `pipe(...)`: s/image": median(bare) / count,
+        "`generate`: s/image": median(full) / count,
+        "overhead, median": f"{median(overheads):+.1f} %",
+        "range": f"{min(overheads):+.1f} to {max(overheads):+.1f} %",
+        "rounds": len(bare),
+        "finished folder: s/image": median(again) / count,
+    }
 
 
 def call_bare(pipe: Any, options: ResolvedOptions, limit: int | None = None) -> None:
@@ -90,18 +115,11 @@ def call_bare(pipe: Any, options: ResolvedOptions, limit: int | None = None) -> 
         )
 
 
-def seconds(work: Any) -> float:
+def seconds(work: Callable[[], object]) -> float:
     """Wall time of one call; its images leave the device, so the device has finished."""
     start = time.perf_counter()
     work()
     return time.perf_counter() - start
-
-
-def device_name(options: ResolvedOptions) -> str:
-    """The GPU's name, or the CPU's with the threads that PyTorch uses."""
-    if torch.device(options.device).type == "cuda":
-        return torch.cuda.get_device_name(options.device)
-    return f"{platform.machine()} CPU, {torch.get_num_threads()} thread(s)"
 
 
 if __name__ == "__main__":
