@@ -24,16 +24,16 @@ def sum_segments(tokens, order, first, sums, C, DTYPE: tl.constexpr, BLOCK_C: tl
     tl.store(sums + segment * C + channel, total, channel < C)
 
 
-def segment_sum_flat(tokens: Tensor, labels: Tensor, num_segments: int) -> Tensor:
-    """Sum the tokens of each segment in their order, `[N, C], [N] -> [K, C]`.
+def sum_sorted_segments(tokens: Tensor, order: Tensor, first: Tensor, dtype: torch.dtype) -> Tensor:
+    """Sum the tokens of each segment in their order, `[N, C] -> [K, C]` in `dtype`.
 
-    Float32, or float64 where `tokens` are; nothing waits for the device.
+    Args:
+        tokens: `[N, C]`.
+        order: `[N]` int64, tokens by segment.
+        first: `[K + 1]` int64, where each segment begins in `order`.
+        dtype: float32 or float64.
     """
-    dtype = torch.float64 if tokens.dtype == torch.float64 else torch.float32
-    ordered, order = torch.sort(labels, stable=True)
-    edges = torch.arange(num_segments + 1, device=labels.device)
-    first = torch.searchsorted(ordered, edges)
-    channels = tokens.shape[1]
+    num_segments, channels = len(first) - 1, tokens.shape[1]
     sums = tokens.new_empty(num_segments, channels, dtype=dtype)
     sum_segments[(num_segments, triton.cdiv(channels, _BLOCK_CHANNELS))](
         tokens.contiguous(),
