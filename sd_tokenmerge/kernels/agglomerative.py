@@ -21,11 +21,13 @@ from sd_tokenmerge.kernels.backend import runs_triton
 from sd_tokenmerge.kernels.complete import CompleteClusters
 from sd_tokenmerge.kernels.exact import unit_vectors
 from sd_tokenmerge.kernels.hierarchy import Merges
+from sd_tokenmerge.kernels.images import are_small
 from sd_tokenmerge.kernels.rounds import merge_rounds
 from sd_tokenmerge.kernels.search import default_search_dtype
 from sd_tokenmerge.kernels.single import spanning_tree
 
 LINKAGES = ("single", "complete", "average")
+_TOKENS_AT_ONCE = 1 << 14
 
 
 def agglomerative_labels(
@@ -76,30 +78,29 @@ def agglomerative_labels(
 def lowest_merges(
     tokens: Tensor, num_clusters: int, linkage: str, search_dtype: torch.dtype | None = None
 ) -> Merges:
-    """The N - K lowest merges of one image's hierarchy, `[N, C]`; K is below N.
+    """The N - K lowest merges of each image's hierarchy, `[B, N, C]`; K is below N.
 
-    Arguments and errors are those of `agglomerative_labels`, unchecked.
+    Arguments and errors are those of `agglomerative_labels`, unchecked. Single and complete linkage
+    take one image.
     """
-    unit = unit_vectors(tokens)
-    count = len(tokens) - num_clusters
+    count = tokens.shape[1] - num_clusters
+    unit = unit_vectors(tokens.flatten(0, 1)).view(tokens.shape)
     dtype = search_dtype or default_search_dtype(tokens.device)
-    if linkage == "single":
-        merges = spanning_tree(unit, count, dtype)
-    elif linkage == "complete":
-        merges = merge_rounds(CompleteClusters(unit, dtype), count)
-    else:
+    if linkage == "average":
         merges = merge_rounds(AverageClusters(unit, dtype), count)
-    return merges.lowest(count)
+    elif linkage == "complete":
+        merges = merge_rounds(CompleteClusters(unit.squeeze(0), dtype), count)
+    else:
+        merges = spanning_tree(unit.squeeze(0), count, dtype)
+    return merges.lowest(count, tokens.shape[1])
 
 
 def _cluster(
     tokens: Tensor, num_clusters: int, linkage: str, search_dtype: torch.dtype | None
 ) -> Tensor:
     batch, count, _ = tokens.shape
-    everyone = torch.arange(count, device=tokens.device)
-    labels = everyone.repeat(batch, 1)
     if num_clusters == count or batch == 0:
-        return labels
+        return torch.arange(count, device=tokens.device).repeat(batch, 1)
     if tokens.device.type == "mps":  # knows no float64
         return _cluster(tokens.cpu(), num_clusters, linkage, search_dtype).to(tokens.device)
     with torch.no_grad(), torch.autocast(tokens.device.type, enabled=False):
@@ -107,9 +108,14 @@ def _cluster(
             from sd_tokenmerge.kernels.batched_average import average_labels
 
             return average_labels(tokens, num_clusters)
-        for image, out in zip(tokens, labels, strict=True):
-            out.copy_(lowest_merges(image, num_clusters, linkage, search_dtype).labels(count))
-    return labels
+        together = linkage == "average" and are_small(count)
+        at_once = max(1, _TOKENS_AT_ONCE // count) if together else 1
+        labels = []
+        for images in torch.split(tokens, at_once):
+            merges = lowest_merges(images, num_clusters, linkage, search_dtype)
+            of_all = merges.labels(len(images) * count).view(-1, count)
+            labels.append(of_all - of_all[:, :1])  # an image's clusters follow those of the last
+    return torch.cat(labels)
 
 
 _operator = torch.library.custom_op(

@@ -17,9 +17,11 @@ import torch
 from torch import Tensor
 
 from sd_tokenmerge.kernels.exact import best_of_pairs, nearest_exact, pair_similarities
+from sd_tokenmerge.kernels.images import are_small, lists_by_image
 from sd_tokenmerge.kernels.rounds import Clusters
 from sd_tokenmerge.kernels.search import (
     LIST_LENGTH,
+    Lists,
     float32_error,
     mutual_nearest_lists,
     nearest_lists,
@@ -31,30 +33,38 @@ class AverageClusters(Clusters):
     """Clusters under average linkage.
 
     Args:
-        unit: `[N, C]` float64 unit vectors; overwritten.
-        search_dtype: see `nearest_lists`.
+        unit: `[B, N, C]` float64 unit vectors; overwritten.
+        search_dtype: see `nearest_lists`; small images, and several at once, are searched in
+            `precise_dtype`.
     """
 
     def __init__(self, unit: Tensor, search_dtype: torch.dtype) -> None:
-        super().__init__(len(unit), unit.device)
-        self._sum = unit
-        self._size = unit.new_ones(len(unit))
-        self._mean = unit.to(precise_dtype(unit.device), copy=True)
+        batch, num_tokens, channels = unit.shape
+        super().__init__(batch, num_tokens, unit.device)
+        total = batch * num_tokens
+        self._together = batch > 1 or are_small(num_tokens)
+        self._sum = unit.view(total, channels)
+        self._size = unit.new_ones(total)
+        self._mean = self._sum.to(precise_dtype(unit.device), copy=True)
         self._search_dtype = search_dtype
-        self._error = float32_error(unit.shape[1])
+        self._error = float32_error(channels)
         self._dormant = torch.zeros_like(self.alive)
-        self._listed = self.root.new_zeros(len(unit), LIST_LENGTH)
-        self._value = self._mean.new_zeros(len(unit), LIST_LENGTH)
-        self._bound = unit.new_zeros(len(unit))
+        self._listed = self.root.new_zeros(total, LIST_LENGTH)
+        self._value = self._mean.new_zeros(total, LIST_LENGTH)
+        self._bound = unit.new_zeros(total)
         self._time = 0
         self._merged_at = torch.zeros_like(self.root)
         self._listed_at = torch.zeros_like(self.root)
 
     def first_neighbours(self) -> Tensor:
         """See `Clusters`."""
-        lists = mutual_nearest_lists(self._mean, self._search_dtype)
+        if self._together:
+            lists = lists_by_image(self._by_image(self._mean), self.root, self.root)
+        else:
+            lists = mutual_nearest_lists(self._mean, self._search_dtype)
         self._listed, self._value, self._bound = lists
-        return self._choose(self.root, torch.tensor(-torch.inf), searched=True)
+        no_floor = torch.full_like(self._bound, -torch.inf)
+        return self._choose(self.root, no_floor, searched=True)
 
     def neighbours(self, clusters: Tensor, floor: Tensor) -> Tensor:
         """See `Clusters`."""
@@ -104,6 +114,9 @@ class AverageClusters(Clusters):
         self._value[clusters] = value
         self._listed_at[clusters] = self._time
 
+    def _by_image(self, values: Tensor) -> Tensor:
+        return values.view(-1, self.num_tokens, *values.shape[1:])
+
     def _exact_mean(self, clusters: Tensor) -> Tensor:
         return self._sum.index_select(0, clusters).div_(self._size[clusters].unsqueeze(1))
 
@@ -115,7 +128,7 @@ class AverageClusters(Clusters):
         highest = torch.maximum(best + self._error, bound)
         hopeless = (highest < floor) | (highest == -torch.inf)
         nearest = torch.where(hopeless, clusters, nearest)
-        self._dormant[clusters[hopeless]] = True
+        self._dormant[clusters] = hopeless
         lowest = best - self._error
         unproven = ~hopeless & (lowest <= torch.maximum(second + self._error, bound))
         is_listed = lowest > bound
@@ -126,41 +139,48 @@ class AverageClusters(Clusters):
         if len(unlisted):
             again = clusters[unlisted]
             nearest[unlisted] = (
-                self._nearest_of_all(again) if searched else self._search(again, floor)
+                self._nearest_of_all(again) if searched else self._search(again, floor[unlisted])
             )
         return nearest
 
     def _search(self, clusters: Tensor, floor: Tensor) -> Tensor:
         """Nearest cluster of the given ones, and new lists for them."""
         columns = torch.where(self.alive & ~self._dormant)[0]
-        own = torch.searchsorted(columns, clusters)
-        lists = nearest_lists(
-            self._mean.index_select(0, clusters),
-            self._mean.index_select(0, columns),
-            own,
-            self._search_dtype,
-        )
-        self._listed[clusters] = columns[lists.column]
-        self._value[clusters] = lists.value
-        self._bound[clusters] = lists.bound
+        lists = self._lists(clusters, columns)
+        self._listed[clusters], self._value[clusters], self._bound[clusters] = lists
         self._listed_at[clusters] = self._time
         return self._choose(clusters, floor, searched=True)
+
+    def _lists(self, rows: Tensor, columns: Tensor) -> Lists:
+        if self._together:
+            return lists_by_image(self._by_image(self._mean), rows, columns)
+        left, right = self._mean.index_select(0, rows), self._mean.index_select(0, columns)
+        lists = nearest_lists(left, right, torch.searchsorted(columns, rows), self._search_dtype)
+        return lists._replace(column=columns[lists.column])
 
     def _nearest_listed(self, clusters: Tensor) -> Tensor:
         """Nearest cluster among the listed ones, by exact similarities where it is close."""
         value = self._value[clusters]
         row, place = torch.where(value >= value.amax(1, keepdim=True) - 2 * self._error)
         others = self._listed[clusters[row], place]
-        return best_of_pairs(self.similarity(clusters[row], others), row, clusters, others)
+        exact = self.similarity(clusters[row], others)
+        first = clusters - clusters % self.num_tokens
+        return first + best_of_pairs(exact, row, clusters - first, others - first[row])
 
     def _nearest_of_all(self, clusters: Tensor) -> Tensor:
         """Nearest cluster of the given ones by exact similarities to all."""
-        columns = torch.where(self.alive & ~self._dormant)[0]
-        means = self._exact_mean(columns)
-        return nearest_exact(self._exact_mean(clusters), clusters, means, columns)
+        nearest = torch.empty_like(clusters)
+        image = clusters // self.num_tokens
+        for number in torch.unique(image).tolist():
+            first = number * self.num_tokens
+            here = torch.where(image == number)[0]
+            in_play = self._by_image(self.alive & ~self._dormant)[number]
+            columns = torch.where(in_play)[0]
+            rows, means = self._exact_mean(clusters[here]), self._exact_mean(first + columns)
+            nearest[here] = first + nearest_exact(rows, clusters[here] - first, means, columns)
+        return nearest
 
 
 def _repeated(listed: Tensor) -> Tensor:
     """Which entries of each row repeat an earlier one, `[M, L] -> [M, L]` bool."""
-    earlier = torch.ones(2 * listed.shape[1:], dtype=torch.bool, device=listed.device).tril(-1)
-    return ((listed.unsqueeze(2) == listed.unsqueeze(1)) & earlier).any(2)
+    return (listed.unsqueeze(2) == listed.unsqueeze(1)).tril_(-1).any(2)

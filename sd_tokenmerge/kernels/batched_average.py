@@ -160,7 +160,7 @@ def _pair_up_ties(state: State, image: int) -> bool:
     height = torch.maximum(height, state.own_height[image][row])
     height = torch.maximum(height, state.own_height[image][other])
     low = height <= state.bound[image]
-    pairs = best_disjoint_pairs(row[low], other[low], height[low], len(nearest))
+    pairs = best_disjoint_pairs(row[low], other[low], height[low], len(nearest), len(nearest))
     nearest[pairs.left], nearest[pairs.right] = pairs.right, pairs.left
     return len(pairs.left) > 0
 

@@ -59,7 +59,7 @@ class CompleteClusters(Clusters):
     """
 
     def __init__(self, unit: Tensor, search_dtype: torch.dtype) -> None:
-        super().__init__(len(unit), unit.device)
+        super().__init__(1, len(unit), unit.device)
         self._unit = unit
         self._working = unit.to(precise_dtype(unit.device))
         self._error = float32_error(unit.shape[1])
@@ -75,9 +75,9 @@ class CompleteClusters(Clusters):
 
     def first_neighbours(self) -> Tensor:
         """See `Clusters`."""
-        floor = torch.tensor(-torch.inf)
         found = []
         for part in torch.split(self.root, _BLOCK_ROWS):
+            floor = self._rest.new_full((len(part),), -torch.inf)
             keys = self._matrix.fill(int(part[0]), int(part[-1]) + 1)
             nearest, candidates = self._choose(part, keys, self.root, floor)
             if candidates > _CANDIDATES_PER_ROW * len(part) and self._is_coarse:
@@ -104,7 +104,7 @@ class CompleteClusters(Clusters):
         self._dormant[clusters[hopeless]] = True
         search = torch.where(~hopeless & (best - self._error <= rest))[0]
         if len(search):
-            nearest[search] = self._search(clusters[search], floor)
+            nearest[search] = self._search(clusters[search], floor[search])
         self._nearest[clusters] = nearest
         return nearest
 
@@ -187,10 +187,11 @@ class CompleteClusters(Clusters):
         own = torch.empty_like(self.root)
         own[columns] = torch.arange(len(columns), device=columns.device)
         nearest = []
-        for part in torch.split(clusters, _BLOCK_ROWS):
+        blocks = zip(*(torch.split(part, _BLOCK_ROWS) for part in (clusters, floor)), strict=True)
+        for part, part_floor in blocks:
             keys = self._matrix.by_cluster(part, columns, self._members)
             clear(keys, own[part])
-            nearest.append(self._choose(part, keys, columns, floor)[0])
+            nearest.append(self._choose(part, keys, columns, part_floor)[0])
         return torch.cat(nearest)
 
     def _choose(

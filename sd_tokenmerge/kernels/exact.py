@@ -49,8 +49,8 @@ def pair_similarities(left: Tensor, right: Tensor) -> Tensor:
     """Dot product of each pair of rows of length at most one, `[P, C], [P, C] -> [P]` float64."""
     left_high, left_low = _split(left)
     right_high, right_low = _split(right)
-    cross = (left_high * right_low).sum(1) + (left_low * right_high).sum(1)
-    return (left_high * right_high).sum(1) + cross
+    cross = left_low.mul_(right_high).sum(1) + right_low.mul_(left_high).sum(1)
+    return left_high.mul_(right_high).sum(1) + cross
 
 
 def similarity_block(rows: Tensor, columns: Tensor) -> Tensor:
@@ -120,10 +120,14 @@ def best_of_pairs(
 
 
 def _split(vectors: Tensor) -> tuple[Tensor, Tensor]:
-    low_scale = 2.0 ** low_bits(vectors.shape[1])
-    high = torch.round(vectors * 2.0**_HIGH_BITS) * 2.0**-_HIGH_BITS
-    low = torch.round((vectors - high) * low_scale) / low_scale
-    return high, low
+    high = _rounded(vectors.clone(), _HIGH_BITS)
+    return high, _rounded(vectors - high, low_bits(vectors.shape[1]))
+
+
+def _rounded(values: Tensor, bits: int) -> Tensor:
+    """Round in place to so many bits after the point: a large number leaves room for no more."""
+    large = 1.5 * 2.0 ** (52 - bits)
+    return values.add_(large).sub_(large)
 
 
 def low_bits(channels: int) -> int:

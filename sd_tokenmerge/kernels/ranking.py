@@ -25,9 +25,8 @@ def highest_of(dtype: torch.dtype) -> float:
 
 
 def clear(values: Tensor, column: Tensor) -> None:
-    """Set one value of each row to the lowest, `[M, N], [M]`; `values` is contiguous."""
-    first = torch.arange(0, values.numel(), values.shape[1], device=values.device)
-    values.view(-1).index_fill_(0, first + column, lowest_of(values.dtype))
+    """Set one value of each row to the lowest, `[M, N], [M]`."""
+    values.scatter_(1, column.unsqueeze(1), lowest_of(values.dtype))
 
 
 def largest(values: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:

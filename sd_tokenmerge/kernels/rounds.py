@@ -11,6 +11,9 @@ A cut at K clusters needs only the N - K lowest merges. As soon as that many hav
 - K)-th lowest of their heights bounds what can still matter: a cluster whose nearest neighbour is
 farther is never looked at again.
 
+The images of a batch go through the rounds together, which costs no more calls than one image; none
+of them affects another.
+
 Ties: a cluster is known by its lowest token. Of several clusters at exactly the same distance, the
 nearest is the one whose number differs least in the sense of XOR. Two pairs with a common member
 never tie, so nearest neighbours cannot form a cycle and every round merges at least one pair; and
@@ -29,29 +32,33 @@ from sd_tokenmerge.kernels.hierarchy import Merges, concatenate
 
 
 class Clusters(ABC):
-    """The clusters of one image under some linkage; a cluster is known by its lowest token.
+    """The clusters of B images under some linkage; a cluster is known by its lowest token.
+
+    Token n of image b has the number `b * N + n` throughout.
 
     Attributes:
-        alive: `[N]` bool; which tokens name a cluster.
-        root: `[N]` int64; the cluster each token is in.
+        num_tokens: N, of each image.
+        alive: `[B * N]` bool; which tokens name a cluster.
+        root: `[B * N]` int64; the cluster each token is in.
     """
 
-    def __init__(self, num_tokens: int, device: torch.device) -> None:
-        self.alive = torch.ones(num_tokens, dtype=torch.bool, device=device)
-        self.root = torch.arange(num_tokens, device=device)
+    def __init__(self, batch: int, num_tokens: int, device: torch.device) -> None:
+        self.num_tokens = num_tokens
+        self.alive = torch.ones(batch * num_tokens, dtype=torch.bool, device=device)
+        self.root = torch.arange(batch * num_tokens, device=device)
 
     @abstractmethod
     def first_neighbours(self) -> Tensor:
-        """Nearest other cluster of every token, `[N]` int64; N is at least 2."""
+        """Nearest other cluster of every token, `[B * N]` int64; N is at least 2."""
 
     @abstractmethod
     def neighbours(self, clusters: Tensor, floor: Tensor) -> Tensor:
         """Nearest other cluster of the given ones, `[M] -> [M]` int64.
 
         Args:
-            clusters: `[M]` int64, alive; those whose former nearest neighbour was merged, and new
-                ones.
-            floor: float64 scalar; a cluster without any other of at least this similarity may be
+            clusters: `[M]` int64, alive, ascending; those whose former nearest neighbour was
+                merged, and new ones.
+            floor: `[M]` float64; a cluster without any other of at least this similarity may be
                 given itself instead.
         """
 
@@ -65,7 +72,7 @@ class Clusters(ABC):
 
     @abstractmethod
     def within_reach(self, clusters: Tensor, floor: Tensor) -> Tensor:
-        """Whether the nearest may have at least the similarity `floor`, `[M] -> [M]` bool."""
+        """Whether the nearest may have at least the similarity `floor`, `[M], [M] -> [M]` bool."""
 
     def join(self, left: Tensor, right: Tensor) -> None:
         """Book-keeping of `merge`: update `alive` and `root`."""
@@ -75,16 +82,17 @@ class Clusters(ABC):
 
 
 def merge_rounds(clusters: Clusters, num_merges: int) -> Merges:
-    """The lowest `num_merges` merges of the hierarchy, and usually some more.
+    """The lowest `num_merges` merges of each image's hierarchy, and usually some more.
 
     Args:
         clusters: one cluster per token.
         num_merges: N - K, in [1, N - 1].
     """
-    device = clusters.alive.device
-    own_height = torch.zeros(len(clusters.alive), dtype=torch.float64, device=device)
-    bound = torch.tensor(torch.inf, dtype=torch.float64, device=device)
+    count = clusters.num_tokens
     neighbour = clusters.first_neighbours()
+    own_height = torch.zeros_like(neighbour, dtype=torch.float64)
+    end_height = torch.full_like(own_height, torch.inf)  # of the merge into another cluster
+    bound = end_height[::count].clone()
     made: list[Merges] = []
     while True:
         pairs = _reciprocal_pairs(clusters, neighbour, own_height, bound)
@@ -93,16 +101,15 @@ def merge_rounds(clusters: Clusters, num_merges: int) -> Merges:
         if len(pairs.left) == 0:
             return concatenate(made)
         made.append(pairs)
-        left, right, own_height[pairs.left] = pairs
-        heights = torch.cat([merges.height for merges in made])
-        if len(heights) >= num_merges:
-            bound = heights.kthvalue(num_merges).values
+        left, right, height = pairs
+        own_height[left] = end_height[right] = height
+        bound = end_height.view(-1, count).kthvalue(num_merges, 1).values
         clusters.merge(left, right)
         neighbour[right] = right
         merged = torch.zeros_like(clusters.alive)
-        merged[left] = merged[right] = True
+        merged.index_fill_(0, torch.cat((left, right)), True)
         stale = torch.where(clusters.alive & (merged[neighbour] | merged))[0]
-        neighbour[stale] = clusters.neighbours(stale, 1 - bound)
+        neighbour[stale] = clusters.neighbours(stale, 1 - bound[stale // count])
 
 
 def _reciprocal_pairs(
@@ -113,7 +120,7 @@ def _reciprocal_pairs(
     left = torch.where((neighbour[neighbour] == everyone) & (everyone < neighbour))[0]
     right = neighbour[left]
     height = _height(clusters, left, right, own_height)
-    low = height <= bound
+    low = height <= bound[left // clusters.num_tokens]
     if not bool(low.all()):
         neighbour[left[~low]] = left[~low]
         neighbour[right[~low]] = right[~low]
@@ -127,30 +134,35 @@ def _tied_pairs(clusters: Clusters, neighbour: Tensor, own_height: Tensor, bound
     That takes rounding: a merged cluster is nearer to a third than its parts were, by the last bit,
     and clusters that practically tie are each other's nearest in a circle. The pairs of a cluster
     and its nearest of which no member is in a better such pair are merged; the best one is among
-    them.
+    them. (No image has a reciprocal pair then, so each goes on as if it were alone.)
     """
     everyone = torch.arange(len(neighbour), device=neighbour.device)
     row = torch.where(clusters.alive & (neighbour != everyone))[0]
-    row = row[clusters.within_reach(row, 1 - bound)]
+    row_bound = bound[row // clusters.num_tokens]
+    reached = clusters.within_reach(row, 1 - row_bound)
+    row, row_bound = row[reached], row_bound[reached]
     other = neighbour[row]
     height = _height(clusters, row, other, own_height)
-    low = height <= bound
+    low = height <= row_bound
     row, other, height = row[low], other[low], height[low]
-    return best_disjoint_pairs(row, other, height, len(everyone))
+    return best_disjoint_pairs(row, other, height, len(everyone), clusters.num_tokens)
 
 
-def best_disjoint_pairs(row: Tensor, other: Tensor, height: Tensor, count: int) -> Merges:
+def best_disjoint_pairs(
+    row: Tensor, other: Tensor, height: Tensor, total: int, num_tokens: int
+) -> Merges:
     """The pairs that are the best of all pairs that either member is in, by their lower members.
 
     Args:
         row: `[P]` int64, distinct.
-        other: `[P]` int64, unlike `row`; no pair is given twice.
-        height: `[P]` float64; equal ones are ranked by the XOR of their members.
-        count: N, above all members.
+        other: `[P]` int64, of the same image; unlike `row`, and no pair is given twice.
+        height: `[P]` float64; equal ones are ranked by the XOR of their members' places.
+        total: B * N, above all members.
+        num_tokens: N.
     """
-    distance = row ^ other
-    lowest = height.new_full((count,), torch.inf)
-    nearest = row.new_full((count,), torch.iinfo(torch.int64).max)
+    distance = (row % num_tokens) ^ (other % num_tokens)
+    lowest = height.new_full((total,), torch.inf)
+    nearest = row.new_full((total,), torch.iinfo(torch.int64).max)
     for end in (row, other):
         lowest.scatter_reduce_(0, end, height, "amin")
     is_lowest = [height == lowest[end] for end in (row, other)]

@@ -87,7 +87,7 @@ def nearest_lists(
     """
     if len(columns) <= _DIRECT_COLUMNS or len(rows) <= _DIRECT_ROWS:
         limit = max(1, _BLOCK_ELEMENTS // len(columns))
-        return _join([_direct(*block, columns, groups) for block in _blocks(rows, own, limit)])
+        return join_lists([_direct(*block, columns, groups) for block in _blocks(rows, own, limit)])
     searched = _Columns(columns, groups, dtype)
     return _prove(searched.lists(rows, own, searched.part_maxima(rows, own)), rows, searched, own)
 
@@ -124,7 +124,8 @@ def _blocks(rows: Tensor, own: Tensor, size: int) -> zip[tuple[Tensor, Tensor]]:
     return zip(torch.split(rows, size), torch.split(own, size), strict=True)
 
 
-def _join(parts: list[Lists]) -> Lists:
+def join_lists(parts: list[Lists]) -> Lists:
+    """Lists of more rows, in the order given."""
     return Lists(*(torch.cat(field) for field in zip(*parts, strict=True)))
 
 
@@ -205,7 +206,7 @@ class _Columns:
         """The lists of rows, given their `part_maxima`."""
         size = max(_BLOCK_ROWS, _BLOCK_ELEMENTS // (_PARTS_LISTED * self.width))
         parts = [torch.split(part, size) for part in (rows, own, maxima)]
-        return _join([self._lists(*block) for block in zip(*parts, strict=True)])
+        return join_lists([self._lists(*block) for block in zip(*parts, strict=True)])
 
     def _lists(self, rows: Tensor, own: Tensor, maxima: Tensor) -> Lists:
         _, parts, rest = largest(maxima, _PARTS_LISTED)

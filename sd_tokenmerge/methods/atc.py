@@ -13,7 +13,6 @@ from torch import Tensor
 
 from sd_tokenmerge.kernels.agglomerative import agglomerative_labels
 from sd_tokenmerge.methods.base import Grid, Method
-from sd_tokenmerge.methods.numbering import number_by_first_token
 from sd_tokenmerge.partitions import Partition
 
 
@@ -34,4 +33,4 @@ class ATC(Method):
         self, tokens: Tensor, num_clusters: int, grid: Grid, seed: int, scores: Tensor | None
     ) -> Partition:
         labels = agglomerative_labels(tokens, num_clusters, self.linkage)
-        return Partition(number_by_first_token(labels, num_clusters), num_clusters)
+        return Partition(labels, num_clusters)

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sd_tokenmerge.kernels import complete, exact, least, ranking, search
+from sd_tokenmerge.kernels import agglomerative, complete, exact, images, least, ranking, search
 from sd_tokenmerge.kernels.agglomerative import (
     LINKAGES,
     _operator,
@@ -74,12 +74,30 @@ def cases(draw):
     return tokens, draw(st.integers(1, height * width))
 
 
-@settings(max_examples=2000, deadline=None, derandomize=True, database=None)
-@given(cases(), st.sampled_from(LINKAGES), st.sampled_from(DTYPES))
-@pytest.mark.timeout(600)
-def test_random_cases_are_those_of_scipy(case, linkage, dtype):
+random_cases = given(cases(), st.sampled_from(LINKAGES), st.sampled_from(DTYPES), st.booleans())
+
+
+def check_random_case(case, linkage, dtype, together):
     tokens, num_clusters = case
-    assert_equal_to_scipy(tokens, num_clusters, linkage, search_dtype=dtype)
+    with pytest.MonkeyPatch.context() as patch:
+        if not together:
+            patch.setattr(images, "_FEW_TOKENS", 0)
+        assert_equal_to_scipy(tokens, num_clusters, linkage, search_dtype=dtype)
+
+
+@settings(max_examples=300, deadline=None, derandomize=True, database=None)
+@random_cases
+@pytest.mark.timeout(300)
+def test_random_cases_are_those_of_scipy(case, linkage, dtype, together):
+    check_random_case(case, linkage, dtype, together)
+
+
+@pytest.mark.slow
+@settings(max_examples=3000, deadline=None, derandomize=True, database=None)
+@random_cases
+@pytest.mark.timeout(1800)
+def test_many_random_cases_are_those_of_scipy(case, linkage, dtype, together):
+    check_random_case(case, linkage, dtype, together)
 
 
 def mixed_batch() -> torch.Tensor:
@@ -91,7 +109,7 @@ def mixed_batch() -> torch.Tensor:
 
 @linkages
 @pytest.mark.parametrize("num_clusters", [30, 300, 540])
-def test_an_image_does_not_depend_on_the_others(linkage, num_clusters):
+def test_an_image_does_not_depend_on_the_others(linkage, num_clusters, monkeypatch):
     tokens = mixed_batch()
     together = agglomerative_labels(tokens, num_clusters, linkage)
     for image in range(3):
@@ -99,12 +117,16 @@ def test_an_image_does_not_depend_on_the_others(linkage, num_clusters):
         assert torch.equal(alone[0], together[image])
     order = [2, 0, 1, 1]
     assert torch.equal(agglomerative_labels(tokens[order], num_clusters, linkage), together[order])
+    for few, at_once in ((0, 1 << 14), (2048, 1), (2048, 1200)):
+        monkeypatch.setattr(images, "_FEW_TOKENS", few)
+        monkeypatch.setattr(agglomerative, "_TOKENS_AT_ONCE", at_once)
+        assert torch.equal(agglomerative_labels(tokens, num_clusters, linkage), together)
 
 
 @linkages
 @pytest.mark.parametrize("image", range(3))
 def test_blocks_lists_threads_and_search_dtype_change_no_bit(linkage, image, monkeypatch):
-    tokens = mixed_batch()[image]
+    tokens = mixed_batch()[image : image + 1]
     expected = lowest_merges(tokens, 60, linkage)
 
     def check(**options):
@@ -116,9 +138,11 @@ def test_blocks_lists_threads_and_search_dtype_change_no_bit(linkage, image, mon
     for dtype in DTYPES:
         check(search_dtype=dtype)
         with monkeypatch.context() as patch:
+            patch.setattr(images, "_FEW_TOKENS", 0)
             patch.setattr(search, "_DIRECT_COLUMNS", 10_000)
             check(search_dtype=dtype)
         with monkeypatch.context() as patch:
+            patch.setattr(images, "_FEW_TOKENS", 0)
             patch.setattr(search, "_DIRECT_COLUMNS", 40)
             patch.setattr(search, "_DIRECT_ROWS", 3)
             patch.setattr(search, "PART_WIDTH", 16)
@@ -134,6 +158,11 @@ def test_blocks_lists_threads_and_search_dtype_change_no_bit(linkage, image, mon
             patch.setattr(complete, "_PAIRS_AT_ONCE", 20)
             patch.setattr(exact, "_BLOCK_ELEMENTS", 3000)
             check(search_dtype=dtype)
+    with monkeypatch.context() as patch:
+        patch.setattr(images, "_LANES", 8)
+        patch.setattr(images, "_LANES_LISTED", 1)
+        patch.setattr(images, "_BLOCK_ELEMENTS", 1)
+        check()
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(1 if threads > 1 else 2)

@@ -40,8 +40,16 @@ def test_among_equal_heights_the_earlier_merges_are_lower():
         Merges(torch.tensor([0, 4]), torch.tensor([1, 5]), torch.tensor([0.5, 0.2])),
         Merges(torch.tensor([0]), torch.tensor([2]), torch.tensor([0.5])),
     ]
-    assert concatenate(parts).lowest(2).right.tolist() == [5, 1]
-    assert concatenate(parts).lowest(3).right.tolist() == [5, 1, 2]
+    assert concatenate(parts).lowest(2, 6).right.tolist() == [5, 1]
+    assert concatenate(parts).lowest(3, 6).right.tolist() == [5, 1, 2]
+
+
+def test_every_image_has_its_own_lowest_merges():
+    left, right = torch.tensor([0, 4, 5, 1]), torch.tensor([1, 6, 7, 2])
+    merges = Merges(left, right, torch.tensor([0.5, 0.9, 0.8, 0.4]))
+    lowest = merges.lowest(1, 4)
+    assert lowest.left.tolist() == [1, 5]
+    assert lowest.labels(8).tolist() == [0, 1, 1, 2, 3, 4, 5, 4]
 
 
 def test_members_of_clusters():

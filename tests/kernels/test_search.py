@@ -8,6 +8,7 @@ from torch import Tensor
 
 from sd_tokenmerge.kernels import search
 from sd_tokenmerge.kernels.exact import unit_vectors
+from sd_tokenmerge.kernels.images import lists_by_image
 from sd_tokenmerge.kernels.search import (
     Lists,
     float32_error,
@@ -73,6 +74,23 @@ def test_lists_leave_out_the_own_group(dtype, num_columns):
     groups = torch.arange(num_columns) // 3 % 40
     lists = nearest_lists(unit.float(), unit.float(), groups, dtype, groups)
     check(lists, unit, unit, groups == groups.unsqueeze(1))
+
+
+@pytest.mark.parametrize("number", range(9))
+def test_lists_within_the_images_of_a_batch(number):
+    unit = unit_vectors(fields()[number])
+    count, half = len(unit), len(unit) // 2
+    batch = torch.stack((unit, unit.flip(0), unit.roll(1, 0)))
+    total = 3 * count
+    image = torch.arange(total) // count
+    apart = (image != image.unsqueeze(1)) | torch.eye(total, dtype=torch.bool)
+    # some, all and none of an image's tokens
+    in_play = torch.arange(total) % count < torch.tensor([half, count, 0]).repeat_interleave(count)
+    columns = torch.where(in_play)[0]
+    rows = columns[:: 7 if number % 2 else 1].contiguous()
+    lists = lists_by_image(batch.float(), rows, columns)
+    left_out = apart | ~in_play
+    check(lists, batch.flatten(0, 1)[rows], batch.flatten(0, 1), left_out[rows])
 
 
 @pytest.mark.parametrize("channels", [1, 2, 17, 320, 1280])

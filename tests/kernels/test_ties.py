@@ -59,7 +59,7 @@ linkages = pytest.mark.parametrize("linkage", LINKAGES)
 @linkages
 def test_every_merge_is_of_a_closest_pair(case, linkage):
     tokens = CASES[case]
-    merges = lowest_merges(tokens, 1, linkage)
+    merges = lowest_merges(tokens[None], 1, linkage)
     steps = list(zip(*(field.tolist() for field in merges), strict=True))
     assert len(steps) == len(tokens) - 1
     distances = reference.cosine_distances(tokens.numpy())
@@ -70,7 +70,7 @@ def test_every_merge_is_of_a_closest_pair(case, linkage):
 def test_single_linkage_has_the_heights_of_scipy(case):
     tokens = CASES[case]
     expected = reference.scipy_tree(tokens.numpy(), "single")[:, 2]
-    found = lowest_merges(tokens, 1, "single").height
+    found = lowest_merges(tokens[None], 1, "single").height
     np.testing.assert_allclose(found.numpy(), expected, atol=1e-12)
 
 
@@ -82,7 +82,7 @@ def test_single_linkage_has_the_heights_of_scipy(case):
 def test_where_ties_leave_no_choice_the_heights_are_those_of_scipy(case, linkage):
     tokens = CASES[case]
     expected = reference.scipy_tree(tokens.numpy(), linkage)[:, 2]
-    found = lowest_merges(tokens, 1, linkage).height
+    found = lowest_merges(tokens[None], 1, linkage).height
     np.testing.assert_allclose(found.numpy(), expected, atol=1e-12)
 
 
@@ -103,7 +103,7 @@ def test_every_cut_has_exactly_k_clusters_and_does_not_depend_on_the_search(case
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_many_equal_tokens(linkage, dtype):
     tokens = torch.cat((white_tokens(1, 12).repeat(400, 1), white_tokens(200, 12)))
-    merges = lowest_merges(tokens, 150, linkage, dtype)
+    merges = lowest_merges(tokens[None], 150, linkage, dtype)
     assert (merges.height[:399] < 1e-12).all()
     assert (merges.height[399:] > 1e-3).all()
     labels = merges.labels(600)
@@ -131,7 +131,7 @@ class CountingComplete(CompleteClusters):
     "tokens", [torch.ones(256, 3), torch.zeros(256, 3), torch.eye(256)], ids=["ones", "zero", "eye"]
 )
 def test_total_ties_take_log2_rounds(tokens):
-    average = CountingAverage(unit_vectors(tokens), torch.float32)
+    average = CountingAverage(unit_vectors(tokens)[None], torch.float32)
     complete = CountingComplete(unit_vectors(tokens), torch.bfloat16)
     for clusters in (average, complete):
         assert len(merge_rounds(clusters, 255).left) == 255
