@@ -41,7 +41,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument(
-        "--minutes", type=float, default=4, help="stop beginning rounds after so long"
+        "--minutes", type=float, default=3.5, help="stop beginning rounds after so long"
     )
     parser.add_argument("--device")
     parser.add_argument("--quick", action="store_true", help="a smoke test; its numbers say little")
