@@ -423,7 +423,7 @@ def peak_bytes(call: Callable[[], object]) -> int:
 
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         call()
-    results: Any = profiler.profiler.kineto_results  # type: ignore[union-attr]
+    results: Any = profiler.profiler.kineto_results
     allocations = [event for event in results.events() if event.name() == "[memory]"]
     allocations.sort(key=lambda event: event.start_ns())
     now = most = 0
