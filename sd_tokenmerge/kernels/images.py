@@ -21,7 +21,7 @@ from sd_tokenmerge.kernels.search import (
 _FEW_TOKENS = 2048
 _LANES = 64
 _LANES_LISTED = 3
-_BLOCK_ELEMENTS = 1 << 20
+_BLOCK_ELEMENTS = 1 << 18
 
 
 def are_small(num_tokens: int) -> bool:
@@ -45,17 +45,20 @@ def lists_by_image(vectors: Tensor, rows: Tensor, columns: Tensor) -> Lists:
     padding = flat.new_full(column.tokens.shape, -torch.inf)
     padding.view(-1)[column.place] = 0
     height, width = row.tokens.shape[1], column.tokens.shape[1]
+    rows_at_once = max(1, _BLOCK_ELEMENTS // width)
     found = []
-    for some in torch.split(torch.arange(batch), max(1, _BLOCK_ELEMENTS // (height * width))):
+    for some in torch.split(torch.arange(batch), max(1, rows_at_once // height)):
         images = slice(int(some[0]), int(some[-1]) + 1)
-        left = flat.index_select(0, row.tokens[images].flatten())
-        right = flat.index_select(0, column.tokens[images].flatten())
-        values = torch.bmm(left.view(-1, height, channels), right.view(-1, width, channels).mT)
-        if len(columns) < padding.numel():
-            values += padding[images].unsqueeze(1)
-        values = values.flatten(0, 1)
-        clear(values, own[images].flatten())
-        found.append(_best_of_lanes(values, float32_error(channels)))
+        right = flat.index_select(0, column.tokens[images].flatten()).view(-1, width, channels).mT
+        for part in torch.split(torch.arange(height), rows_at_once):
+            block = images, slice(int(part[0]), int(part[-1]) + 1)
+            left = flat.index_select(0, row.tokens[block].flatten()).view(-1, len(part), channels)
+            values = torch.bmm(left, right)
+            if len(columns) < padding.numel():
+                values += padding[images].unsqueeze(1)
+            values = values.flatten(0, 1)
+            clear(values, own[block].flatten())
+            found.append(_best_of_lanes(values, float32_error(channels)))
     lists = join_lists(found)
     listed = column.tokens.gather(1, lists.column.view(batch, -1)).view(-1, LIST_LENGTH)
     return Lists(listed[row.place], lists.value[row.place], lists.bound[row.place])
