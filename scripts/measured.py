@@ -66,7 +66,7 @@ def table(document: Mapping[str, Any]) -> str:
         document["device"]["name"],
         f"{document['threads']} thread(s)",
         f"torch {versions['torch']}",
-        f"commit {(document['commit'] or 'unknown')[:9]}",
+        f"commit {_short(document['commit'])}",
         document["created"][:10],
     ]
     return f"{text}\n\n`{document['command']}`: {', '.join(where)}."
@@ -91,6 +91,11 @@ def update_documents() -> None:
         text = path.read_text(encoding="utf-8")
         if (filled := fill(text)) != text:
             write_atomically(path, filled.encode())
+
+
+def _short(commit: str | None) -> str:
+    """A commit's first digits, with "+" where the package was changed since."""
+    return "unknown" if commit is None else commit[:9] + ("+" if commit.endswith("+") else "")
 
 
 def _cell(value: Any) -> str:
