@@ -40,7 +40,11 @@ def describe(rows: Sequence[Row], command: str, device: str = "cpu") -> dict[str
 def this_command() -> str:
     """The command line of this script, with paths outside the repository left out."""
     arguments = [word for word in sys.argv[1:] if word != "--store"]
-    named = ["PHOTOS" if Path(word).is_dir() else word for word in arguments]
+    before = ["", *arguments]
+    named = [
+        word if not Path(word).is_dir() else "MODEL" if option == "--model" else "PHOTOS"
+        for option, word in zip(before, arguments, strict=False)
+    ]
     return f"python scripts/{Path(sys.argv[0]).name} {shlex.join(named)}".strip()
 
 
