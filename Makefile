@@ -1,7 +1,7 @@
 # make demo   merge tokens in the embedded sample pipeline; pictures, a plot and a table in demo/
 # make test   the default test suite (add: make test-slow)
 # make lint   ruff and mypy
-# make bench  the overhead of generation on this machine
+# make bench  measure this machine: clustering, pictures, generation; rows go to docs/ (half an hour)
 # Every target first sets up .venv when it is missing or pyproject.toml or constraints.txt changed.
 
 PYTHON ?= python3
@@ -46,7 +46,11 @@ format: $(READY)
 	$(BIN)/ruff format .
 
 bench: $(READY)
-	$(BIN)/python scripts/bench_generate.py
+	$(BIN)/python scripts/bench_clustering.py
+	$(BIN)/python scripts/render_clustering.py
+	$(BIN)/python scripts/bench_quality.py --minutes 15
+	$(BIN)/python scripts/render_benchmarks.py
+	$(BIN)/python scripts/bench_generate.py --store
 
 clean:
 	rm -rf $(VENV) $(DEMO) build *.egg-info .pytest_cache .mypy_cache .ruff_cache

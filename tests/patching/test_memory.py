@@ -1,0 +1,68 @@
+"""Merged attention must not take more memory than unmerged attention."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from diffusers import UNet2DConditionModel
+from torch.profiler import ProfilerActivity, profile
+
+from sd_tokenmerge import apply_patch
+from sd_tokenmerge.sites import find_sites
+from tests.tiny_models import UNET_CONFIGS
+
+KV = {"merge": "kv", "proportional_attention": True}
+SIDE, CHANNELS = 64, 320
+
+
+@pytest.fixture(scope="module")
+def unet():
+    """As wide as SD 1.5 at the finest level."""
+    config = {
+        **UNET_CONFIGS["sd15"],
+        "block_out_channels": [CHANNELS, 32],
+        "layers_per_block": 1,
+        "down_block_types": ["CrossAttnDownBlock2D", "DownBlock2D"],
+        "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D"],
+    }
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return UNet2DConditionModel(**config).eval()
+
+
+def peak_of_attention(unet):
+    """The most bytes allocated at a time while the first self-attention runs as in its block."""
+    site = find_sites(unet)[0]
+    image = torch.randn(2, CHANNELS, SIDE, SIDE, generator=torch.Generator().manual_seed(0))
+    tokens = {}
+
+    def keep_block_input(module, args, kwargs):
+        tokens["of block"] = args[0]
+
+    hook = site.block.register_forward_pre_hook(keep_block_input, with_kwargs=True)
+    with torch.no_grad():
+        site.transformer(image, torch.randn(2, 77, 32), return_dict=False)
+        hook.remove()
+        merger = getattr(site.attention, "_merger", None)
+        if merger is not None:
+            merger.block_input = tokens["of block"]
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+            output = site.attention(tokens["of block"])
+    del output
+    events = profiler.profiler.kineto_results.events()
+    now = most = 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        if event.name() == "[memory]":
+            now += event.nbytes()
+            most = max(most, now)
+    return most
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [{}, {"features": "keys"}, KV], ids=str)
+@pytest.mark.parametrize("method", ["tome-sd", "atc", "grid"])
+def test_is_at_most_that_of_unmerged_attention(unet, method, options):
+    unmerged = peak_of_attention(unet)
+    assert unmerged >= 4 * 2 * SIDE**2 * CHANNELS * 4  # queries, keys, values and output
+    with apply_patch(unet, method, keep_rate=0.5, **options):
+        assert peak_of_attention(unet) <= unmerged
