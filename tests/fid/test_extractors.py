@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -141,31 +140,3 @@ def test_efficientnet_extracts_25_images_a_second(tmp_path: Path, shared: Path) 
     started = time.perf_counter()
     extract_features(folder, extractor="efficientnet-lite0", cache=False)
     assert 200 / (time.perf_counter() - started) > 25
-
-
-@pytest.mark.slow
-def test_inception_extracts_at_nearly_the_networks_own_speed(tmp_path: Path, shared: Path) -> None:
-    torch.save(random_state(0), tmp_path / "w.pth")
-    photos = tmp_path / "photos"
-    photos.mkdir()
-    for photo in sorted((shared / "imagenet-sample").glob("*.jpg"))[:64]:
-        (photos / photo.name).symlink_to(photo)
-    extractor = find_extractor("inception", ATC, tmp_path / "w.pth", allow_unknown=True)
-    network, batch = extractor.load(), torch.rand(32, 3, 299, 299)
-
-    def bare() -> None:
-        with torch.inference_mode():
-            network(batch)
-            network(batch)
-
-    def from_files() -> None:
-        extract_features(photos, extractor=extractor, cache=False)
-
-    def seconds(work: Callable[[], None]) -> float:
-        started = time.perf_counter()
-        work()
-        return time.perf_counter() - started
-
-    bare()
-    ratios = [seconds(bare) / seconds(from_files) for _ in range(5)]  # in turns: both are slowed
-    assert sorted(ratios)[2] > 0.9
