@@ -1,4 +1,4 @@
-"""What the benchmark scripts share: CSV rows that say under which conditions they were measured."""
+"""What the benchmark scripts share: CSV rows that name their conditions, documents made of them."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import importlib.metadata
 import os
 import platform
 import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -77,3 +78,13 @@ def read_rows(path: Path) -> list[dict[str, str]]:
 def percentile(values: Sequence[float], fraction: float) -> float:
     """The nearest of the values, so that few of them are not interpolated."""
     return sorted(values)[round(fraction * (len(values) - 1))]
+
+
+def write_or_check(document: Path, text: str, *, check: bool) -> int:
+    """Write a document, or with `check` say whether it would change; the exit status."""
+    if not check:
+        document.write_text(text, encoding="utf-8")
+    elif text != document.read_text(encoding="utf-8"):
+        print(f"{document} differs from its rows: render it anew.", file=sys.stderr)
+        return 1
+    return 0

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Sequence
 from math import isfinite, sqrt
 from pathlib import Path
 
-from bench_rows import read_rows
+from bench_rows import read_rows, write_or_check
 
 ROOT = Path(__file__).resolve().parents[1]
 Row = dict[str, str]
@@ -228,12 +228,7 @@ def main() -> int:
     arguments = parser.parse_args()
     old = arguments.document.read_text(encoding="utf-8")
     new = render(old, arguments.rows)
-    if arguments.check:
-        if new != old:
-            print(f"{arguments.document} differs from its rows: render it anew.", file=sys.stderr)
-        return int(new != old)
-    arguments.document.write_text(new, encoding="utf-8")
-    return 0
+    return write_or_check(arguments.document, new, check=arguments.check)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from bench_rows import read_rows
+from bench_rows import read_rows, write_or_check
 
 ROOT = Path(__file__).resolve().parents[1]
 BEGIN, END = "<!-- begin clustering -->", "<!-- end clustering -->"
@@ -38,12 +38,7 @@ def main() -> int:
     before, rest = old.split(BEGIN)
     after = rest.split(END)[1]
     new = f"{before}{BEGIN}\n\n{measured(read_rows(arguments.rows))}\n\n{END}{after}"
-    if arguments.check:
-        if new != old:
-            print(f"{arguments.document} differs from its rows: render it anew.", file=sys.stderr)
-        return int(new != old)
-    arguments.document.write_text(new, encoding="utf-8")
-    return 0
+    return write_or_check(arguments.document, new, check=arguments.check)
 
 
 def measured(rows: list[Row]) -> str:
