@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from sd_tokenmerge.kernels import segments
-from sd_tokenmerge.kernels.segments import segment_sum
+from sd_tokenmerge.kernels.segments import Segments, segment_sum
 from tests.kernels.token_fields import white_tokens
 
-PATHS = {"in token order": segments._flat_sum, "sorted": segments._sorted_sum}
+PATHS = {"in token order": segments._sum_in_token_order, "sorted": segments._sorted_sum}
 
 
 def labels_of(batch: int, count: int, total: int) -> torch.Tensor:
@@ -54,4 +54,24 @@ def test_nothing_waits_for_the_device():
     )
     assert segments.sort_by_label(labels, 4)[1].shape == (5,)
     with torch.device("meta"):
-        assert segments._sorted_sum(tokens, labels, 4).shape == (4, 3)
+        assert segments._sorted_sum(tokens, Segments(labels[None], 4)).shape == (4, 3)
+
+
+def test_what_depends_on_the_labels_is_done_once(monkeypatch):
+    calls = []
+
+    def sort_by_label(labels, total):
+        calls.append(total)
+        return real(labels, total)
+
+    real = segments.sort_by_label
+    monkeypatch.setattr(segments, "sort_by_label", sort_by_label)
+    monkeypatch.setattr(segments, "_flat_sum", segments._sorted_sum)
+    labels = labels_of(3, 50, 9)
+    kept = Segments(labels, 9)
+    for seed in range(3):
+        tokens = white_tokens(3 * 50, 4, seed=seed).view(3, 50, 4)
+        assert torch.equal(kept.sum(tokens), Segments(labels, 9).sum(tokens))
+    assert len(calls) == 1 + 3
+    assert kept.sizes is kept.sizes
+    assert kept.rows is kept.rows
