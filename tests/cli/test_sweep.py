@@ -126,6 +126,11 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(command, tmp_path, capsys)
     [
         (["--keep-rates", "0"], "`keep_rates` must be in (0, 1], got 0.0"),
         (["--keep-rates", "70"], "must be in (0, 1] or have a percent sign, got '70'"),
+        (
+            ["--keep-rates", "linear:first=1,last=0.5"],
+            "a table has a column for each number, and `generate` takes keep rates that change",
+        ),
+        (["--keep-rates", "0=0.5,1=0.8"], "must be numbers such as 0.7 or 70%, got '0=0.5'"),
         (["--keep-rates", "half"], "must be numbers such as 0.7 or 70%, got 'half'"),
         (["--keep-rates", "150%"], "`keep_rates` must be in (0, 1], got 1.5"),
         (["--keep-rates", "0.7", "--keep-rates", "70%"], "`keep_rates` must hold each entry once"),
