@@ -5,6 +5,8 @@ Linear(1.0, 0.4)            everything at first, 40 % at the end of the denoisin
 During(0.5, stop=0.6)       half of the tokens in the first 60 % of the denoising, else all
 Depth(0.7)                  70 % on average over the blocks, less in early ones (ATC, eq. 5)
 {0: 0.5, 1: Depth(0.8)}     by level, as `report()` numbers them; no other level is merged
+
+Each has a string: "0.5", "linear:first=1,last=0.4", "0=0.5,1=depth:rate=0.8".
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from decimal import Decimal
 from typing import ClassVar
 
 MAX_STAGES = 8
@@ -42,7 +45,7 @@ class KeepRate(ABC):
 
     def __str__(self) -> str:
         """The string that `parse_keep_rate` reads back."""
-        options = (f"{f.name}={getattr(self, f.name):g}" for f in fields(self))  # type: ignore[arg-type]
+        options = (f"{f.name}={_number_text(getattr(self, f.name))}" for f in fields(self))  # type: ignore[arg-type]
         return f"{self.name}:{','.join(options)}"
 
 
@@ -71,7 +74,7 @@ class Constant(KeepRate):
 
     def __str__(self) -> str:
         """The number."""
-        return f"{self.rate:g}"
+        return _number_text(self.rate)
 
 
 @dataclass(frozen=True)
@@ -211,7 +214,10 @@ def parse_keep_rate(value: KeepRateLike) -> KeepRate:
     kind, _, rest = value.partition(":")
     options = [_OPTION.fullmatch(part) for part in rest.split(",")]
     if kind not in KEEP_RATES or None in options:
-        raise ValueError(f"`keep_rate` must be a number in (0, 1] or {_known()}, got {value!r}.")
+        raise ValueError(
+            f"`keep_rate` must be a number in (0, 1], {_known()}, or one of these for each level, "
+            f"such as 0=0.5,1=0.8; got {value!r}."
+        )
     pairs = [(match[1], match[2]) for match in options if match is not None]
     types = {f.name: int if f.type == "int" else float for f in fields(KEEP_RATES[kind])}  # type: ignore[arg-type]
     names = [name for name, _ in pairs]
@@ -241,6 +247,47 @@ def parse_levels(value: Mapping[int, KeepRateLike]) -> dict[int, KeepRate]:
         if level < 0:
             raise ValueError(f"`keep_rate` must have levels of at least 0, got {level}.")
     return {level: parse_keep_rate(value[level]) for level in sorted(value)}
+
+
+def parse_keep_rates(
+    value: KeepRateLike | Mapping[int, KeepRateLike],
+) -> KeepRate | dict[int, KeepRate]:
+    """A keep rate, or one for each level, from whatever `apply_patch` takes.
+
+    Args:
+        value: as for `parse_keep_rate` or `parse_levels`, or a string with the keep rate of each
+            level, such as `"0=0.5,1=depth:rate=0.8"`.
+
+    Raises:
+        TypeError: `value` is of another type.
+        ValueError: a keep rate is unknown or out of range, or a level is named twice.
+    """
+    if isinstance(value, Mapping):
+        return parse_levels(value)
+    if not isinstance(value, str) or _LEVEL.match(value) is None:
+        return parse_keep_rate(value)
+    # A comma also separates the options of one keep rate, but none of them is named by a number.
+    pairs = [part.split("=", 1) for part in re.split(r",(?=\d+=)", value)]
+    by_level = {int(level): rate for level, rate in pairs}
+    if len(by_level) < len(pairs):
+        raise ValueError(f"`keep_rate` must name each level once, got {value!r}.")
+    return parse_levels(by_level)
+
+
+def format_keep_rates(value: KeepRate | Mapping[int, KeepRate]) -> str:
+    """The string that `parse_keep_rates` reads back."""
+    if isinstance(value, KeepRate):
+        return str(value)
+    return ",".join(f"{level}={rate}" for level, rate in value.items())
+
+
+_LEVEL = re.compile(r"\d+=")
+
+
+def _number_text(value: float) -> str:
+    """The shortest decimal that is read back as the same number, never as 1e-05."""
+    text = format(Decimal(repr(float(value))), "f")
+    return text.removesuffix(".0")
 
 
 def _known() -> str:

@@ -9,14 +9,13 @@ from typing import Any, get_args
 from torch import nn
 
 from sd_tokenmerge.hook import Merging
-from sd_tokenmerge.keep_rates import KeepRateLike, parse_keep_rate, parse_levels
+from sd_tokenmerge.keep_rates import KeepRate, KeepRateLike, parse_keep_rates
 from sd_tokenmerge.methods import parse_method
 from sd_tokenmerge.methods.base import Method
 from sd_tokenmerge.partitions import clusters_to_keep
 from sd_tokenmerge.patch import MergedSite, Patch, Report, find_patch
 from sd_tokenmerge.presets import Features, Merge, find_preset
 from sd_tokenmerge.sites import (
-    Site,
     cache_over_steps,
     find_denoiser,
     find_sites,
@@ -59,8 +58,9 @@ def apply_patch(
         preset: a name from `PRESETS`: `"exact"`, the papers' form (their method `"atc"`, keep rate
             0.5, features `"input"`, merge `"qkv"`, always fresh), `"balanced"` or `"fast"`.
         keep_rate: fraction of the tokens that is kept, in (0, 1]; 1 changes nothing. `Linear` and
-            `During` change it over the steps, `Depth` over the blocks, each also as a string; a
-            dict gives one for each level, finest 0, and merges no other level.
+            `During` change it over the steps, `Depth` over the blocks; a dict gives one for each
+            level, finest 0, and merges no other level. Each also as a string: `"0.5"`,
+            `"linear:first=1,last=0.4"`, `"0=0.5,1=depth:rate=0.8"`.
         levels: how many of the finest resolutions that have self-attention are merged, at least 1;
             None: 1, or those that `keep_rate` names.
         features: what is clustered: the block's `"input"`, as in ToMe-SD's and ATC's experiments,
@@ -101,11 +101,12 @@ def apply_patch(
         raise ValueError(f"`seed` must be in [0, 2^63), got {seed}.")
     _require_bool("share_layers", share_layers)
     denoiser = find_denoiser(pipe)
-    sites = find_sites(denoiser)
-    merged = _choose(sites, base.keep_rate if keep_rate is None else keep_rate, levels, denoiser)
+    merged = choose_sites(denoiser, base.keep_rate if keep_rate is None else keep_rate, levels)
     if share_layers and any(one.keep_rate.varies_over_blocks for one in merged):
         raise ValueError("`share_layers` must be False with a keep rate that differs by block.")
-    _require_reachable(method, merged, denoiser)
+    native = native_latent_size(denoiser)
+    if native is not None:
+        require_reachable(method, merged, *native)
     for site in (one.site for one in merged):
         cache_name = cache_over_steps(site.attention)
         if cache_name is not None:
@@ -126,7 +127,7 @@ def apply_patch(
         refresh_every,
         share_layers,
         seed,
-        sites,
+        find_sites(denoiser),
         merged,
         num_train_timesteps(pipe),
     )
@@ -206,31 +207,31 @@ def _require_bool(name: str, value: bool) -> None:
         raise TypeError(f"`{name}` must be True or False, got {value!r}.")
 
 
-def _choose(
-    sites: list[Site],
+def choose_sites(
+    denoiser: nn.Module,
     keep_rate: KeepRateLike | Mapping[int, KeepRateLike],
     levels: int | None,
-    denoiser: nn.Module,
 ) -> list[MergedSite]:
-    """What is merged, in the order in which it runs."""
+    """What is merged, in the order in which it runs.
+
+    Args:
+        denoiser: whose self-attentions.
+        keep_rate: as in `apply_patch`.
+        levels: as in `apply_patch`.
+
+    Raises:
+        TypeError: an argument is of the wrong type.
+        ValueError: an argument is out of range, or there is nothing to merge.
+    """
+    sites = find_sites(denoiser)
     present = sorted({site.level for site in sites})
     if not present:
         raise ValueError(
             "`pipe` must have self-attention in BasicTransformerBlocks to merge around, "
             f"found none in its {type(denoiser).__name__}."
         )
-    if isinstance(keep_rate, Mapping):
-        if levels is not None:
-            raise ValueError("`levels` must be None where `keep_rate` names them, got both.")
-        by_level = parse_levels(keep_rate)
-        for level in by_level:
-            if level not in present:
-                raise ValueError(
-                    f"`keep_rate` must have levels with self-attention, which are "
-                    f"{', '.join(map(str, present))}, got {level}."
-                )
-        groups = [([s for s in sites if s.level == level], r) for level, r in by_level.items()]
-    else:
+    rates = parse_keep_rates(keep_rate)
+    if isinstance(rates, KeepRate):
         levels = 1 if levels is None else levels
         _require_integer("levels", levels, 1)
         if levels > len(present):
@@ -238,8 +239,17 @@ def _choose(
                 f"`levels` must be in [1, {len(present)}], the number of resolutions with "
                 f"self-attention, got {levels}."
             )
-        finest = [site for site in sites if site.level in present[:levels]]
-        groups = [(finest, parse_keep_rate(keep_rate))]
+        groups = [([site for site in sites if site.level in present[:levels]], rates)]
+    else:
+        if levels is not None:
+            raise ValueError("`levels` must be None where `keep_rate` names them, got both.")
+        for level in rates:
+            if level not in present:
+                raise ValueError(
+                    f"`keep_rate` must have levels with self-attention, which are "
+                    f"{', '.join(map(str, present))}, got {level}."
+                )
+        groups = [([s for s in sites if s.level == level], rate) for level, rate in rates.items()]
     chosen = {
         site: MergedSite(site, rate, index / (len(group) - 1) if len(group) > 1 else 0.5)
         for group, rate in groups
@@ -248,12 +258,20 @@ def _choose(
     return [chosen[site] for site in sites if site in chosen]
 
 
-def _require_reachable(method: Method, merged: list[MergedSite], denoiser: nn.Module) -> None:
-    size = native_latent_size(denoiser)
-    if size is None:
-        return
+def require_reachable(method: Method, merged: list[MergedSite], height: int, width: int) -> None:
+    """Refuse keep rates that a method can't reach.
+
+    Args:
+        method: that clusters.
+        merged: where, and how much is kept.
+        height: of the latents.
+        width: of the latents.
+
+    Raises:
+        ValueError: there is one.
+    """
     wanted = {
-        (level_grid(one.site.level, *size), rate)
+        (level_grid(one.site.level, height, width), rate)
         for one in merged
         for rate in one.keep_rate.all_at(one.depth)
     }

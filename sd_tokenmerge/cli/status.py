@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sd_tokenmerge.cli.errors import user_errors
+from sd_tokenmerge.keep_rates import format_keep_rates, parse_keep_rates
 
 if TYPE_CHECKING:
     from sd_tokenmerge.sampling.status import RunStatus
@@ -42,7 +43,8 @@ def _print_runs(runs: tuple[RunStatus, ...]) -> None:
     rows = [["folder", "method", "keep", "images", "done", "missing", "broken", ""]]
     for run in runs:
         counts = (run.total, run.done, run.missing, run.broken)
-        rows.append([run.folder, run.method, f"{run.keep_rate:g}", *map(str, counts), run.state])
+        keep = format_keep_rates(parse_keep_rates(run.keep_rate))
+        rows.append([run.folder, run.method, keep, *map(str, counts), run.state])
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     for row in rows:
         cells = [

@@ -213,7 +213,10 @@ def parse_keep_rates(entries: Sequence[str]) -> tuple[float, ...]:
 def _keep_rate(text: str) -> float:
     digits, percent = (text[:-1], True) if text.endswith("%") else (text, False)
     if re.fullmatch(r"\d*\.?\d+", digits) is None:
-        raise ValueError(f"`keep_rates` must be numbers such as 0.7 or 70%, got {text!r}.")
+        raise ValueError(
+            f"`keep_rates` must be numbers such as 0.7 or 70%, got {text!r}: a table has a column "
+            f"for each number, and `generate` takes keep rates that change."
+        )
     # Divided as text: 70 / 100 is 0.7, but 0.07 * 10 or 0.57 * 100 are not what they look like.
     value = float(f"{digits}e-2" if percent else digits)
     if not percent and value > 1:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
+from sd_tokenmerge import patcher
+from sd_tokenmerge.keep_rates import KeepRate, parse_keep_rates
 from sd_tokenmerge.methods import parse_method
-from sd_tokenmerge.partitions import clusters_to_keep
-from sd_tokenmerge.patcher import apply_patch
+from sd_tokenmerge.patcher import apply_patch, choose_sites
 from sd_tokenmerge.sampling.options import NO_METHOD, ResolvedOptions
-from sd_tokenmerge.sites import find_denoiser, find_sites, level_grid
+from sd_tokenmerge.sites import find_denoiser
 
 
 def patched(pipe: Any, options: ResolvedOptions) -> AbstractContextManager[Any]:
@@ -26,7 +27,7 @@ def patched(pipe: Any, options: ResolvedOptions) -> AbstractContextManager[Any]:
         pipe,
         options.method,
         keep_rate=options.keep_rate,
-        levels=options.levels,
+        levels=_levels(options),
         features=options.features,
         merge=options.merge,
         refresh_every=options.refresh_every,
@@ -45,11 +46,12 @@ def require_reachable(pipe: Any, options: ResolvedOptions) -> None:
     Raises:
         ValueError: there is a level at which it cannot.
     """
-    method = parse_method(options.method)
-    levels = sorted({site.level for site in find_sites(find_denoiser(pipe))})
-    scale = pipe.vae_scale_factor
-    for level in levels[: options.levels]:
-        grid = level_grid(level, options.height // scale, options.width // scale)
-        clusters = clusters_to_keep(grid.num_tokens, options.keep_rate)
-        if clusters < grid.num_tokens:
-            method.require_reachable(clusters, grid)
+    merged = choose_sites(find_denoiser(pipe), options.keep_rate, _levels(options))
+    size = (options.height // pipe.vae_scale_factor, options.width // pipe.vae_scale_factor)
+    patcher.require_reachable(parse_method(options.method), merged, *size)
+
+
+def _levels(options: ResolvedOptions) -> int | None:
+    """What `apply_patch` is told: nothing where the keep rates name the levels."""
+    is_by_level = not isinstance(parse_keep_rates(options.keep_rate), KeepRate)
+    return None if is_by_level else options.levels

@@ -6,6 +6,7 @@ import re
 from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
+from sd_tokenmerge.keep_rates import Constant, KeepRate, format_keep_rates, parse_keep_rates
 from sd_tokenmerge.presets import PRESETS, Features, Merge
 from sd_tokenmerge.sampling.imagenet import (
     PAPER_TEMPLATE,
@@ -61,7 +62,8 @@ class GenerateOptions:
         noise_device: where the initial noise is drawn: the CPU gives the same on every machine,
             the GPU follows the paper's runs literally.
         method: a method string, or `"none"` for the unpatched pipeline.
-        keep_rate: see `apply_patch`, as the next seven; None: 0.5, and 1 without a method.
+        keep_rate: a number or string, see `apply_patch`, as for the next seven; None: 0.5, and 1
+            without a method.
         levels: finest resolutions that are merged.
         features: what is clustered.
         merge: which of queries, keys and values are merged.
@@ -106,7 +108,7 @@ class GenerateOptions:
     noise_device: str = "cpu"
 
     method: str = DEFAULT_METHOD
-    keep_rate: float | None = None
+    keep_rate: float | str | None = None
     levels: int = 1
     features: Features = "input"
     merge: Merge = "qkv"
@@ -168,11 +170,14 @@ class GenerateOptions:
             class_prompt(index, self.prompt_template, self.class_names)
         self.shard_numbers()
 
-    def _check_keep_rate(self, keep_rate: float) -> None:
-        if not 0 < keep_rate <= 1:
-            raise ValueError(f"`keep_rate` must be in (0, 1], got {keep_rate}.")
-        if self.method == NO_METHOD and keep_rate != 1:
+    def _check_keep_rate(self, keep_rate: float | str) -> None:
+        parsed = parse_keep_rates(keep_rate)
+        if self.method == NO_METHOD and parsed != Constant(1):
             raise ValueError(f"`keep_rate` must be 1 without a method, got {keep_rate}.")
+        if not isinstance(parsed, KeepRate) and self.levels != 1:
+            raise ValueError(
+                f"`levels` must be left out where `keep_rate` names them, got {self.levels}."
+            )
 
     def shard_numbers(self) -> tuple[int, int]:
         """`(index, count)` of `shard`, the index from 0.
@@ -219,6 +224,17 @@ class GenerateOptions:
         }
 
 
+def canonical_keep_rate(value: float | str) -> float | str:
+    """A number where the keep rate is always the same, else the string it has itself.
+
+    Raises:
+        TypeError: `value` is neither a number nor a string.
+        ValueError: it is no keep rate.
+    """
+    parsed = parse_keep_rates(value)
+    return float(parsed.rate) if isinstance(parsed, Constant) else format_keep_rates(parsed)
+
+
 @dataclass(frozen=True, kw_only=True)
 class ResolvedOptions(GenerateOptions):
     """Options in which nothing is left open; `resolve_options` makes them."""
@@ -228,7 +244,7 @@ class ResolvedOptions(GenerateOptions):
     width: int
     steps: int
     guidance_scale: float
-    keep_rate: float
+    keep_rate: float | str
     dtype: DType
     device: str = field(metadata=_NOT_COMPARED)
 

@@ -16,6 +16,7 @@ from sd_tokenmerge.sampling.options import (
     DType,
     GenerateOptions,
     ResolvedOptions,
+    canonical_keep_rate,
 )
 
 SAMPLE_PIPELINE = Path(__file__).parents[2] / "samples" / "pipeline"
@@ -37,7 +38,7 @@ def default_model() -> str:
 
 
 def resolve_options(options: GenerateOptions) -> ResolvedOptions:
-    """Replace every None that has a default by it, and the method by its canonical string.
+    """Replace every None that has a default by it; write method and keep rate in canonical form.
 
     A diffusers folder may hold a `sample.json` that says what the model was made for (`classes`,
     `size`, `steps`, `guidance_scale`). Where it says nothing, the paper's protocol holds.
@@ -65,8 +66,8 @@ def resolve_options(options: GenerateOptions) -> ResolvedOptions:
         "dtype": dtype,
     }
     given = {name: value for name, value in vars(options).items() if value is not None}
-    final = {"classes": classes, "method": canonical_method(options.method)}
-    return ResolvedOptions(**filled | given | final)
+    chosen = filled | given | {"classes": classes, "method": canonical_method(options.method)}
+    return ResolvedOptions(**chosen | {"keep_rate": canonical_keep_rate(chosen["keep_rate"])})
 
 
 def canonical_method(text: str) -> str:

@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from sd_tokenmerge.keep_rates import format_keep_rates, parse_keep_rates
 from sd_tokenmerge.sampling.description import RUN_FILE, describe_run, version_differences
 from sd_tokenmerge.sampling.folder import (
     check_folder,
@@ -293,7 +294,7 @@ class Run:
 def _png_text(options: ResolvedOptions) -> dict[str, str]:
     return {
         "method": options.method,
-        "keep_rate": f"{options.keep_rate:g}",
+        "keep_rate": format_keep_rates(parse_keep_rates(options.keep_rate)),
         "steps": str(options.steps),
         "guidance_scale": f"{options.guidance_scale:g}",
     }

@@ -30,7 +30,7 @@ class RunStatus:
 
     folder: str
     method: str
-    keep_rate: float
+    keep_rate: float | str
     total: int
     done: int
     missing: int

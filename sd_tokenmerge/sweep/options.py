@@ -56,6 +56,7 @@ class SweepOptions:
         """Check what can be checked without loading anything.
 
         Raises:
+            TypeError: a keep rate is no number.
             ValueError: no or repeated methods or keep rates, or a value out of range.
         """
         for name in ("methods", "keep_rates"):
@@ -65,6 +66,8 @@ class SweepOptions:
             if len(set(values)) < len(values):
                 raise ValueError(f"`{name}` must hold each entry once, got {values}.")
         for keep_rate in self.keep_rates:
+            if not isinstance(keep_rate, (int, float)):
+                raise TypeError(f"`keep_rates` must be numbers, got {keep_rate!r}.")
             if not 0 < keep_rate <= 1:
                 raise ValueError(f"`keep_rates` must be in (0, 1], got {keep_rate}.")
         if NO_METHOD in self.methods:

@@ -45,7 +45,7 @@ class Setting:
     @property
     def keep_rate(self) -> float:
         """Fraction of the tokens that is kept."""
-        return 1.0 if self.options.keep_rate is None else self.options.keep_rate
+        return 1.0 if self.options.keep_rate is None else float(self.options.keep_rate)
 
     @property
     def is_baseline(self) -> bool:

@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from sd_tokenmerge.cli.app import run
 from sd_tokenmerge.sampling.manifest import read_manifest
@@ -95,12 +96,59 @@ def test_all_options_reach_the_run(model: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("keep_rate", "canonical", "constant"),
+    [
+        ("linear:first=1,last=0.5,stages=2", "linear:first=1,last=0.5,stages=2", "0.5"),
+        ("1=0.5,0=depth:rate=0.7", "0=depth:rate=0.7,1=0.5", "0.7"),
+    ],
+)
+def test_keep_rates_that_change(
+    model: str,
+    tmp_path: Path,
+    keep_rate: str,
+    canonical: str,
+    constant: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    command = ["generate", "--model", model, "--method", "tome-sd", "--classes", "1"]
+    out, other = str(tmp_path / "run"), str(tmp_path / "other")
+    assert run([*command, "--out", out, "--keep-rate", keep_rate]) == 0
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["options"]["keep_rate"] == (
+        canonical
+    )
+    with Image.open(tmp_path / "run" / "1_0.png") as picture:
+        assert picture.info["keep_rate"] == canonical
+    assert run([*command, "--out", other, "--keep-rate", constant]) == 0
+    pictures = [{r.sha256 for r in read_manifest(folder)} for folder in (Path(out), Path(other))]
+    assert not pictures[0] & pictures[1]
+    capsys.readouterr()
+
+    assert run([*command, "--out", out, "--keep-rate", canonical]) == 0  # the same run, complete
+    assert run(["status", out]) == 0
+    assert canonical in capsys.readouterr().out
+    assert run([*command, "--out", out, "--keep-rate", constant]) == 2
+    assert f'keep_rate: "{canonical}" -> {constant}' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ([], "Missing option '--out'"),
         (["--out", "run", "--class", "3"], "No such option: --class"),
         (["--out", "run", "--steps", "many"], "Invalid value for '--steps'"),
         (["--out", "run", "--keep-rate", "0"], "`keep_rate` must be in (0, 1], got 0.0."),
+        (["--out", "run", "--keep-rate", "50%"], "`keep_rate` must be a number in (0, 1], linear:"),
+        (["--out", "run", "--keep-rate", "depth:rate=0.4"], "must be in (0.5, 1], got 0.4"),
+        (["--out", "run", "--keep-rate", "9=0.5"], "must have levels with self-attention"),
+        (["--out", "run", "--keep-rate", "0=0.5", "--levels", "2"], "`levels` must be left out"),
+        (
+            ["--out", "run", "--keep-rate", "depth:rate=0.7", "--share-layers"],
+            "`share_layers` must be False with a keep rate that differs by block",
+        ),
+        (
+            ["--out", "run", "--method", "tome-sd", "--keep-rate", "linear:first=1,last=0.1"],
+            "keep rate of at least 0.25",
+        ),
         (["--out", "run", "--classes", "unicorn"], "Class must be an ImageNet-1k index"),
         (["--out", "run", "--method", "magic"], "`method` must be one of"),
         (["--out", "run", "--method", "tome-sd", "--keep-rate", "0.1"], "keep rate of at least"),

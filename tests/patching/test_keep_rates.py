@@ -3,9 +3,17 @@ from __future__ import annotations
 import pytest
 import torch
 from diffusers import DDIMScheduler, EulerDiscreteScheduler, HeunDiscreteScheduler
+from hypothesis import given
+from hypothesis import strategies as st
 
 from sd_tokenmerge import Depth, During, Linear, apply_patch, clusters_to_keep
-from sd_tokenmerge.keep_rates import Constant, parse_keep_rate
+from sd_tokenmerge.keep_rates import (
+    Constant,
+    KeepRate,
+    format_keep_rates,
+    parse_keep_rate,
+    parse_keep_rates,
+)
 from sd_tokenmerge.timesteps import TimestepReader, all_elements
 from tests.patching.spies import SpyMethod
 from tests.patching.test_compile import Backend, compiled, small_unet
@@ -74,6 +82,50 @@ class TestStrings:
     def test_are_read_and_written(self, text, expected):
         assert parse_keep_rate(text) == expected
         assert parse_keep_rate(str(expected)) == expected
+
+    @pytest.mark.parametrize(
+        ("text", "expected"),
+        [
+            ("0=0.5", {0: Constant(0.5)}),
+            ("2=0.5,0=1", {0: Constant(1.0), 2: Constant(0.5)}),
+            ("0=linear:first=1,last=0.4,1=0.8", {0: Linear(1, 0.4), 1: Constant(0.8)}),
+            ("1=depth:rate=0.7,10=during:rate=0.5,stop=0.6", None),
+        ],
+    )
+    def test_by_level(self, text, expected):
+        found = parse_keep_rates(text)
+        assert found == (expected or {1: Depth(0.7), 10: During(0.5, stop=0.6)})
+        assert list(found) == sorted(found)
+        assert parse_keep_rates(format_keep_rates(found)) == found
+        assert parse_keep_rates(found) == found
+
+    @given(st.floats(0, 1, exclude_min=True), st.floats(1e-9, 1), st.integers(2, 8))
+    def test_no_digit_is_lost(self, first, last, stages):
+        for rate in (Constant(first), Linear(first, last, stages), During(first, 0.0, last)):
+            assert parse_keep_rates(str(rate)) == rate
+            assert parse_keep_rates(format_keep_rates({3: rate, 0: rate})) == {0: rate, 3: rate}
+
+    def test_every_kind_is_written_as_a_constant_is(self):
+        assert str(Constant(1)) == "1"
+        assert str(Constant(1e-5)) == "0.00001"
+        assert str(Linear(1.0, 0.25)) == "linear:first=1,last=0.25,stages=5"
+        assert isinstance(parse_keep_rates(0.5), KeepRate)
+
+    @pytest.mark.parametrize(
+        ("text", "message"),
+        [
+            ("0=0.5,0=0.6", "must name each level once, got '0=0.5,0=0.6'"),
+            ("0=0.5,half", "or one of these for each level, such as 0=0.5,1=0.8; got '0.5,half'"),
+            ("0=", "got ''"),
+            ("0=1.5", r"must be in \(0, 1\], got 1.5"),
+            ("-1=0.5", "got '-1=0.5'"),
+            ("fine=0.5", "got 'fine=0.5'"),
+            ("0=1=0.5", "got '1=0.5'"),
+        ],
+    )
+    def test_nothing_is_guessed_by_level(self, text, message):
+        with pytest.raises(ValueError, match=message):
+            parse_keep_rates(text)
 
     @pytest.mark.parametrize(
         "text",
@@ -218,6 +270,12 @@ class TestOverBlocksAndLevels:
         linear = "linear:first=0.9,last=0.6,stages=5"
         assert f"keep rate {linear} at level 0 and 0.5 at level 2," in report.title
 
+    def test_strings_are_taken_as_they_are_written(self):
+        unet, again = tiny_unet(), tiny_unet()
+        apply_patch(unet, "tome-sd", keep_rate={0: Depth(0.7), 1: 0.5})
+        apply_patch(again, "tome-sd", keep_rate="0=depth:rate=0.7,1=0.5")
+        assert torch.equal(call_unet(again), call_unet(unet))
+
     def test_title_of_a_single_one(self):
         title = apply_patch(tiny_unet(), keep_rate="depth:rate=0.7").report().title
         assert "keep rate depth:rate=0.7," in title
@@ -230,6 +288,8 @@ class TestOverBlocksAndLevels:
             ({"keep_rate": {-1: 0.5}}, ValueError, "levels of at least 0, got -1"),
             ({"keep_rate": {"0": 0.5}}, TypeError, "integers as levels, got '0'"),
             ({"keep_rate": {0: 0.5}, "levels": 1}, ValueError, "`levels` must be None"),
+            ({"keep_rate": "0=0.5", "levels": 1}, ValueError, "`levels` must be None"),
+            ({"keep_rate": "7=0.5"}, ValueError, "are 0, 1, 2, 3, got 7"),
             ({"keep_rate": {0: 1.5}}, ValueError, r"`keep_rate` must be in \(0, 1\], got 1.5"),
             (
                 {"keep_rate": Depth(0.7), "share_layers": True},

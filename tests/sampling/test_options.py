@@ -37,7 +37,11 @@ from sd_tokenmerge.sampling.resolve import resolve_options
         ({"keep_rate": 0.0}, r"`keep_rate` must be in \(0, 1\], got 0.0"),
         ({"keep_rate": 1.1}, "`keep_rate` must be in"),
         ({"keep_rate": float("nan")}, "`keep_rate` must be in"),
+        ({"keep_rate": "half"}, "`keep_rate` must be a number in .*linear:first=.* got 'half'"),
+        ({"keep_rate": "1.5"}, r"`keep_rate` must be in \(0, 1\], got 1.5"),
+        ({"keep_rate": "0=0.5,1=0.8", "levels": 2}, "`levels` must be left out where"),
         ({"method": "none", "keep_rate": 0.5}, "`keep_rate` must be 1 without a method"),
+        ({"method": "none", "keep_rate": "depth:rate=0.7"}, "must be 1 without a method, got d"),
         ({"guidance_scale": -1.0}, "`guidance_scale` must be"),
         ({"guidance_scale": float("nan")}, "`guidance_scale` must be"),
         ({"prompts": "p.txt", "classes": (1,)}, "`prompts` and `classes` exclude each other"),
@@ -62,6 +66,25 @@ def test_shards_are_numbered_from_one() -> None:
 def test_options_survive_json() -> None:
     options = GenerateOptions(out="x", classes=(1, 2, 9), lora=("a@0.5",), keep_rate=0.3)
     assert GenerateOptions.from_json(json.loads(json.dumps(options.to_json()))) == options
+
+
+@pytest.mark.parametrize(
+    ("given", "canonical"),
+    [
+        (0.5, 0.5),
+        (1, 1.0),
+        ("0.50", 0.5),
+        ("linear:last=0.4,first=1", "linear:first=1,last=0.4,stages=5"),
+        ("1=depth:rate=0.70,0=.5", "0=0.5,1=depth:rate=0.7"),
+    ],
+)
+def test_keep_rates_have_one_form(given: Any, canonical: Any, tmp_path: Path) -> None:
+    options = GenerateOptions(out="-", model=str(tmp_path), device="cpu", keep_rate=given)
+    assert GenerateOptions.from_json(json.loads(json.dumps(options.to_json()))) == options
+    resolved = resolve_options(options)
+    assert resolved.keep_rate == canonical
+    assert type(resolved.keep_rate) is type(canonical)
+    assert resolve_options(resolved) == resolved
 
 
 def test_what_makes_the_images_is_compared_and_the_rest_is_not() -> None:

@@ -80,6 +80,11 @@ def test_bad_options_are_refused(changes, message):
         sweep(**changes)
 
 
+def test_keep_rates_that_change_are_refused():
+    with pytest.raises(TypeError, match="`keep_rates` must be numbers, got 'depth:rate=0.7'"):
+        sweep(keep_rates=(0.5, "depth:rate=0.7"))
+
+
 def test_an_unknown_method_is_refused():
     with pytest.raises(ValueError, match="`method` must be one of atc"):
         make_settings(sweep(methods=("atk",)))
