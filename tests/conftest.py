@@ -27,3 +27,13 @@ def shared() -> Path:
     if not SHARED.is_dir():
         pytest.skip("no reference material beside the repository (../shared)")
     return SHARED
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny SD 1.5 in a diffusers folder; copy it to change it."""
+    from tests.tiny_models import tiny_sd15
+
+    folder = tmp_path_factory.mktemp("models") / "tiny-sd15"
+    tiny_sd15().save_pretrained(folder)
+    return folder

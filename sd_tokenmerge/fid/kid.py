@@ -63,7 +63,7 @@ def kernel_distance(
 def kernel_replicates(
     features: Tensor, reference: Tensor, groups: Groups, *, reference_similarity: float
 ) -> Tensor:
-    """KIDs with one group of images deleted each (see `jackknife.py`), `[G]` float64."""
+    """KIDs without some groups of images (see `Groups.deleted`), `[2G]` float64."""
     _require_same_size(features, reference)
     features, reference = features.to(torch.float64), reference.to(torch.float64)
     member = torch.nn.functional.one_hot(groups.labels, groups.num_groups).to(
@@ -76,10 +76,11 @@ def kernel_replicates(
         within += block_member.T @ polynomial_kernel(block, features) @ member
         cross += block_member.T @ polynomial_kernel(block, reference).sum(1)
     within -= torch.diag(member.T @ _diagonal(features))
-    kept = features.shape[0] - member.sum(0)
-    pairs = within.sum() - 2 * within.sum(1) + within.diagonal()
-    mean_cross = (cross.sum() - cross) / (kept * reference.shape[0])
-    return pairs / (kept * (kept - 1)) + reference_similarity - 2 * mean_cross
+    kept = (~groups.deleted).to(torch.float64)  # [2G, G]
+    count = kept @ member.sum(0)
+    pairs = ((kept @ within) * kept).sum(1)
+    mean_cross = kept @ cross / (count * reference.shape[0])
+    return pairs / (count * (count - 1)) + reference_similarity - 2 * mean_cross
 
 
 class SubsetKID(NamedTuple):

@@ -10,19 +10,17 @@ import pytest
 
 from sd_tokenmerge.cli.app import run
 from sd_tokenmerge.fid.evaluate import compare
-from sd_tokenmerge.fid.extractors import EXTRACTORS
 from tests.fid.pictures import blur, draw
-from tests.fid.toy import toy_extractor
+from tests.fid.toy import use_toy_extractor
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(autouse=True)
 def surroundings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SD_TOKENMERGE_CACHE", str(tmp_path / "cache"))
+    use_toy_extractor(tmp_path, monkeypatch)
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
     monkeypatch.delenv("SD_TOKENMERGE_INCEPTION", raising=False)
-    monkeypatch.setitem(EXTRACTORS, "toy", lambda protocol, weights, **options: toy_extractor())
 
 
 @pytest.fixture(scope="module")

@@ -14,9 +14,8 @@ from sd_tokenmerge.cli import sweep as cli_sweep
 from sd_tokenmerge.cli.app import run
 from sd_tokenmerge.cli.generate import generate_command
 from sd_tokenmerge.cli.sweep import parse_keep_rates, parse_methods, sweep_command
-from sd_tokenmerge.fid.extractors import EXTRACTORS
 from sd_tokenmerge.sampling.run import RunStopped
-from tests.fid.toy import toy_extractor
+from tests.fid.toy import use_toy_extractor
 from tests.tiny_models import tiny_sd15
 
 
@@ -40,8 +39,7 @@ def reference(tmp_path_factory) -> str:
 
 @pytest.fixture(autouse=True)
 def surroundings(tmp_path, monkeypatch):
-    monkeypatch.setenv("SD_TOKENMERGE_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setitem(EXTRACTORS, "toy", lambda protocol, weights, **options: toy_extractor())
+    use_toy_extractor(tmp_path, monkeypatch)
 
 
 @pytest.fixture

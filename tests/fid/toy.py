@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import pytest
 import torch
 from torch import Tensor, nn
 
-from sd_tokenmerge.fid.extractors import Extractor
+from sd_tokenmerge.fid.extractors import EXTRACTORS, Extractor
 
 NUM_FEATURES = 12
 
@@ -33,3 +36,9 @@ def toy_extractor(network: nn.Module | None = None) -> Extractor:
         normalize=lambda pixels: pixels / 128 - 1,
         load=lambda: network,
     )
+
+
+def use_toy_extractor(root: Path, patch: pytest.MonkeyPatch) -> None:
+    """Make it known as "toy", and cache features below `root` instead of the user's cache."""
+    patch.setenv("SD_TOKENMERGE_CACHE", str(root / "cache"))
+    patch.setitem(EXTRACTORS, "toy", lambda protocol, weights, **options: toy_extractor())

@@ -1,4 +1,4 @@
-"""A tiny pipeline on disk, and options for runs that take a fraction of a second."""
+"""Options for runs that take a fraction of a second."""
 
 from __future__ import annotations
 
@@ -10,17 +10,8 @@ import pytest
 
 from sd_tokenmerge.sampling.load import load_pipeline
 from sd_tokenmerge.sampling.options import GenerateOptions
-from tests.tiny_models import tiny_sd15
 
 MakeOptions = Callable[..., GenerateOptions]
-
-
-@pytest.fixture(scope="session")
-def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny SD 1.5 in a diffusers folder."""
-    folder = tmp_path_factory.mktemp("models") / "tiny-sd15"
-    tiny_sd15().save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture

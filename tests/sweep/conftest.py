@@ -1,4 +1,4 @@
-"""A tiny pipeline, a tiny extractor, and sweeps that take a second."""
+"""Sweeps with a tiny extractor that take a second."""
 
 from __future__ import annotations
 
@@ -11,21 +11,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sd_tokenmerge.fid.extractors import EXTRACTORS
 from sd_tokenmerge.sampling.options import GenerateOptions
 from sd_tokenmerge.sweep.options import SweepOptions
 from sd_tokenmerge.sweep.run import run_sweep
-from tests.fid.toy import toy_extractor
-from tests.tiny_models import tiny_sd15
+from tests.fid.toy import use_toy_extractor
 
 MakeSweep = Callable[..., SweepOptions]
-
-
-@pytest.fixture(scope="session")
-def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("models") / "tiny-sd15"
-    tiny_sd15().save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture(scope="session")
@@ -39,12 +30,7 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def surroundings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    _surround(tmp_path, monkeypatch)
-
-
-def _surround(root: Path, patch: pytest.MonkeyPatch) -> None:
-    patch.setenv("SD_TOKENMERGE_CACHE", str(root / "cache"))
-    patch.setitem(EXTRACTORS, "toy", lambda protocol, weights, **options: toy_extractor())
+    use_toy_extractor(tmp_path, monkeypatch)
 
 
 def _options(
@@ -86,7 +72,7 @@ def finished_sweep(
 ) -> Path:
     root = tmp_path_factory.mktemp("finished")
     with pytest.MonkeyPatch.context() as patch:
-        _surround(root, patch)
+        use_toy_extractor(root, patch)
         run_sweep(_options(root / "sweep", tiny_model, reference, {}, {}))
     return root
 
