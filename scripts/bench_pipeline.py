@@ -19,25 +19,38 @@ from __future__ import annotations
 
 import argparse
 import gc
-import json
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import tomesd
 import torch
 from bench_rows import append_rows, describe_machine, percentile
-from diffusers import UNet2DConditionModel
+from pipeline_contestants import (
+    CONTESTANTS,
+    CPU_CONTESTANTS,
+    Contestant,
+    ScikitLearnATC,
+    patch_with_tomesd,
+    rotated,
+)
+from timed_unet import (
+    CASES,
+    QUICK_CONFIG,
+    QUICK_LATENT,
+    Case,
+    TimedUNet,
+    milliseconds,
+    read_config,
+)
 from torch import Tensor
 
-from sd_tokenmerge import PRESETS, Grid, Method, Partition, apply_patch
+from sd_tokenmerge import apply_patch
 from sd_tokenmerge.cli.quiet import quiet_libraries
-from sd_tokenmerge.sites import find_sites
 
 ROOT = Path(__file__).resolve().parents[1]
 FIELDS = (
@@ -57,161 +70,7 @@ FIELDS = (
     "peak_mib",
     *("device", "threads", "load", "torch", "versions", "commit"),
 )
-TIMESTEPS = 50
-"""Entries of the scheduler's `timesteps` that the calls pretend to come from."""
-
-
-@dataclass(frozen=True)
-class Case:
-    """A UNet at a size."""
-
-    config: str
-    pixels: int
-    batch: int = 2
-
-    @property
-    def latent(self) -> int:
-        """Height and width of the latents."""
-        return self.pixels // 8
-
-
-CASES = {
-    "sd15-512": Case("stable-diffusion-v1-5", 512),
-    "sd15-768": Case("stable-diffusion-v1-5", 768),
-    "sd15-1024": Case("stable-diffusion-v1-5", 1024),
-    "sd15-1536": Case("stable-diffusion-v1-5", 1536),
-    "sd21-768": Case("stable-diffusion-2-1", 768),
-    "sdxl-1024": Case("stable-diffusion-xl-base-1.0", 1024),
-}
 CPU_CASES = ("sd15-512", "sd15-768")
-QUICK_CASE = {
-    "in_channels": 4,
-    "out_channels": 4,
-    "sample_size": 32,
-    "block_out_channels": [32, 64],
-    "down_block_types": ["CrossAttnDownBlock2D", "DownBlock2D"],
-    "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D"],
-    "layers_per_block": 1,
-    "norm_num_groups": 8,
-    "attention_head_dim": 4,
-    "cross_attention_dim": 32,
-}
-
-
-@dataclass(frozen=True)
-class Precomputed(Method):
-    """Labels that are there before the call: the oracle's method."""
-
-    name: ClassVar[str] = "precomputed"
-
-    def __post_init__(self) -> None:
-        """Start with no labels."""
-        object.__setattr__(self, "_kept", {})
-
-    def __call__(self, tokens: Tensor, num_clusters: int, **_: Any) -> Partition:
-        """The labels of the first call at this size; random ones, like any labels in cost."""
-        kept: dict[Any, Partition] = self._kept  # type: ignore[attr-defined]
-        key = (tokens.shape[:2], num_clusters, tokens.device)
-        if key not in kept:
-            generator = torch.Generator().manual_seed(0)
-            batch, count = tokens.shape[:2]
-            rows = [torch.randperm(count, generator=generator) % num_clusters for _ in range(batch)]
-            kept[key] = Partition(torch.stack(rows).to(tokens.device), num_clusters)
-        return kept[key]
-
-    def _cluster(
-        self, tokens: Tensor, num_clusters: int, grid: Grid, seed: int, scores: Tensor | None
-    ) -> Partition:
-        return self(tokens, num_clusters)
-
-
-@dataclass(frozen=True)
-class ScikitLearnATC(Method):
-    """ATC as its paper runs it: image by image, on a distance matrix, by scikit-learn."""
-
-    name: ClassVar[str] = "scikit-learn"
-
-    def _cluster(
-        self, tokens: Tensor, num_clusters: int, grid: Grid, seed: int, scores: Tensor | None
-    ) -> Partition:
-        from sklearn.cluster import AgglomerativeClustering
-
-        labels = []
-        for image in torch.nn.functional.normalize(tokens, dim=-1):
-            found = AgglomerativeClustering(
-                n_clusters=num_clusters, metric="precomputed", linkage="average"
-            ).fit_predict((1 - image @ image.T).cpu().numpy())
-            labels.append(torch.from_numpy(found).to(tokens.device, torch.int64))
-        return Partition(torch.stack(labels), num_clusters)
-
-
-@dataclass(frozen=True)
-class Contestant:
-    """One way to run the UNet.
-
-    Attributes:
-        name: in the rows.
-        options: of `apply_patch`; None for the unpatched UNet and tomesd.
-        tomesd_ratio: fraction that tomesd merges.
-        rounds: in how many rounds it takes part; None: in all.
-    """
-
-    name: str
-    options: dict[str, Any] | None = None
-    tomesd_ratio: float | None = None
-    rounds: int | None = None
-
-    @property
-    def refresh_every(self) -> int:
-        """Steps for which a partition is used."""
-        if self.options is None:
-            return 1
-        preset = PRESETS[self.options.get("preset", "exact")]
-        return int(self.options.get("refresh_every", preset.refresh_every))
-
-    @contextmanager
-    def on(self, unet: Any) -> Iterator[None]:
-        """The UNet, so patched."""
-        if self.tomesd_ratio is not None:
-            patch_with_tomesd(unet, self.tomesd_ratio)
-            try:
-                yield
-            finally:
-                tomesd.remove_patch(unet)
-        elif self.options is not None:
-            with apply_patch(unet, **self.options):
-                yield
-        else:
-            yield
-
-
-_KV = {"merge": "kv", "proportional_attention": True}
-CONTESTANTS = {
-    one.name: one
-    for one in (
-        Contestant("unpatched"),
-        Contestant("oracle-qkv-50", {"method": Precomputed(), "keep_rate": 0.5}),
-        Contestant("tomesd-50", tomesd_ratio=0.5),
-        Contestant("preset-exact", {"preset": "exact"}),
-        Contestant("atc-keys-50", {"features": "keys"}),
-        Contestant("atc-keys-50-refresh-10", {"features": "keys", "refresh_every": 10}),
-        Contestant("preset-balanced", {"preset": "balanced"}),
-        Contestant("preset-fast", {"preset": "fast"}),
-        Contestant("oracle-kv-10", {"method": Precomputed(), "keep_rate": 0.1, **_KV}),
-        Contestant("scikit-learn-atc-50", {"method": ScikitLearnATC()}, rounds=1),
-        # not by default on a CPU
-        Contestant("oracle-kv-25", {"method": Precomputed(), "keep_rate": 0.25, **_KV}),
-        Contestant(
-            "oracle-kv-10-unsized", {"method": Precomputed(), "keep_rate": 0.1} | {"merge": "kv"}
-        ),
-        Contestant("tomesd-75", tomesd_ratio=0.75),
-        Contestant("tome-sd-50", {"method": "tome-sd"}),
-        Contestant("tome-sd-50-keys", {"method": "tome-sd", "features": "keys"}),
-        Contestant("atc-50-refresh-10", {"refresh_every": 10}),
-        Contestant("atc-complete-50", {"method": "atc:linkage=complete"}),
-    )
-}
-CPU_CONTESTANTS = tuple(CONTESTANTS)[:10]
 
 
 @dataclass
@@ -237,61 +96,15 @@ class Bench:
         """Build the UNet with random weights; `case` None: a tiny one."""
         self.name = name
         self.arguments = arguments
-        self.device = torch.device(arguments.device)
-        self.dtype = getattr(torch, arguments.dtype)
-        self.latent = 32 if case is None else case.latent
-        self.batch = arguments.batch or (2 if case is None else case.batch)
-        config = QUICK_CASE if case is None else read_config(arguments.configs, case.config)
-        torch.manual_seed(0)
-        with self.device:
-            self.unet = UNet2DConditionModel.from_config(config).to(self.dtype).eval()
+        config = QUICK_CONFIG if case is None else read_config(arguments.configs, case.config)
+        self.calls = TimedUNet(
+            config,
+            QUICK_LATENT if case is None else case.latent,
+            arguments.batch or (2 if case is None else case.batch),
+            arguments.device,
+            arguments.dtype,
+        )
         self.contestants = [CONTESTANTS[name] for name in arguments.contestants]
-
-    def inputs(self, height: int, width: int) -> tuple[Tensor, dict[str, Any]]:
-        """The sample and the other keyword arguments of a call; the timestep is missing."""
-        generator = torch.Generator().manual_seed(1)
-        config = self.unet.config
-
-        def draw(*shape: int) -> Tensor:
-            return torch.randn(shape, generator=generator).to(self.device, self.dtype)
-
-        keywords: dict[str, Any] = {
-            "encoder_hidden_states": draw(self.batch, 77, config.cross_attention_dim)
-        }
-        if config.addition_embed_type == "text_time":
-            pooled = config.projection_class_embeddings_input_dim - 6 * 256
-            sizes = torch.tensor([8.0 * height, 8.0 * width, 0, 0, 8.0 * height, 8.0 * width])
-            keywords["added_cond_kwargs"] = {
-                "text_embeds": draw(self.batch, pooled),
-                "time_ids": sizes.repeat(self.batch, 1).to(self.device, self.dtype),
-            }
-        return draw(self.batch, config.in_channels, height, width), keywords
-
-    @torch.no_grad()
-    def call(self, timestep: Tensor, height: int, width: int) -> Tensor:
-        """One call of the UNet."""
-        sample, keywords = self.inputs(height, width)
-        output: Tensor = self.unet(sample, timestep, **keywords, return_dict=False)[0]
-        return output
-
-    @torch.no_grad()
-    def timed(self, timestep: Tensor) -> float:
-        """Seconds of one call at the case's size."""
-        sample, keywords = self.inputs(self.latent, self.latent)
-        self.synchronize()
-        start = time.perf_counter()
-        self.unet(sample, timestep, **keywords, return_dict=False)
-        self.synchronize()
-        return time.perf_counter() - start
-
-    def synchronize(self) -> None:
-        """Wait for the device."""
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-
-    def timesteps(self) -> Tensor:
-        """Those of a new generation."""
-        return torch.linspace(981, 1, TIMESTEPS).long().to(self.device)
 
     def check(self) -> None:
         """Refuse to time what is wrong.
@@ -300,18 +113,21 @@ class Bench:
             SystemExit: an output is not finite, merging did nothing, something stays after removal,
                 or two implementations of the same method differ.
         """
-        size = (24, 16)
-        timestep = self.timesteps()[10]
-        plain = self.call(timestep, *size)
-        tolerance = 1e-3 if self.dtype == torch.float32 else 5e-2
+        unet, timestep = self.calls.unet, self.calls.timesteps()[10]
+
+        def call() -> Tensor:
+            return self.calls.call(timestep, 24, 16)
+
+        plain = call()
+        tolerance = 1e-3 if self.calls.dtype == torch.float32 else 5e-2
         for one in self.contestants:
-            with one.on(self.unet):
-                merged = self.call(timestep, *size)
+            with one.on(unet):
+                merged = call()
             if not merged.isfinite().all():
                 sys.exit(f"{self.name}: {one.name} is not finite.")
             if torch.equal(merged, plain) != (one.name == "unpatched"):
                 sys.exit(f"{self.name}: {one.name} did nothing.")
-            if not torch.equal(self.call(timestep, *size), plain):
+            if not torch.equal(call(), plain):
                 sys.exit(f"{self.name}: {one.name} leaves something behind.")
         outputs = {}
         twins = {
@@ -320,11 +136,11 @@ class Bench:
             "tome-sd": {"method": "tome-sd"},
         }
         for name, options in twins.items():
-            with apply_patch(self.unet, **options):  # type: ignore[arg-type]
-                outputs[name] = self.call(timestep, *size)
-        patch_with_tomesd(self.unet, 0.5, use_rand=False)
-        outputs["tomesd"] = self.call(timestep, *size)
-        tomesd.remove_patch(self.unet)
+            with apply_patch(unet, **options):  # type: ignore[arg-type]
+                outputs[name] = call()
+        patch_with_tomesd(unet, 0.5, use_rand=False)
+        outputs["tomesd"] = call()
+        tomesd.remove_patch(unet)
         for ours, theirs in (("tome-sd", "tomesd"), ("atc", "scikit-learn")):
             error = (outputs[ours] - outputs[theirs]).norm() / plain.norm()
             if error > tolerance:
@@ -335,7 +151,8 @@ class Bench:
         """Take turns for so long, at least one round; rows."""
         timings = {one.name: Timings() for one in self.contestants}
         started = time.perf_counter()
-        print(f"{self.name}: warm-up {self.timed(self.timesteps()[0]):.2f} s", file=sys.stderr)
+        warm_up = self.calls.timed(self.calls.timesteps()[0])
+        print(f"{self.name}: warm-up {warm_up:.2f} s", file=sys.stderr)
         rounds = 0
         while True:
             begun = time.perf_counter()
@@ -354,31 +171,33 @@ class Bench:
 
     def turn(self, one: Contestant, timings: Timings) -> None:
         """Time one contestant's call, or two where a partition is kept."""
-        steps = self.timesteps()
-        if self.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(self.device)
-        with one.on(self.unet):
-            timings.fresh.append(self.timed(steps[10]))
+        calls = self.calls
+        steps = calls.timesteps()
+        if calls.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(calls.device)
+        with one.on(calls.unet):
+            timings.fresh.append(calls.timed(steps[10]))
             if one.refresh_every > 1:
-                timings.kept.append(self.timed(steps[11]))
-        if self.device.type == "cuda":
-            timings.peak = torch.cuda.max_memory_allocated(self.device)
+                timings.kept.append(calls.timed(steps[11]))
+        if calls.device.type == "cuda":
+            timings.peak = torch.cuda.max_memory_allocated(calls.device)
 
     def peak(self, one: Contestant) -> int:
         """Most bytes of tensors alive at a time in one call, beyond those before it."""
-        sample, keywords = self.inputs(self.latent, self.latent)
-        timestep = self.timesteps()[10]
+        calls = self.calls
+        sample, keywords = calls.inputs(calls.latent, calls.latent)
+        timestep = calls.timesteps()[10]
 
         @torch.no_grad()
         def call() -> None:
-            self.unet(sample, timestep, **keywords, return_dict=False)
+            calls.unet(sample, timestep, **keywords, return_dict=False)
 
-        with one.on(self.unet):
+        with one.on(calls.unet):
             return peak_bytes(call)
 
     def rows(self, timings: dict[str, Timings]) -> list[dict[str, object]]:
         """One row for each contestant."""
-        machine = describe_machine(str(self.device))
+        machine = describe_machine(str(self.calls.device))
         unpatched = timings.get("unpatched")
         rows = []
         for one in self.contestants:
@@ -390,7 +209,7 @@ class Bench:
                 "case": self.name,
                 "contestant": one.name,
                 "dtype": self.arguments.dtype,
-                "batch": self.batch,
+                "batch": self.calls.batch,
                 "refresh_every": one.refresh_every,
                 "repeats": len(steps),
                 "step_ms": milliseconds(step),
@@ -411,12 +230,6 @@ class Bench:
         return rows
 
 
-def patch_with_tomesd(unet: Any, ratio: float, **options: Any) -> None:
-    """Apply tomesd at the finest level that has attention; its default merges nothing in SDXL."""
-    finest = min(site.level for site in find_sites(unet))
-    tomesd.apply_patch(unet, ratio=ratio, max_downsample=2**finest, **options)
-
-
 def peak_bytes(call: Callable[[], object]) -> int:
     """The most memory that PyTorch has allocated on the CPU at a time during a call, in bytes."""
     from torch.profiler import ProfilerActivity, profile
@@ -431,31 +244,6 @@ def peak_bytes(call: Callable[[], object]) -> int:
         now += event.nbytes()
         most = max(most, now)
     return most
-
-
-def rotated(contestants: list[Contestant], rounds: int) -> list[Contestant]:
-    """Another order in every round: turned on, and backwards in every other one."""
-    start = rounds * 3 % len(contestants)
-    order = contestants[start:] + contestants[:start]
-    return order if rounds % 2 == 0 else order[::-1]
-
-
-def milliseconds(seconds: float) -> str:
-    """Milliseconds, to a tenth below a second."""
-    return f"{seconds * 1e3:.0f}" if seconds >= 1 else f"{seconds * 1e3:.1f}"
-
-
-def read_config(folder: Path, name: str) -> dict[str, Any]:
-    """A model's UNet configuration.
-
-    Raises:
-        SystemExit: it is not there.
-    """
-    path = folder / name / "unet" / "config.json"
-    if not path.is_file():
-        sys.exit(f"{path} is missing: name a folder of diffusers configurations by --configs.")
-    config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return config
 
 
 def parse_arguments() -> argparse.Namespace:

@@ -18,6 +18,9 @@ from math import isfinite, sqrt
 from pathlib import Path
 
 from bench_rows import read_rows, write_or_check
+from pipeline_contestants import oracle_name
+
+from sd_tokenmerge import PRESETS
 
 ROOT = Path(__file__).resolve().parents[1]
 Row = dict[str, str]
@@ -65,12 +68,13 @@ def pipeline(folder: Path) -> str:
 
 PIPELINE_KEY = ("device", "dtype", "batch", "threads")
 
-_ORACLES = {"preset-balanced": "oracle-kv-25", "preset-fast": "oracle-kv-10"}
-
 
 def oracle_share(contestant: str, times: dict[str, float]) -> str:
-    """How much of what an oracle saves this contestant saves; by default that of qkv at 50 %."""
-    oracle = _ORACLES.get(contestant, "oracle-qkv-50")
+    """How much of what an oracle saves this contestant saves: a preset's own, else qkv at 50 %."""
+    oracle = "oracle-qkv-50"
+    if contestant.startswith("preset-"):
+        preset = PRESETS[contestant.removeprefix("preset-")]
+        oracle = oracle_name(preset.merge, preset.keep_rate)
     is_bound = contestant == "unpatched" or contestant.startswith("oracle")
     if is_bound or not {"unpatched", oracle} <= times.keys():
         return "-"
@@ -161,8 +165,41 @@ def key_bias(folder: Path) -> str:
     return "\n\n".join(parts) or NOT_RUN
 
 
+def compiled(folder: Path) -> str:
+    """Step times eager and compiled, by case and device."""
+    rows = latest(read_rows(folder / "compile.csv"), ("case", "contestant", *PIPELINE_KEY))
+    parts = []
+    for (case, *_), group in grouped(rows, ("case", *PIPELINE_KEY)):
+        first = group[0]
+        lines = [
+            f"**{case}**, {first['dtype']}, batch {first['batch']}; {conditions(first)}",
+            "",
+            "| | eager, ms (20 to 80 %) | speed-up | compiled, ms (20 to 80 %) | speed-up "
+            "| over compiled unpatched | compiling, s | graphs | compiled again in a generation |",
+            "|---|---|---|---|---|---|---|---|---|",
+        ]
+        bound = {row["contestant"]: float(row["compiled_speedup"]) for row in group}
+        for row in group:
+            cells = [row["contestant"]]
+            for mode in ("eager", "compiled"):
+                spread = f"({row[f'{mode}_ms_20']} to {row[f'{mode}_ms_80']})"
+                cells += [f"{row[f'{mode}_ms']} {spread}", f"{float(row[f'{mode}_speedup']):.2f}"]
+            is_known = "unpatched" in bound and row["contestant"] != "unpatched"
+            over = bound[row["contestant"]] / bound["unpatched"] if is_known else None
+            cells += [
+                "-" if over is None else f"{over:.2f}",
+                number(row["compile_s"], 0),
+                row["graphs"],
+                f"{row['recompilations']} in {row['steps']} steps",
+            ]
+            lines.append("| " + " | ".join(cells) + " |")
+        parts.append("\n".join(lines))
+    return "\n\n".join(parts) or NOT_RUN
+
+
 BLOCKS: dict[str, Callable[[Path], str]] = {
     "pipeline": pipeline,
+    "compile": compiled,
     "quality": quality,
     "paired": paired,
     "key-bias": key_bias,

@@ -15,8 +15,9 @@ import bench_quality
 import pytest
 import render_benchmarks
 import torch
-from bench_pipeline import CONTESTANTS, Bench, Precomputed, Timings, peak_bytes, rotated
+from bench_pipeline import Bench, Timings, peak_bytes
 from bench_rows import append_rows, percentile, read_rows
+from pipeline_contestants import CONTESTANTS, Contestant, Precomputed, oracle_name, rotated
 
 from sd_tokenmerge import PRESETS, apply_patch
 from tests.tiny_models import call_unet, tiny_unet
@@ -69,6 +70,13 @@ class TestPipeline:
         assert CONTESTANTS["atc-keys-50-refresh-10"].refresh_every == 10
         assert CONTESTANTS["tomesd-50"].refresh_every == 1
 
+    @pytest.mark.parametrize("name", PRESETS)
+    def test_each_preset_has_its_oracle(self, name):
+        preset = PRESETS[name]
+        bound = CONTESTANTS[oracle_name(preset.merge, preset.keep_rate)].options
+        assert (bound["merge"], bound["keep_rate"]) == (preset.merge, preset.keep_rate)
+        assert bound["proportional_attention"] == preset.proportional_attention
+
     def test_oracle_chooses_once_and_merges(self):
         unet = tiny_unet()
         plain, oracle = call_unet(unet), Precomputed()
@@ -96,7 +104,7 @@ class TestPipeline:
 
     def test_the_gate_stops_what_does_nothing(self):
         @dataclass(frozen=True)
-        class Idle(bench_pipeline.Contestant):
+        class Idle(Contestant):
             @contextmanager
             def on(self, unet):
                 yield
@@ -108,7 +116,7 @@ class TestPipeline:
 
     def test_the_gate_stops_what_leaves_something_behind(self):
         @dataclass(frozen=True)
-        class Messy(bench_pipeline.Contestant):
+        class Messy(Contestant):
             @contextmanager
             def on(self, unet):
                 unet.conv_out.bias.data += 1
