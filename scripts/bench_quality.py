@@ -151,13 +151,13 @@ def all_settings() -> list[Setting]:
         *series("kv", (50, 5), merge="kv"),
         *series("q", (50, 10, 5), merge="q"),
         *series("kv-sized-tome-sd", (50,), method="tome-sd", **sized),
-        *series("kv-sized-complete", (50, 25, 5), method="atc:linkage=complete", **sized),
+        *series("kv-sized-complete", (25,), method="atc:linkage=complete", **sized),
         *series("kv-sized-keys", (50, 25, 5), features="keys", **sized),
         *series("kv-sized-refresh-5", (50, 25, 5), refresh_every=5, **sized),
         *series("kv-sized-random", (50, 5), method="random", **sized),
         *series("qkv-keys", (50, 10), features="keys"),
         *series("qkv-refresh-5", (50, 10), refresh_every=5),
-        *series("qkv-complete", (50, 10), method="atc:linkage=complete"),
+        *series("qkv-complete", (50,), method="atc:linkage=complete"),
         *series("qkv-random", (50, 10), method="random"),
     ]
 

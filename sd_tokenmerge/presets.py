@@ -52,7 +52,7 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
             keep_rate=0.1,
             features="keys",
             merge="kv",
-            refresh_every=10,
+            refresh_every=5,
             proportional_attention=True,
         ),
     }
