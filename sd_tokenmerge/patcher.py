@@ -68,7 +68,8 @@ def apply_patch(
         merge: `"qkv"` merges queries, keys and values and gives each token its cluster's output
             (the papers). `"kv"` keeps every query and attends to merged keys and values. `"q"`
             attends with merged queries to every key and value.
-        refresh_every: denoising steps for which a partition is used, at least 1.
+        refresh_every: denoising steps for which a partition is used, at least 1: entries of the
+            scheduler's `timesteps`, of which schedulers of second order have two for each step.
         share_layers: whether the blocks of a level use the partition of the first of them.
         proportional_attention: whether a merged key counts as many times as it has tokens (ToMe);
             not for `merge="q"`, which merges no keys.

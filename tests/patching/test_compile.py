@@ -9,7 +9,7 @@ import torch
 from diffusers import UNet2DConditionModel
 from diffusers.models.attention import BasicTransformerBlock
 
-from sd_tokenmerge import apply_patch, remove_patch
+from sd_tokenmerge import METHODS, apply_patch, remove_patch
 from tests.tiny_models import UNET_CONFIGS, call_unet, tiny_unet, unet_inputs
 
 ATC_KEYS = {"method": "atc", "features": "keys"}
@@ -137,6 +137,21 @@ def test_one_graph_for_all_steps(how, options):
         assert (second.times_computed, second.times_reused) == (0, 18)
     else:
         assert (first.times_computed, first.times_reused) == (18, 0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_is_one_graph(method):
+    eager, unet, backend = small_unet(), small_unet(), Backend()
+    apply_patch(eager, method)
+    apply_patch(unet, method)
+    module = compiled(unet, "wrapped", backend)
+    for timestep in (900, 500, 100):
+        expected = call_unet(eager, timestep=timestep)
+        torch.testing.assert_close(
+            call_unet(module, timestep=timestep), expected, rtol=0, atol=1e-6
+        )
+    assert backend.graphs == 1
 
 
 def test_blocks_of_the_same_shape_share_a_graph():

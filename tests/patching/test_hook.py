@@ -4,6 +4,7 @@ import pytest
 import tomesd
 import torch
 from diffusers.hooks import PyramidAttentionBroadcastConfig, apply_pyramid_attention_broadcast
+from torch.nn import functional
 
 from sd_tokenmerge import METHODS, ToMeSD, apply_patch, clusters_to_keep, parse_method
 from sd_tokenmerge.sites import find_sites
@@ -64,6 +65,32 @@ def test_only_self_attention_sees_fewer_tokens(merge):
     assert cross_attention.inputs[0].shape[1] == 256
     assert cross_attention.keywords[0]["encoder_hidden_states"].shape[1] == 77
     assert feed_forward.inputs[0].shape[1] == 256
+
+
+@pytest.mark.parametrize("features", ["input", "keys"])
+@pytest.mark.parametrize(("merge", "queries", "keys"), [("qkv", 64, 64), ("kv", 256, 64)])
+def test_merged_tokens_are_projected_once(merge, queries, keys, features, monkeypatch):
+    unet, spy = tiny_unet(), SpyMethod()
+    apply_patch(unet, spy, keep_rate=0.25, merge=merge, features=features)
+    attention = find_sites(unet)[0].attention
+    names = {attention.to_q: "q", attention.to_k: "k", attention.to_v: "v"}
+    projected = []
+
+    def forward(self, tokens):  # a hook would keep `features="keys"` from its short cut
+        output = functional.linear(tokens, self.weight, self.bias)
+        if self in names:
+            projected.append((names[self], tokens.shape[1], output))
+        return output
+
+    monkeypatch.setattr(torch.nn.Linear, "forward", forward)
+    with traced(find_sites(unet)[0].block.norm1) as norm:
+        call_unet(unet)
+    assert [call[:2] for call in projected] == [("q", queries), ("k", keys), ("v", keys)]
+    # and nothing else comes out than if all tokens were projected, and then merged
+    partition = spy(spy.calls[0].tokens, 64, grid=spy.calls[0].grid)
+    for module, (_, _, output) in zip(list(names)[1:], projected[1:], strict=True):
+        expected = partition.merge(module(norm.outputs[0]))
+        torch.testing.assert_close(output, expected, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("size", [(16, 16), (16, 24), (18, 26)])

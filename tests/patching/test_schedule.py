@@ -182,10 +182,11 @@ class TestRefreshEvery:
         )
         assert counts(handle)[0] == 2
 
-    def test_calls_within_a_step_keep_a_partition_each(self):
+    @pytest.mark.parametrize("share_layers", [False, True])
+    def test_calls_within_a_step_keep_a_partition_each(self, share_layers):
         unet, alone = tiny_unet(), tiny_unet()
-        apply_patch(unet, "tome-sd", refresh_every=4)
-        apply_patch(alone, "tome-sd", refresh_every=4)
+        handle = apply_patch(unet, "tome-sd", refresh_every=4, share_layers=share_layers)
+        apply_patch(alone, "tome-sd", refresh_every=4, share_layers=share_layers)
         timesteps = torch.arange(400, 0, -100)
         inputs = unet_inputs(batch=2)
         with torch.no_grad():
@@ -205,6 +206,8 @@ class TestRefreshEvery:
             ]
         together = walk(alone, timesteps)
         torch.testing.assert_close(torch.stack(split), torch.stack(together), rtol=0, atol=1e-5)
+        assert counts(handle) == (2, 6)
+        assert counts(handle, 1) == ((0, 8) if share_layers else (2, 6))
 
     def test_many_calls_in_one_step_are_all_right(self):
         unet = tiny_unet()
