@@ -3,7 +3,8 @@
 The hierarchies of single, complete and average linkage are the ones that a textbook implementation
 builds in float64, but for rounding in the last bits; they are cut by applying exactly the N - K
 lowest merges. How each linkage does it, and why it is exact, is in the docstrings of `rounds`,
-`average`, `complete` and `single`, and in `docs/clustering.md`.
+`average`, `complete` and `single`, and in `docs/clustering.md`. On accelerators the same rounds run
+in arrays of fixed shape (`device`).
 
 Deterministic, ties included: every comparison that decides about the result is made on values that
 do not depend on the order of a sum (`exact`). The labels of an image depend on its own tokens only:
@@ -13,12 +14,15 @@ of the search.
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 import torch
 from torch import Tensor
 
 from sd_tokenmerge.kernels.average import AverageClusters
-from sd_tokenmerge.kernels.backend import runs_triton
+from sd_tokenmerge.kernels.backend import needs_fixed_shapes
 from sd_tokenmerge.kernels.complete import CompleteClusters
+from sd_tokenmerge.kernels.device.labels import fixed_shape_labels
 from sd_tokenmerge.kernels.exact import unit_vectors
 from sd_tokenmerge.kernels.hierarchy import Merges
 from sd_tokenmerge.kernels.images import are_small
@@ -46,7 +50,7 @@ def agglomerative_labels(
         linkage: `"single"`, `"complete"` or `"average"`.
         search_dtype: of the products that look for candidates, `torch.float32` or `torch.bfloat16`;
             None is the faster one on this device. It changes how many candidates need an exact
-            comparison, never the labels.
+            comparison, never the labels. Only the CPU knows bfloat16.
 
     Returns:
         `[B, N]` int64; clusters are numbered in the order of their first tokens, 0 to K - 1.
@@ -104,10 +108,9 @@ def _cluster(
     if tokens.device.type == "mps":  # knows no float64
         return _cluster(tokens.cpu(), num_clusters, linkage, search_dtype).to(tokens.device)
     with torch.no_grad(), torch.autocast(tokens.device.type, enabled=False):
-        if linkage == "average" and runs_triton(tokens):
-            from sd_tokenmerge.kernels.batched_average import average_labels
-
-            return average_labels(tokens, num_clusters)
+        if needs_fixed_shapes(tokens):
+            with suppress(MemoryError):  # complete linkage's float64 matrix; below, it is float32
+                return fixed_shape_labels(tokens, num_clusters, linkage)
         together = linkage == "average" and are_small(count)
         at_once = max(1, _TOKENS_AT_ONCE // count) if together else 1
         labels = []

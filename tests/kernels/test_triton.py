@@ -31,7 +31,8 @@ import sys
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from sd_tokenmerge.kernels import triton_average, triton_segments
+from sd_tokenmerge.kernels import triton_segments
+from sd_tokenmerge.kernels.device import triton_kernels
 
 float64, float32, int64, int32, int8 = "*fp64", "*fp32", "*i64", "*i32", "*i8"
 types = dict(
@@ -43,13 +44,13 @@ types = dict(
 )
 average = dict(LOW_MAGIC=48.0, BLOCK_C=64)
 kernels = [
-    (triton_average.merge_pairs, average),
-    (triton_average.refresh, dict(BLOCK_C=64)),
+    (triton_kernels.merge_pairs, average),
+    (triton_kernels.refresh, dict(BLOCK_C=64)),
     (
-        triton_average.find_nearest,
+        triton_kernels.find_nearest,
         dict(PRECISION="tf32x3", BLOCK_M=64, BLOCK_N=64, BLOCK_C=32),
     ),
-    (triton_average.resolve, dict(average, BLOCK_N=16)),
+    (triton_kernels.resolve, dict(average, BLOCK_N=16)),
     (triton_segments.sum_segments, dict(DTYPE=triton.language.float32, BLOCK_C=128)),
 ]
 for kernel, constants in kernels:

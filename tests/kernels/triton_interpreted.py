@@ -7,9 +7,10 @@ import os
 import pytest
 import torch
 
-from sd_tokenmerge.kernels import batched_average as batched
 from sd_tokenmerge.kernels.agglomerative import agglomerative_labels
-from sd_tokenmerge.kernels.exact import best_by_id, similarity_block
+from sd_tokenmerge.kernels.device.rounds import labels_by_rounds
+from sd_tokenmerge.kernels.device.triton_average import TritonAverageRounds
+from sd_tokenmerge.kernels.exact import best_by_id, similarity_block, unit_vectors
 from sd_tokenmerge.kernels.segments import segment_sum, sort_by_label
 from sd_tokenmerge.kernels.triton_segments import sum_sorted_segments
 from tests.kernels.token_fields import smooth_tokens, white_tokens
@@ -18,6 +19,10 @@ from tests.kernels.token_fields import smooth_tokens, white_tokens
 @pytest.fixture(autouse=True, scope="module")
 def _interpreter():
     assert os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def rounds_of(tokens: torch.Tensor, num_merges: int) -> TritonAverageRounds:
+    return TritonAverageRounds(unit_vectors(tokens.flatten(0, 1)).view(tokens.shape), num_merges)
 
 
 @pytest.mark.parametrize(
@@ -34,24 +39,25 @@ def _interpreter():
 def test_the_labels_are_those_of_the_torch_path(tokens, keep):
     num_clusters = max(1, int(tokens.shape[1] * keep))
     expected = agglomerative_labels(tokens, num_clusters, "average")
-    assert torch.equal(batched.average_labels(tokens, num_clusters), expected)
+    rounds = rounds_of(tokens, tokens.shape[1] - num_clusters)
+    assert torch.equal(labels_by_rounds(rounds), expected)
 
 
 def test_nearest_of_listed_rows_among_those_in_play():
     tokens = torch.stack((white_tokens(70, 40), white_tokens(70, 40, seed=1)))
     tokens[1, 30:60] = tokens[1, :30]  # ties
-    state = batched.State.of(tokens)
+    state = rounds_of(tokens, 35)
     state.size[:, ::7] = 2
     state.total[:, ::7] *= 1.5
     state.mean = (state.total / state.size.unsqueeze(-1)).float()
-    state.alive[:, 5::9] = 0
-    state.dormant[0, 6::11] = 1
+    state.alive[:, 5::9] = False
+    state.dormant[0, 6::11] = True
     state.bound[1] = 0.8
     search = state.alive.clone()
-    search[:, 1::3] = 0
+    search[:, 1::3] = False
     former = state.nearest.clone()
-    in_play = (state.alive & (1 - state.dormant)).bool()
-    batched._find_nearest(state, search)
+    in_play = state.in_play()
+    state.find_nearest(search)
     everyone = torch.arange(70)
     for image in range(2):
         mean = state.total[image] / state.size[image].unsqueeze(1)
@@ -60,7 +66,7 @@ def test_nearest_of_listed_rows_among_those_in_play():
         expected = best_by_id(similarity, everyone, everyone)
         similarity.fill_diagonal_(-torch.inf)
         best, second = similarity.topk(2, 1).values.unbind(1)
-        rows = search[image].bool()
+        rows = search[image]
         hopeless = best < 1 - state.bound[image]
         assert ((best - 1 + state.bound[image]).abs() > 2 * state.error).all()
         expected = torch.where(hopeless, everyone, expected)
@@ -68,14 +74,6 @@ def test_nearest_of_listed_rows_among_those_in_play():
         assert torch.equal(state.nearest[image][~rows], former[image][~rows])
         torch.testing.assert_close(state.best[image][rows], best[rows], atol=state.error, rtol=0)
         torch.testing.assert_close(state.rest[image][rows], second[rows], atol=state.error, rtol=0)
-
-
-def test_listed_places():
-    flags = torch.tensor([[0, 1, 1, 0, 1], [0, 0, 0, 0, 0], [1, 1, 1, 1, 1]], dtype=torch.int8)
-    listed, count = batched._listed(flags)
-    assert count.tolist() == [3, 0, 5]
-    assert listed[0, :3].tolist() == [1, 2, 4]
-    assert listed[2].tolist() == [0, 1, 2, 3, 4]
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])

@@ -1,7 +1,8 @@
-"""Triton kernels of average linkage, for `sd_tokenmerge.kernels.batched_average`.
+"""Triton kernels of average linkage, for `sd_tokenmerge.kernels.device.triton_average`.
 
-All arrays are those of `State`, `[B, N]` or `[B, N, C]` and contiguous; program axis 1 is the
-image. A program that has nothing to do returns at once, so the grids never depend on the data.
+All arrays are those of `TritonAverageRounds`, `[B, N]` or `[B, N, C]`, contiguous, and flags are
+int8; program axis 1 is the image. A program that has nothing to do returns at once, so the grids
+never depend on the data.
 
 Precision: the search is a filter like that of `sd_tokenmerge.kernels.search`; what decides is
 computed as in `sd_tokenmerge.kernels.exact`: products of fixed-point parts, whose sums are exact in
