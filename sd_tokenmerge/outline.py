@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,11 @@ from typing import Any
 import torch
 from diffusers import UNet2DConditionModel
 
+from sd_tokenmerge.keep_rates import KeepRateLike
 from sd_tokenmerge.methods import parse_method
 from sd_tokenmerge.methods.base import Grid, Method
 from sd_tokenmerge.partitions import clusters_to_keep
-from sd_tokenmerge.patcher import apply_patch
+from sd_tokenmerge.patcher import apply_patch, choose_sites, require_reachable
 from sd_tokenmerge.sites import find_sites, level_grid, native_latent_size
 
 
@@ -94,8 +96,8 @@ def plan_sites(
     outline: Outline,
     method: str | Method = "atc",
     *,
-    keep_rate: float = 0.5,
-    levels: int = 1,
+    keep_rate: KeepRateLike | Mapping[int, KeepRateLike] = 0.5,
+    levels: int | None = None,
     height: int | None = None,
     width: int | None = None,
 ) -> list[PlannedSite]:
@@ -104,27 +106,27 @@ def plan_sites(
     Args:
         outline: the model.
         method: as in `apply_patch`.
-        keep_rate: as in `apply_patch`.
+        keep_rate: as in `apply_patch`, but the same in every step.
         levels: as in `apply_patch`.
         height: of the image in pixels; default: what the UNet was made for.
         width: likewise.
 
     Raises:
-        ValueError: an argument is out of range, the size is unknown or no multiple of
-            `vae_scale_factor`, or the method cannot reach the keep rate at this size.
+        ValueError: an argument is out of range, the keep rate changes over the steps, the size is
+            unknown or no multiple of `vae_scale_factor`, or the method cannot reach the keep rate
+            at this size.
     """
     method = parse_method(method)
     latent = _latent_size(outline, height, width)
-    # With a method that reaches every keep rate: what `method` reaches depends on the size.
-    with apply_patch(outline.unet, "atc", keep_rate=keep_rate, levels=levels) as handle:
-        rows = {row.block: row for row in handle.report().rows}
+    chosen = choose_sites(outline.unet, keep_rate, levels)
+    for one in chosen:
+        if one.keep_rate.varies_over_steps:
+            raise ValueError(f"`keep_rate` must be the same in every step, got {one.keep_rate}.")
+    require_reachable(method, chosen, *latent)
+    rates = {one.site.path: one.keep_rate.at(0.0, one.depth) for one in chosen}
     planned = []
     for site in find_sites(outline.unet):
         grid = level_grid(site.level, *latent)
-        merged = rows[site.path].merged
-        clusters = clusters_to_keep(grid.num_tokens, keep_rate) if merged else grid.num_tokens
-        if clusters < grid.num_tokens:
-            method.require_reachable(clusters, grid)
         planned.append(
             PlannedSite(
                 block=site.path,
@@ -133,8 +135,8 @@ def plan_sites(
                 channels=site.channels,
                 grid=grid,
                 tokens_before=grid.num_tokens,
-                tokens_after=clusters,
-                merged=merged,
+                tokens_after=clusters_to_keep(grid.num_tokens, rates.get(site.path, 1.0)),
+                merged=site.path in rates,
             )
         )
     apply_patch(outline.unet, method, keep_rate=keep_rate, levels=levels).remove()

@@ -26,12 +26,18 @@ def sites_command(
         str, typer.Option(help="A method string; see `sd-tokenmerge methods`.")
     ] = DEFAULT_METHOD,
     keep_rate: Annotated[
-        float, typer.Option(help="Fraction of tokens kept, in (0, 1].")
-    ] = DEFAULT_KEEP_RATE,
+        str,
+        typer.Option(
+            help="Fraction of tokens kept, in (0, 1], or one that differs by block or level, as in "
+            "`generate`."
+        ),
+    ] = f"{DEFAULT_KEEP_RATE:g}",
     levels: Annotated[
-        int,
-        typer.Option(help="How many of the finest resolutions with self-attention are merged."),
-    ] = 1,
+        int | None,
+        typer.Option(
+            help="How many of the finest resolutions with self-attention are merged; default: 1."
+        ),
+    ] = None,
     size: Annotated[
         int | None,
         typer.Option(help="Height and width in pixels; default: what the model was made for."),
@@ -80,12 +86,12 @@ def _as_dict(site: PlannedSite) -> dict[str, object]:
     return vars(site) | {"grid": grid}
 
 
-def _summary(sites: list[PlannedSite], method: str, keep_rate: float) -> str:
+def _summary(sites: list[PlannedSite], method: str, keep_rate: str) -> str:
     merged = [site for site in sites if site.merged]
     changes = dict.fromkeys(f"{s.tokens_before:,} -> {s.tokens_after:,} tokens" for s in merged)
     return (
         f"{len(merged)} of {len(sites)} self-attentions are merged by {method} at keep rate "
-        f"{keep_rate:g}: {', '.join(changes)}."
+        f"{keep_rate}: {', '.join(changes)}."
     )
 
 

@@ -52,6 +52,18 @@ def test_options_and_json(model, capsys):
     }
 
 
+def test_keep_rates_by_level_and_block(model, capsys):
+    command = ["sites", "--model", model, "--keep-rate", "0=depth:rate=0.7,2=0.5"]
+    assert run(command) == 0
+    first, _, *table = capsys.readouterr().out.splitlines()
+    assert first == (
+        "10 of 16 self-attentions are merged by atc at keep rate 0=depth:rate=0.7,2=0.5: "
+        "256 -> 103 tokens, 256 -> 141 tokens, 16 -> 8 tokens, 256 -> 180 tokens, "
+        "256 -> 218 tokens, 256 -> 256 tokens."
+    )
+    assert len(table) == 17
+
+
 def test_the_size_a_sample_was_made_for_is_its_default(model, tmp_path, capsys):
     import shutil
 
@@ -67,6 +79,12 @@ def test_the_size_a_sample_was_made_for_is_its_default(model, tmp_path, capsys):
         (["--keep-rate", "0"], "`keep_rate` must be in (0, 1], got 0.0"),
         (["--keep-rate", "0.4", "--method", "tome"], "a keep rate of at least 0.5"),
         (["--method", "atc:linkage=ward"], "linkage must be single|complete|average"),
+        (["--keep-rate", "half"], "`keep_rate` must be a number in (0, 1], linear:"),
+        (["--keep-rate", "linear:first=1,last=0.5"], "must be the same in every step, got linear"),
+        (
+            ["--keep-rate", "0=0.5", "--levels", "1"],
+            "`levels` must be None where `keep_rate` names",
+        ),
         (["--size", "100"], "`height` must be a positive multiple of 8, got 100"),
         (["--size", "64", "--width", "64"], "--size excludes --height and --width"),
         (["--levels", "0"], "`levels` must be at least 1"),
