@@ -20,7 +20,7 @@ class CompleteRounds(TorchRounds):
     """The clusters of one image under complete linkage.
 
     Args:
-        unit: `[N, C]` float64 unit vectors.
+        unit: `[1, N, C]` float64 unit vectors.
         num_merges: N - K, in [1, N - 1].
 
     Raises:
@@ -28,11 +28,10 @@ class CompleteRounds(TorchRounds):
     """
 
     def __init__(self, unit: Tensor, num_merges: int) -> None:
-        count = len(unit)
-        super().__init__(unit.unsqueeze(0), num_merges)
-        self._matrix = allocate(count, unit, torch.float64)
-        for rows in row_blocks(count, 2 * count):
-            self._matrix[rows] = similarity_block(unit[rows], unit)
+        super().__init__(unit, num_merges)
+        self._matrix = allocate(self.num_tokens, unit, torch.float64)
+        for rows in row_blocks(self.num_tokens, 2 * self.num_tokens):
+            self._matrix[rows] = similarity_block(unit[0, rows], unit[0])
         self._matrix.fill_diagonal_(-torch.inf)
 
     def nearest_in_play(self, listed: Listed) -> Nearest:

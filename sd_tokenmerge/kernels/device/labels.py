@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from sd_tokenmerge.kernels.backend import runs_triton
 from sd_tokenmerge.kernels.device.average import AverageRounds
 from sd_tokenmerge.kernels.device.complete import CompleteRounds
-from sd_tokenmerge.kernels.device.rounds import labels_by_rounds
+from sd_tokenmerge.kernels.device.rounds import FixedRounds, labels_by_rounds
 from sd_tokenmerge.kernels.device.single import SingleRounds
 from sd_tokenmerge.kernels.exact import unit_vectors
+
+ROUNDS: dict[str, Callable[[Tensor, int], FixedRounds]] = {
+    "single": SingleRounds,
+    "complete": CompleteRounds,
+    "average": AverageRounds,
+}
+_NUMBERS_AT_ONCE = 1 << 23  # of the images that go through the rounds together
 
 
 def fixed_shape_labels(tokens: Tensor, num_clusters: int, linkage: str) -> Tensor:
@@ -25,14 +34,14 @@ def fixed_shape_labels(tokens: Tensor, num_clusters: int, linkage: str) -> Tenso
         ValueError: `tokens` are not finite.
         MemoryError: complete linkage's matrix, 8 N^2 bytes, does not fit.
     """
-    num_merges = tokens.shape[1] - num_clusters
-    unit = unit_vectors(tokens.flatten(0, 1)).view(tokens.shape)
-    if linkage == "complete":
-        return torch.cat([labels_by_rounds(CompleteRounds(image, num_merges)) for image in unit])
-    if linkage == "single":
-        return labels_by_rounds(SingleRounds(unit, num_merges))
-    if runs_triton(tokens):
+    rounds = ROUNDS[linkage]
+    if linkage == "average" and runs_triton(tokens):
         from sd_tokenmerge.kernels.device.triton_average import TritonAverageRounds
 
-        return labels_by_rounds(TritonAverageRounds(unit, num_merges))
-    return labels_by_rounds(AverageRounds(unit, num_merges))
+        rounds = TritonAverageRounds
+    unit = unit_vectors(tokens.flatten(0, 1)).view(tokens.shape)
+    at_once = 1 if linkage == "complete" else max(1, _NUMBERS_AT_ONCE // unit[0].numel())
+    num_merges = tokens.shape[1] - num_clusters
+    return torch.cat(
+        [labels_by_rounds(rounds(images, num_merges)) for images in torch.split(unit, at_once)]
+    )

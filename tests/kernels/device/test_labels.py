@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from sd_tokenmerge.kernels import agglomerative, exact, least
 from sd_tokenmerge.kernels.agglomerative import LINKAGES, agglomerative_labels
-from sd_tokenmerge.kernels.device import complete, rounds, search
+from sd_tokenmerge.kernels.device import complete, labels, rounds, search
 from sd_tokenmerge.kernels.device.labels import fixed_shape_labels
 from tests.kernels.test_agglomerative import mixed_batch
 from tests.kernels.test_ties import CASES
@@ -39,11 +39,11 @@ def cases(draw):
 
 def check_random_case(case, linkage):
     tokens, num_clusters = case
-    labels = fixed_shape_labels(tokens, num_clusters, linkage)
-    assert torch.equal(labels, agglomerative_labels(tokens, num_clusters, linkage))
-    for image, found in zip(tokens, labels, strict=True):
+    found = fixed_shape_labels(tokens, num_clusters, linkage)
+    assert torch.equal(found, agglomerative_labels(tokens, num_clusters, linkage))
+    for image, label in zip(tokens, found, strict=True):
         expected = reference.agglomerative_labels(image.numpy(), num_clusters, linkage)
-        np.testing.assert_array_equal(found.numpy(), expected)
+        np.testing.assert_array_equal(label.numpy(), expected)
 
 
 @settings(max_examples=120, deadline=None, derandomize=True, database=None)
@@ -86,11 +86,13 @@ def test_near_ties_are_resolved_as_on_the_cpu(linkage):
 
 @linkages
 @pytest.mark.parametrize("num_clusters", [30, 300, 540])
-def test_an_image_does_not_depend_on_the_others(linkage, num_clusters):
+@pytest.mark.parametrize("at_once", [1, 3 * 600 * 24])
+def test_an_image_does_not_depend_on_the_others(linkage, num_clusters, at_once, monkeypatch):
     tokens = mixed_batch()
     together = fixed_shape_labels(tokens, num_clusters, linkage)
     assert torch.equal(together, agglomerative_labels(tokens, num_clusters, linkage))
     order = [2, 0, 1, 1]
+    monkeypatch.setattr(labels, "_NUMBERS_AT_ONCE", at_once)
     assert torch.equal(fixed_shape_labels(tokens[order], num_clusters, linkage), together[order])
 
 
@@ -123,8 +125,19 @@ def test_float32_at_reduced_precision_changes_no_label(linkage):
 def test_1500_tokens(linkage, sigma):
     tokens = smooth_tokens(30, 50, 40, sigma) if sigma else white_tokens(1500, 40)
     for num_clusters in (150, 750):
-        labels = fixed_shape_labels(tokens[None], num_clusters, linkage)
-        assert torch.equal(labels, agglomerative_labels(tokens[None], num_clusters, linkage))
+        found = fixed_shape_labels(tokens[None], num_clusters, linkage)
+        assert torch.equal(found, agglomerative_labels(tokens[None], num_clusters, linkage))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@linkages
+@pytest.mark.parametrize("sigma", [0.0, 1.0, 4.0])
+def test_4096_tokens_of_320_channels(linkage, sigma):
+    tokens = smooth_tokens(64, 64, 320, sigma) if sigma else white_tokens(4096, 320)
+    for num_clusters in (205, 2048, 3687):
+        found = fixed_shape_labels(tokens[None], num_clusters, linkage)
+        assert torch.equal(found, agglomerative_labels(tokens[None], num_clusters, linkage))
 
 
 @linkages
@@ -132,9 +145,9 @@ def test_a_chain_of_ever_nearer_neighbours_ends(linkage):
     angle = np.cumsum(1.3 * 0.93 ** np.arange(100))
     tokens = torch.from_numpy(np.stack((np.cos(angle / 9), np.sin(angle / 9)), 1))
     for num_clusters in (1, 40):
-        labels = fixed_shape_labels(tokens[None], num_clusters, linkage)
+        found = fixed_shape_labels(tokens[None], num_clusters, linkage)
         expected = reference.agglomerative_labels(tokens.numpy(), num_clusters, linkage)
-        np.testing.assert_array_equal(labels[0].numpy(), expected)
+        np.testing.assert_array_equal(found[0].numpy(), expected)
 
 
 @pytest.fixture
@@ -143,11 +156,11 @@ def as_on_a_device(monkeypatch):
     called = []
     original = agglomerative.fixed_shape_labels
 
-    def labels(tokens, num_clusters, linkage):
+    def watched(tokens, num_clusters, linkage):
         called.append(linkage)
         return original(tokens, num_clusters, linkage)
 
-    monkeypatch.setattr(agglomerative, "fixed_shape_labels", labels)
+    monkeypatch.setattr(agglomerative, "fixed_shape_labels", watched)
     return called
 
 
@@ -155,9 +168,9 @@ def as_on_a_device(monkeypatch):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
 def test_devices_other_than_the_cpu_take_this_path(linkage, dtype, as_on_a_device):
     tokens = mixed_batch().to(dtype)
-    labels = agglomerative_labels(tokens, 250, linkage)
+    found = agglomerative_labels(tokens, 250, linkage)
     assert as_on_a_device == [linkage]
-    assert torch.equal(labels, fixed_shape_labels(tokens.double(), 250, linkage))
+    assert torch.equal(found, fixed_shape_labels(tokens.double(), 250, linkage))
     everyone = torch.arange(600).repeat(3, 1)
     assert torch.equal(agglomerative_labels(tokens, 600, linkage), everyone)
     assert agglomerative_labels(tokens[:0], 250, linkage).shape == (0, 600)
@@ -182,8 +195,8 @@ def test_where_the_float64_matrix_does_not_fit_a_smaller_one_does(as_on_a_device
     tokens = mixed_batch()
     expected = fixed_shape_labels(tokens, 250, "complete")
     refuses(8)
-    labels = agglomerative_labels(tokens, 250, "complete", torch.float32)
-    assert torch.equal(labels, expected)
+    found = agglomerative_labels(tokens, 250, "complete", torch.float32)
+    assert torch.equal(found, expected)
     assert allocated == [torch.float64] + 3 * [torch.float32]
     refuses(8, 4)
     with pytest.raises(MemoryError, match="1,125,899,906,842,624 bytes"):

@@ -11,20 +11,12 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sd_tokenmerge.kernels.agglomerative import agglomerative_labels
-from sd_tokenmerge.kernels.device.average import AverageRounds
-from sd_tokenmerge.kernels.device.complete import CompleteRounds
-from sd_tokenmerge.kernels.device.labels import fixed_shape_labels
+from sd_tokenmerge.kernels.device.labels import ROUNDS, fixed_shape_labels
 from sd_tokenmerge.kernels.device.rounds import labels_by_rounds
-from sd_tokenmerge.kernels.device.single import SingleRounds
 from sd_tokenmerge.kernels.exact import unit_vectors
 from tests.kernels.test_agglomerative import mixed_batch
 from tests.kernels.token_fields import white_tokens
 
-ROUNDS = {
-    "average": AverageRounds,
-    "complete": lambda unit, num_merges: CompleteRounds(unit[0], num_merges),
-    "single": SingleRounds,
-}
 linkages = pytest.mark.parametrize("linkage", ROUNDS)
 
 
