@@ -18,6 +18,7 @@ import torch
 from bench_pipeline import Bench, Timings, peak_bytes
 from bench_rows import append_rows, percentile, read_rows
 from pipeline_contestants import CONTESTANTS, Contestant, Precomputed, oracle_name, rotated
+from quality_settings import UNMERGED, Setting, all_settings
 
 from sd_tokenmerge import PRESETS, apply_patch
 from tests.tiny_models import call_unet, tiny_unet
@@ -141,9 +142,9 @@ class TestPipeline:
 
 class TestQuality:
     def test_settings_have_one_name_each_and_can_be_applied(self):
-        settings = bench_quality.all_settings()
+        settings = all_settings()
         assert len({setting.name for setting in settings}) == len(settings)
-        assert settings[0].name == bench_quality.UNMERGED
+        assert settings[0].name == UNMERGED
         given = SimpleNamespace(
             model="m", quick=False, images_per_class=1, batch_size=2, device="cpu"
         )
@@ -154,7 +155,7 @@ class TestQuality:
             assert all(getattr(options, name) == getattr(expected, name) for name in merging)
 
     def test_presets_are_as_they_are(self):
-        known = {setting.name: setting for setting in bench_quality.all_settings()}
+        known = {setting.name: setting for setting in all_settings()}
         for name in ("balanced", "fast"):
             setting, preset = known[f"preset-{name}"], PRESETS[name]
             assert setting.keep_rate == preset.keep_rate
@@ -162,7 +163,7 @@ class TestQuality:
 
     @pytest.mark.parametrize(("merge", "cost"), [("qkv", 0.0625), ("kv", 0.25), ("q", 0.25)])
     def test_attention_cost(self, merge, cost):
-        assert bench_quality.Setting("", keep_rate=0.25, merge=merge).attention_cost == cost
+        assert Setting("", keep_rate=0.25, merge=merge).attention_cost == cost
 
     def test_statistics_of_the_change(self):
         images = [
