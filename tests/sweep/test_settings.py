@@ -81,7 +81,7 @@ def test_bad_options_are_refused(changes, message):
 
 
 def test_keep_rates_that_change_are_refused():
-    with pytest.raises(TypeError, match="`keep_rates` must be numbers, got 'depth:rate=0.7'"):
+    with pytest.raises(TypeError, match=r"`keep_rates` must be numbers, got 'depth:rate=0\.7'"):
         sweep(keep_rates=(0.5, "depth:rate=0.7"))
 
 
