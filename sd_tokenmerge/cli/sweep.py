@@ -156,7 +156,7 @@ def sweep_command(
 
     Generates every setting into a run folder of its own, the unmerged pipeline first and once,
     measures it, and writes table.md, .csv, .json, .tex, distance.png, change.png,
-    contact_sheet.png and side_by_side.png. The defaults are Table 2 of the ATC paper.
+    contact_sheet.jpg and side_by_side.png. The defaults are Table 2 of the ATC paper.
 
     May be stopped at any moment; the same command goes on where it was, and does only what is
     not up to date. Several processes share the work: `accelerate launch -m sd_tokenmerge sweep

@@ -116,16 +116,18 @@ def jackknife_error(value: float, replicates: Tensor, groups: Groups) -> float:
 
     Args:
         value: of all images.
-        replicates: `[2G]`, in the order of `Groups.deleted`.
+        replicates: `[2G]`, in the order of `Groups.deleted`; `[G]` without the correction.
         groups: division of the N images.
     """
-    single, double = replicates.to(torch.float64).tensor_split(2)
+    replicates = replicates.to(torch.float64)
+    single, double = replicates[: groups.num_groups], replicates[groups.num_groups :]
     share = groups.sizes.to(torch.float64) / groups.labels.shape[0]
     pseudo_values = (value - (1 - share) * single) / share
     mean = (share * pseudo_values).sum()
-    uncorrected = ((pseudo_values - mean).square() * share / (1 - share)).mean()
-    corrected = uncorrected - _excess(value, single, double, share)
-    return float(corrected.clamp_min(uncorrected / 2).sqrt())
+    variance = ((pseudo_values - mean).square() * share / (1 - share)).mean()
+    if len(double):
+        variance = torch.maximum(variance - _excess(value, single, double, share), variance / 2)
+    return float(variance.sqrt())
 
 
 def _excess(value: float, single: Tensor, double: Tensor, share: Tensor) -> Tensor:

@@ -26,7 +26,7 @@ from sd_tokenmerge.sweep.options import SweepOptions
 from sd_tokenmerge.sweep.settings import Setting
 from sd_tokenmerge.sweep.state import Measurement, content_key
 
-RESULTS = 1
+RESULTS = 2
 """Version of what is drawn and written: a new one writes everything again."""
 
 
@@ -111,7 +111,7 @@ def draw_pictures(
     )
     caption = f"Same seed in all pictures of a group; {of_pictures.line()}"
     grids = [_grid(settings, record) for record in records]
-    drawn = {"contact_sheet.png": contact_sheet(grids, caption=caption)}
+    drawn = {"contact_sheet.jpg": contact_sheet(grids, caption=caption)}
     merged = [setting for setting in settings if not setting.is_baseline]
     if merged:
         first = [setting for setting in merged if setting.label == merged[0].label]
@@ -122,7 +122,7 @@ def draw_pictures(
             headings=[_heading(settings[0], record) for record in records],
             caption=f"Merged by {chosen.label}. {caption}",
         )
-    return {name: _png(picture) for name, picture in drawn.items()}
+    return {name: _encode(picture, Path(name).suffix) for name, picture in drawn.items()}
 
 
 def picture_hashes(settings: Sequence[Setting], records: Sequence[ImageRecord]) -> list[str]:
@@ -247,9 +247,12 @@ def _short_commit(commit: str) -> str:
     return commit[:9] + ("+" if commit.endswith("+") else "")
 
 
-def _png(picture: Image.Image) -> bytes:
+def _encode(picture: Image.Image, suffix: str) -> bytes:
     out = io.BytesIO()
-    picture.save(out, format="png", optimize=True)
+    if suffix == ".jpg":  # a third of the size; colours keep their resolution
+        picture.save(out, format="jpeg", quality=90, subsampling=0, optimize=True)
+    else:
+        picture.save(out, format="png", optimize=True)
     return out.getvalue()
 
 

@@ -61,7 +61,7 @@ def test_the_whole_job(command, tmp_path, capsys):
     assert error.splitlines()[-1].startswith(
         f"10 images generated, 5 settings measured; written in {demo}: "
     )
-    for name in ("distance.png", "change.png", "contact_sheet.png", "side_by_side.png"):
+    for name in ("distance.png", "change.png", "contact_sheet.jpg", "side_by_side.png"):
         with Image.open(demo / name) as picture:
             picture.verify()
 

@@ -140,6 +140,7 @@ def test_the_correction_takes_off_half_of_the_variance_at_most() -> None:
     double = 100 * torch.randn(20, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     error = jackknife_error(0, torch.cat([single, double]), single_groups(20))
     assert error == pytest.approx(textbook_error(single) / 2**0.5)
+    assert jackknife_error(0, single, single_groups(20)) == pytest.approx(textbook_error(single))
 
 
 def test_a_bias_in_one_over_n_is_no_error() -> None:

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from sd_tokenmerge.fid.jackknife import make_groups
+from sd_tokenmerge.fid.jackknife import jackknife_error, make_groups
 from sd_tokenmerge.fid.kid import (
     kernel_distance,
     kernel_replicates,
@@ -112,3 +112,21 @@ def test_bad_arguments_are_refused() -> None:
         kernel_distance(x[:1], y)
     with pytest.raises(ValueError, match="must be finite"):
         kernel_distance(x / 0, y)
+
+
+def test_its_error_is_true_for_equal_populations() -> None:
+    # all of its variance is of pairs there, but for what the reference set differs
+    generator = torch.Generator().manual_seed(0)
+    reference = torch.randn(300, 5, generator=generator)
+    similarity = self_similarity(reference)
+    groups = make_groups([f"{i}_0.png" for i in range(100)])
+    assert groups is not None
+    values, errors = [], []
+    for _ in range(500):
+        x = torch.randn(100, 5, generator=generator)
+        value = kernel_distance(x, reference, reference_similarity=similarity)
+        replicates = kernel_replicates(x, reference, groups, reference_similarity=similarity)
+        values.append(value)
+        errors.append(jackknife_error(value, replicates, groups))
+    error = float(torch.tensor(errors).square().mean().sqrt())
+    assert error == pytest.approx(float(torch.tensor(values).std()), rel=0.15)

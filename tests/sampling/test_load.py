@@ -41,6 +41,35 @@ def test_dtype_and_scheduler_can_be_chosen(tiny_model: Path) -> None:
     assert pipe.scheduler.config.beta_schedule == "scaled_linear"
 
 
+def test_only_the_unet_is_compiled_and_only_when_asked(tiny_model: Path) -> None:
+    assert load(tiny_model).unet._compiled_call_impl is None
+    pipe = load(tiny_model, compile=True)
+    assert pipe.unet._compiled_call_impl is not None
+    assert pipe.vae._compiled_call_impl is None
+
+
+@pytest.mark.parametrize(
+    ("offload", "expected"),
+    [
+        ("none", "to"),
+        ("model", "enable_model_cpu_offload"),
+        ("sequential", "enable_sequential_cpu_offload"),
+    ],
+)
+def test_what_waits_on_the_cpu_is_diffusers_business(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch, offload: str, expected: str
+) -> None:
+    called = []
+    for name in ("to", "enable_model_cpu_offload", "enable_sequential_cpu_offload"):
+        monkeypatch.setattr(
+            diffusers.StableDiffusionPipeline,
+            name,
+            lambda self, device, name=name: called.append((name, device)),
+        )
+    load(tiny_model, offload=offload)
+    assert called == [(expected, "cpu")]
+
+
 def test_sdxl_loads_through_the_same_code(tmp_path: Path) -> None:
     tiny_sdxl().save_pretrained(tmp_path / "xl")
     assert type(load(tmp_path / "xl")) is diffusers.StableDiffusionXLPipeline

@@ -26,7 +26,7 @@ RESULTS = {
     "table.tex",
     "distance.png",
     "change.png",
-    "contact_sheet.png",
+    "contact_sheet.jpg",
     "side_by_side.png",
 }
 SETTINGS = ["unmerged", *(f"{m}_keep-{k}" for m in ("tome-sd", "random") for k in (0.7, 0.5))]
