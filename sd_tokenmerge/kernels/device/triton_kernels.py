@@ -31,7 +31,7 @@ def _low_part(x, high, LOW_MAGIC: tl.constexpr):
     return ((x - high) + LOW_MAGIC) - LOW_MAGIC
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["this_round"])  # else rounds 1 and 16 compile their own
 def merge_pairs(
     nearest,
     total,
