@@ -30,7 +30,7 @@ class CompleteRounds(TorchRounds):
     def __init__(self, unit: Tensor, num_merges: int) -> None:
         super().__init__(unit, num_merges)
         self._matrix = allocate(self.num_tokens, unit, torch.float64)
-        for rows in row_blocks(self.num_tokens, 2 * self.num_tokens):
+        for rows in row_blocks(self.num_tokens, 4 * self.num_tokens):
             self._matrix[rows] = similarity_block(unit[0, rows], unit[0])
         self._matrix.fill_diagonal_(-torch.inf)
 
