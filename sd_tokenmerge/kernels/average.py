@@ -28,6 +28,8 @@ from sd_tokenmerge.kernels.search import (
     precise_dtype,
 )
 
+_PAIR_ELEMENTS = 1 << 17  # of vectors compared pair by pair
+
 
 class AverageClusters(Clusters):
     """Clusters under average linkage.
@@ -73,7 +75,12 @@ class AverageClusters(Clusters):
 
     def similarity(self, left: Tensor, right: Tensor) -> Tensor:
         """See `Clusters`."""
-        return pair_similarities(self._exact_mean(left), self._exact_mean(right))
+        step = max(1, _PAIR_ELEMENTS // self._sum.shape[1])
+        found = [
+            pair_similarities(self._exact_mean(one), self._exact_mean(other))
+            for one, other in zip(torch.split(left, step), torch.split(right, step), strict=True)
+        ]
+        return torch.cat(found)
 
     def merge(self, left: Tensor, right: Tensor) -> None:
         """See `Clusters`."""
@@ -86,8 +93,7 @@ class AverageClusters(Clusters):
         self._time += 1
         self._merged_at[left] = self._merged_at[right] = self._time
         listed = self.root[torch.cat((self._listed[left], self._listed[right]), 1)]
-        value = self._mean.index_select(0, listed.flatten()).view(*listed.shape, -1)
-        value = value.mul_(self._mean.index_select(0, left).unsqueeze(1)).sum(2)
+        value = self._similarities(left, listed)
         value.masked_fill_(_repeated(listed) | (listed == left.unsqueeze(1)), -torch.inf)
         best, place = value.topk(LIST_LENGTH + 1, 1)
         self._listed[left] = listed.gather(1, place[:, :-1])
@@ -113,6 +119,17 @@ class AverageClusters(Clusters):
         self._listed[clusters] = listed
         self._value[clusters] = value
         self._listed_at[clusters] = self._time
+
+    def _similarities(self, clusters: Tensor, others: Tensor) -> Tensor:
+        """Of each cluster with its others, within `_error`, `[M], [M, L] -> [M, L]`."""
+        step = max(1, _PAIR_ELEMENTS // (others.shape[1] * self._mean.shape[1]))
+        found = []
+        for part, listed in zip(
+            torch.split(clusters, step), torch.split(others, step), strict=True
+        ):
+            value = self._mean.index_select(0, listed.flatten()).view(*listed.shape, -1)
+            found.append(value.mul_(self._mean.index_select(0, part).unsqueeze(1)).sum(2))
+        return torch.cat(found)
 
     def _by_image(self, values: Tensor) -> Tensor:
         return values.view(-1, self.num_tokens, *values.shape[1:])

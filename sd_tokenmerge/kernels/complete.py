@@ -19,8 +19,8 @@ from torch import Tensor
 from sd_tokenmerge.kernels.exact import (
     best_by_id,
     best_of_pairs,
-    pair_similarities,
     rows_per_block,
+    similarities_of,
     similarity_block,
 )
 from sd_tokenmerge.kernels.least import LeastSimilarities, least_by_cluster
@@ -32,6 +32,7 @@ from sd_tokenmerge.kernels.search import float32_error, precise_dtype
 _BLOCK_ROWS = 512
 _PAIRS_PER_ROW = 64  # above this many exact token pairs, one exact product per member is cheaper
 _PAIRS_AT_ONCE = 1 << 14
+_PAIR_ELEMENTS = 1 << 18  # of float32 vectors compared pair by pair: 1 MiB
 _FEW_TOKENS = 1536  # below this number, bfloat16 saves less than its extra comparisons cost
 _CANDIDATES_PER_ROW = 24  # above this many, bfloat16 is too coarse for these tokens
 
@@ -86,6 +87,7 @@ class CompleteClusters(Clusters):
                 self._matrix = LeastSimilarities(self._working, self._working.dtype)
                 return self.first_neighbours()
             found.append(nearest)
+        self._matrix.is_filled()
         self._nearest = torch.cat(found)
         return self._nearest.clone()
 
@@ -174,11 +176,13 @@ class CompleteClusters(Clusters):
 
     def _token_similarities(self, left: Tensor, right: Tensor, exactly: bool) -> Tensor:
         if exactly:
-            return pair_similarities(
-                self._unit.index_select(0, left), self._unit.index_select(0, right)
-            )
-        product = self._working.index_select(0, left)
-        return product.mul_(self._working.index_select(0, right)).sum(1).double()
+            return similarities_of(self._unit, left, right)
+        step = max(1, _PAIR_ELEMENTS // self._working.shape[1])
+        products = []
+        for one, other in zip(torch.split(left, step), torch.split(right, step), strict=True):
+            product = self._working.index_select(0, one)
+            products.append(product.mul_(self._working.index_select(0, other)).sum(1))
+        return torch.cat(products).double()
 
     def _search(self, clusters: Tensor, floor: Tensor) -> Tensor:
         """Nearest cluster of the given ones, or itself where none reaches `floor`."""

@@ -21,7 +21,8 @@ import torch
 from torch import Tensor
 
 _HIGH_BITS = 26  # two of them make 52: sums of high * high stay below 2^53
-_BLOCK_ELEMENTS = 1 << 21  # float64 similarities looked at together: 16 MiB
+_BLOCK_ELEMENTS = 1 << 19  # float64 similarities looked at together: 4 MiB
+_PAIR_ELEMENTS = 1 << 17  # of float64 vectors compared pair by pair: 1 MiB
 
 
 def unit_vectors(tokens: Tensor) -> Tensor:
@@ -53,12 +54,22 @@ def pair_similarities(left: Tensor, right: Tensor) -> Tensor:
     return left_high.mul_(right_high).sum(1) + cross
 
 
+def similarities_of(vectors: Tensor, left: Tensor, right: Tensor) -> Tensor:
+    """`pair_similarities` of rows given by their numbers, `[N, C], [P], [P] -> [P]` float64."""
+    step = max(1, _PAIR_ELEMENTS // vectors.shape[1])
+    found = [
+        pair_similarities(vectors.index_select(0, one), vectors.index_select(0, other))
+        for one, other in zip(torch.split(left, step), torch.split(right, step), strict=True)
+    ]
+    return torch.cat(found)
+
+
 def similarity_block(rows: Tensor, columns: Tensor) -> Tensor:
     """`pair_similarities` of all rows with all columns, `[M, C], [N, C] -> [M, N]` float64."""
     row_high, row_low = _split(rows)
     column_high, column_low = _split(columns)
-    cross = torch.cat((row_high, row_low), 1) @ torch.cat((column_low, column_high), 1).T
-    return row_high @ column_high.T + cross  # not addmm: it may start its sums from `cross`
+    cross = (row_high @ column_low.T).addmm_(row_low, column_high.T)
+    return cross.add_(row_high @ column_high.T)  # not addmm: it may start its sums from `cross`
 
 
 def nearest_exact(rows: Tensor, row_ids: Tensor, columns: Tensor, column_ids: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sd_tokenmerge.kernels.ranking import clear, largest
+from sd_tokenmerge.kernels.ranking import clear, largest_similarities
 from sd_tokenmerge.kernels.search import (
     LIST_LENGTH,
     Lists,
@@ -67,10 +67,10 @@ def lists_by_image(vectors: Tensor, rows: Tensor, columns: Tensor) -> Lists:
 def _best_of_lanes(values: Tensor, error: float) -> Lists:
     """The best columns of each row, looked for in the few best of 64 interleaved lanes."""
     lanes = values.view(len(values), -1, _LANES)
-    _, lane, rest = largest(lanes.amax(1), _LANES_LISTED)
+    _, lane, rest = largest_similarities(lanes.amax(1), _LANES_LISTED)
     steps = torch.arange(0, values.shape[1], _LANES, device=values.device)
     column = (lane.unsqueeze(2) + steps).flatten(1)
-    value, place, unlisted = largest(values.gather(1, column), LIST_LENGTH)
+    value, place, unlisted = largest_similarities(values.gather(1, column), LIST_LENGTH)
     bound = torch.maximum(rest, unlisted).double() + error
     return Lists(column.gather(1, place), value, bound)
 

@@ -58,6 +58,10 @@ class LeastSimilarities:
         block.diagonal(start).fill_(lowest_of(block.dtype))  # one's own is never used
         return block
 
+    def is_filled(self) -> None:
+        """Give back the memory that only `fill` needs."""
+        del self._vectors, self._product
+
     def decode(self, keys: Tensor) -> Tensor:
         """Similarities of keys, float64."""
         if self._coded:
@@ -100,7 +104,7 @@ def least_by_cluster(values: Tensor, columns: Tensor, members: Members) -> Tenso
         if not (count := larger[level]):
             break
         tokens = members.nth(columns[:count], level)
-        least[:, :count] = torch.minimum(least[:, :count], _columns(values, tokens))
+        torch.minimum(least[:, :count], _columns(values, tokens), out=least[:, :count])
     for place in range(larger[_LEVELS]):
         tokens = members.expand(columns[place : place + 1])[1]
         least[:, place] = _columns(values, tokens).amin(1)

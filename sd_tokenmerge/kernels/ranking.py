@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 
 PART_WIDTH = 64
+_FEW_VALUES = 1 << 13
+_MOST_COLUMNS = 512
 
 
 def lowest_of(dtype: torch.dtype) -> float:
@@ -42,6 +44,31 @@ def largest(values: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
         column.append(position)
         clear(values, position)
     return torch.stack(best, 1), torch.stack(column, 1), values.amax(1)
+
+
+def largest_similarities(values: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
+    """As `largest`, for values above -2 or -inf; the choice is right but for about 2^-14.
+
+    The bound, the largest of the rest, is exact. A row's position is written into the last bits of
+    its values, as integers in the order of the values: their largest is found at a sixth of the
+    time of a maximum with its position.
+    """
+    width = values.shape[1]
+    if values.numel() < _FEW_VALUES or width > _MOST_COLUMNS:
+        return largest(values, count)
+    bits = (width - 1).bit_length()
+    keys = (values + 2).float().view(torch.int32)  # the bits of positive numbers are ordered
+    keys.bitwise_and_(-1 << bits).bitwise_or_(torch.arange(width, dtype=torch.int32))
+    found = []
+    for _ in range(count):
+        key = keys.amax(1, keepdim=True)
+        column = key.bitwise_and_((1 << bits) - 1).long()
+        found.append(column)
+        keys.scatter_(1, column, lowest_of(keys.dtype))
+    columns = torch.cat(found, 1)
+    best = values.gather(1, columns)
+    values.scatter_(1, columns, -torch.inf)
+    return best, columns, values.amax(1)
 
 
 class Ranked(NamedTuple):

@@ -16,7 +16,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sd_tokenmerge.kernels.exact import pair_similarities, rows_per_block, similarity_block
+from sd_tokenmerge.kernels.exact import rows_per_block, similarities_of, similarity_block
 from sd_tokenmerge.kernels.hierarchy import Merges, concatenate
 from sd_tokenmerge.kernels.search import (
     float32_error,
@@ -114,7 +114,7 @@ class _Forest:
         near = value >= largest.unsqueeze(1) - 2 * self._error
         row, place = torch.where(near & (value.double() + self._error >= floor) & value.isfinite())
         other = self._lists.column[row, place]
-        return row, other, pair_similarities(self._unit[row], self._unit[other])
+        return row, other, similarities_of(self._unit, row, other)
 
     def _nearest_outside(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """The lowest of the exactly nearest tokens outside each token's component; similarity."""

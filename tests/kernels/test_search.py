@@ -102,7 +102,7 @@ def test_bfloat16_stays_within_its_bound(channels):
     columns = search._Columns(unit.float(), None, torch.bfloat16)
     own = torch.arange(len(unit))
     exact = torch.nn.functional.pad(
-        (unit @ unit.T).fill_diagonal_(-torch.inf), (0, len(columns.filter) - len(unit))
+        (unit @ unit.T).fill_diagonal_(-torch.inf), (0, columns.padding)
     ).view(len(unit), columns.parts, columns.width)
     for maxima in (columns.part_maxima(unit.float(), own), columns.mutual_part_maxima()):
         assert (exact.amax(2) <= columns._upper_bound(maxima.double())).all()

@@ -41,6 +41,26 @@ def agglomerative_labels(tokens: np.ndarray, num_clusters: int, linkage: str) ->
     return cut(scipy_tree(tokens, linkage), num_clusters)
 
 
+def heights(
+    distances: np.ndarray, merges: list[tuple[int, int, float]], linkage: str
+) -> list[float]:
+    """How far the clusters that each merge joins are from each other.
+
+    Args:
+        distances: `[N, N]` float64 between tokens.
+        merges: a token of the one cluster, a token of the other, and anything.
+        linkage: how to measure between clusters.
+    """
+    reduce = {"single": np.min, "complete": np.max, "average": np.mean}[linkage]
+    members = {token: [token] for token in range(len(distances))}
+    found = []
+    for one, other, _ in merges:
+        left, right = members[one], members[other]
+        found.append(float(reduce(distances[np.ix_(left, right)])))
+        members.update(dict.fromkeys(left + right, left + right))
+    return found
+
+
 def greedy_violation(
     distances: np.ndarray, merges: list[tuple[int, int, float]], linkage: str
 ) -> float:
