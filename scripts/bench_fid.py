@@ -268,7 +268,7 @@ def photographs(arguments: argparse.Namespace) -> list[Row]:
     components = torch.linalg.svd(features - features.mean(0), full_matrices=False).Vh
     generator = torch.Generator().manual_seed(0)
     rows = []
-    for size, count, times in ((64, 400, 20), (64, 2000, 20), (1280, 400, 4)):
+    for size, count, times in ((64, 400, 20), (64, 2000, 20), (1280, 400, 4), (1280, 100, 8)):
         reduced = features @ components[:size].T if size < len(components) else features
         pairs = reduced.view(-1, 2, size)
         pairs = pairs[torch.randperm(len(pairs), generator=generator)]

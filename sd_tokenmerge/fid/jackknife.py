@@ -144,7 +144,7 @@ def _excess(value: float, single: Tensor, double: Tensor, share: Tensor) -> Tens
         - (1 - following) * single.roll(-1)
         + (1 - share - following) * double
     )
-    return differences.var() / 2
+    return differences.var(correction=0) / 2
 
 
 def frechet_replicates(features: Tensor, reference: Gaussian, groups: Groups) -> Tensor:

@@ -22,7 +22,7 @@ from sd_tokenmerge.sweep.options import SweepOptions
 from sd_tokenmerge.sweep.plan import SweepPlan
 from sd_tokenmerge.sweep.state import Measurement, SweepState, content_key
 
-MEASUREMENT = 1
+MEASUREMENT = 2
 """Version of what `Measurer.measure` computes: a new one measures everything again."""
 
 ExtractionProgress = Callable[[int, int], None]
