@@ -18,13 +18,12 @@ from torch import Tensor
 
 from sd_tokenmerge.kernels.exact import best_of_pairs, nearest_exact, pair_similarities
 from sd_tokenmerge.kernels.images import are_small, lists_by_image
+from sd_tokenmerge.kernels.nearest import mutual_nearest_lists, nearest_lists
 from sd_tokenmerge.kernels.rounds import Clusters
 from sd_tokenmerge.kernels.search import (
     LIST_LENGTH,
     Lists,
     float32_error,
-    mutual_nearest_lists,
-    nearest_lists,
     precise_dtype,
 )
 

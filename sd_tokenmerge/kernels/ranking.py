@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 PART_WIDTH = 64
-_FEW_VALUES = 1 << 13
-_MOST_COLUMNS = 512
+_FEW_VALUES = 1 << 13  # of fewer, `largest` is as fast
+_MOST_COLUMNS = 512  # so many positions leave 14 bits for the value
 
 
 def lowest_of(dtype: torch.dtype) -> float:
@@ -58,7 +58,9 @@ def largest_similarities(values: Tensor, count: int) -> tuple[Tensor, Tensor, Te
         return largest(values, count)
     bits = (width - 1).bit_length()
     keys = (values + 2).float().view(torch.int32)  # the bits of positive numbers are ordered
-    keys.bitwise_and_(-1 << bits).bitwise_or_(torch.arange(width, dtype=torch.int32))
+    keys.bitwise_and_(-1 << bits).bitwise_or_(
+        torch.arange(width, dtype=torch.int32, device=values.device)
+    )
     found = []
     for _ in range(count):
         key = keys.amax(1, keepdim=True)

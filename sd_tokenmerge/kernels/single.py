@@ -18,10 +18,9 @@ from torch import Tensor
 
 from sd_tokenmerge.kernels.exact import rows_per_block, similarities_of, similarity_block
 from sd_tokenmerge.kernels.hierarchy import Merges, concatenate
+from sd_tokenmerge.kernels.nearest import mutual_nearest_lists, nearest_lists
 from sd_tokenmerge.kernels.search import (
     float32_error,
-    mutual_nearest_lists,
-    nearest_lists,
     precise_dtype,
 )
 

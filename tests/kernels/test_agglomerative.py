@@ -17,8 +17,9 @@ from sd_tokenmerge.kernels import (
     exact,
     images,
     least,
+    nearest,
+    parts,
     ranking,
-    search,
 )
 from sd_tokenmerge.kernels.agglomerative import (
     LINKAGES,
@@ -166,20 +167,21 @@ def test_blocks_lists_threads_and_search_dtype_change_no_bit(linkage, image, mon
         check(search_dtype=dtype)
         with monkeypatch.context() as patch:
             patch.setattr(images, "_FEW_TOKENS", 0)
-            patch.setattr(search, "_DIRECT_COLUMNS", 10_000)
+            patch.setattr(nearest, "_DIRECT_COLUMNS", 10_000)
             check(search_dtype=dtype)
         with monkeypatch.context() as patch:
             patch.setattr(images, "_FEW_TOKENS", 0)
-            patch.setattr(search, "_DIRECT_COLUMNS", 40)
-            patch.setattr(search, "_DIRECT_ROWS", 3)
+            patch.setattr(nearest, "_DIRECT_COLUMNS", 40)
+            patch.setattr(nearest, "_DIRECT_ROWS", 3)
             patch.setattr(ranking, "PART_WIDTH", 16)
-            patch.setattr(search, "_PARTS", 19)
-            patch.setattr(search, "_PARTS_LISTED", 2)
-            patch.setattr(search, "_LISTED_AT_ONCE", 50)
-            patch.setattr(search, "_BLOCK_ELEMENTS", 5000)
-            patch.setattr(search, "_FEW_ELEMENTS", 1)
-            patch.setattr(search, "_FEW_PAIRS", 1)
-            patch.setattr(search, "_WASTE", 1.5)
+            for module in (nearest, parts):
+                patch.setattr(module, "PARTS", 19)
+                patch.setattr(module, "PARTS_LISTED", 2)
+                patch.setattr(module, "_BLOCK_ELEMENTS", 5000)
+            patch.setattr(parts, "_LISTED_AT_ONCE", 50)
+            patch.setattr(nearest, "_FEW_ELEMENTS", 1)
+            patch.setattr(parts, "_FEW_PAIRS", 1)
+            patch.setattr(parts, "_WASTE", 1.5)
             patch.setattr(ranking, "_FEW_VALUES", 1)
             patch.setattr(complete, "_BLOCK_ROWS", 37)
             patch.setattr(complete, "_CANDIDATES_PER_ROW", 1)

@@ -6,14 +6,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from sd_tokenmerge.kernels import search
 from sd_tokenmerge.kernels.exact import unit_vectors
 from sd_tokenmerge.kernels.images import lists_by_image
+from sd_tokenmerge.kernels.nearest import mutual_nearest_lists, nearest_lists
+from sd_tokenmerge.kernels.parts import Columns
 from sd_tokenmerge.kernels.search import (
     Lists,
     float32_error,
-    mutual_nearest_lists,
-    nearest_lists,
     precise_dtype,
 )
 from tests.kernels.token_fields import smooth_tokens, white_tokens
@@ -99,7 +98,7 @@ def test_bfloat16_stays_within_its_bound(channels):
     step = torch.randint(0, 3, (900, channels), generator=torch.Generator().manual_seed(0))
     tokens = torch.tensor([1 + 2.0**-8 + 2.0**-12, 1 + 3 * 2.0**-8 - 2.0**-12, 1.0])[step]
     unit = unit_vectors(tokens)
-    columns = search._Columns(unit.float(), None, torch.bfloat16)
+    columns = Columns(unit.float(), None, torch.bfloat16)
     own = torch.arange(len(unit))
     exact = torch.nn.functional.pad(
         (unit @ unit.T).fill_diagonal_(-torch.inf), (0, columns.padding)

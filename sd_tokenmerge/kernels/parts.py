@@ -1,0 +1,192 @@
+"""Columns in parts, of which a row looks at the few best.
+
+The product of rows with all columns, in a fast dtype, is reduced to the largest value of each part:
+without positions, that takes a fraction of the time of the product. Only the few parts with the
+largest values are then looked at column by column, in full precision. What is known of all other
+parts is an upper bound.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from sd_tokenmerge.kernels.ranking import clear, largest_similarities, lowest_of
+from sd_tokenmerge.kernels.search import (
+    Lists,
+    blocks,
+    float32_error,
+    join_lists,
+    list_largest,
+    union,
+)
+
+PARTS = 64
+PARTS_LISTED = 3
+_BLOCK_ELEMENTS = 1 << 19  # similarities looked at together: 1 MiB
+_MANY_CHANNELS = 160  # from here on, a longer product is worth twice as large blocks
+_LISTED_AT_ONCE = 1024  # rows
+_FEW_PAIRS = 1 << 12
+_WASTE = 2.5  # how much longer a product may get by padding
+
+
+class Columns:
+    """Columns in parts of equal width.
+
+    Attributes:
+        parts: their number.
+        width: columns in each part; the last ones may be padded.
+        filter: `[parts * width, C]`, the columns in `dtype`.
+
+    Args:
+        columns: `[N, C]`, in `precise_dtype`.
+        groups: `[N]` int64, the group of each column; None means its number.
+        dtype: of the first product; bfloat16, or that of `columns`.
+    """
+
+    def __init__(self, columns: Tensor, groups: Tensor | None, dtype: torch.dtype) -> None:
+        self.count, channels = columns.shape
+        self.width = -(-self.count // PARTS)
+        self.parts = PARTS
+        self.padding = self.parts * self.width - self.count
+        # a padded column is a zero vector: it raises its part's largest value to 0 at most
+        padded = pad(columns, (0, 0, 0, self.padding)) if self.padding else columns
+        self.columns = padded.view(self.parts, self.width, channels)
+        # the first columns of all parts, then the second ones, and so on: maxima are then taken
+        # over a dimension that is not the last, for a fifth of the time
+        self.filter = self._interleaved(padded).to(dtype)
+        self.groups = self.interleaved_groups = None
+        if groups is not None:
+            self.groups = pad(groups, (0, self.padding), value=-1)
+            self.interleaved_groups = self._interleaved(self.groups)
+
+    def _interleaved(self, values: Tensor) -> Tensor:
+        by_part = values.view(self.parts, self.width, *values.shape[1:])
+        return by_part.transpose(0, 1).reshape(values.shape)
+
+    def _block_elements(self) -> int:
+        wide = self.columns.shape[2] >= _MANY_CHANNELS
+        return _BLOCK_ELEMENTS * 2 if wide else _BLOCK_ELEMENTS
+
+    def part_maxima(self, rows: Tensor, own: Tensor) -> Tensor:
+        """Largest product of each row with each part, `[M, C] -> [M, parts]`."""
+        step = max(1, self._block_elements() // len(self.filter))
+        place = own % self.width * self.parts + own // self.width
+        maxima = []
+        for block, block_own, block_place in blocks(step, rows.to(self.filter.dtype), own, place):
+            product = _ordered(block @ self.filter.T)
+            if self.interleaved_groups is None:
+                clear(product, block_place)
+            else:
+                inside = block_own.unsqueeze(1) == self.interleaved_groups
+                product.masked_fill_(inside, lowest_of(product.dtype))
+            maxima.append(product.view(len(block), self.width, self.parts).amax(1))
+        return _values(torch.cat(maxima))
+
+    def mutual_part_maxima(self) -> Tensor:
+        """As `part_maxima` of the columns themselves."""
+        count = len(self.filter)
+        step = self.parts * max(1, self._block_elements() // (count * self.parts))
+        of_rows, of_columns = [], _ordered(self.filter.new_zeros(self.parts, count))
+        of_columns.fill_(lowest_of(of_columns.dtype))
+        for start in range(0, count, step):
+            stop = min(start + step, count)
+            product = _ordered(self.filter[start:stop] @ self.filter[start:].T)
+            product.diagonal().fill_(lowest_of(product.dtype))
+            of_rows.append(product.view(stop - start, -1, self.parts).amax(1))
+            if stop < count:
+                below = product.view(-1, self.parts, count - start)[:, :, stop - start :].amax(0)
+                torch.maximum(of_columns[:, stop:], below, out=of_columns[:, stop:])
+        maxima = torch.maximum(torch.cat(of_rows), of_columns.T)
+        by_part = maxima.view(self.width, self.parts, self.parts).transpose(0, 1)
+        return _values(by_part.reshape(count, self.parts)[: self.count])
+
+    def lists(self, rows: Tensor, own: Tensor, maxima: Tensor) -> Lists:
+        """The lists of rows, given their `part_maxima`, which are overwritten."""
+        return join_lists(
+            [
+                self._lists(part, part_own, part_maxima)
+                for part, part_own, part_maxima in blocks(_LISTED_AT_ONCE, rows, own, maxima)
+            ]
+        )
+
+    def _lists(self, rows: Tensor, own: Tensor, maxima: Tensor) -> Lists:
+        lists, beyond = self._within_best_parts(rows, own, maxima)
+        best = lists.value.amax(1).double() - float32_error(rows.shape[1])
+        again = torch.where((best <= beyond) & (best > lists.bound))[0]
+        if len(again):  # the next parts may prove the nearest
+            more, beyond[again] = self._within_best_parts(rows[again], own[again], maxima[again])
+            both = union(Lists(*(field[again] for field in lists)), more, rows.shape[1])
+            for old, new in zip(lists, both, strict=True):
+                old[again] = new
+        return lists._replace(bound=torch.maximum(lists.bound, beyond))
+
+    def _within_best_parts(self, rows: Tensor, own: Tensor, maxima: Tensor) -> tuple[Lists, Tensor]:
+        """Lists within the parts of the largest `maxima`, and a bound on the other parts."""
+        _, parts, rest = largest_similarities(maxima, PARTS_LISTED)
+        values = self._columns_of_parts(rows, parts)
+        if self.groups is None:
+            row, place = torch.where(parts == (own // self.width).unsqueeze(1))
+            values[row, place, own[row] % self.width] = -torch.inf
+        else:
+            inside = self.groups.view(-1, self.width)[parts] == own.view(-1, 1, 1)
+            values.masked_fill_(inside, -torch.inf)
+        found = list_largest(values.flatten(1), float32_error(rows.shape[1]))
+        part = parts.gather(1, found.column // self.width)
+        column = (part * self.width + found.column % self.width).clamp_(max=self.count - 1)
+        return found._replace(column=column), self._upper_bound(rest.double())
+
+    def _upper_bound(self, product: Tensor) -> Tensor:
+        """What the exact similarity is at most, given the largest computed one."""
+        channels = self.columns.shape[2]
+        if self.filter.dtype == torch.bfloat16:
+            # 8 bits each for the factors and for the result; the sum is float32
+            return product + (product.abs() + 1.01) * 2.0**-8 + channels * 2.0**-22
+        return product + float32_error(channels)
+
+    def _columns_of_parts(self, rows: Tensor, parts: Tensor) -> Tensor:
+        """Similarities with all columns of the given parts, `[M, L] -> [M, L, width]`."""
+        order = torch.argsort(parts.flatten())  # pairs of a row and a part, by part
+        row = order // parts.shape[1]
+        counts = torch.bincount(parts.flatten(), minlength=self.parts)
+        most = int(counts.amax())
+        place = torch.empty_like(order)
+        if most * self.parts <= max(_FEW_PAIRS, _WASTE * len(order)):
+            before = counts.cumsum(0).sub_(counts)
+            first = torch.arange(0, most * self.parts, most, device=order.device) - before
+            slot = first[parts.flatten()[order]] + torch.arange(len(order), device=order.device)
+            place[order] = slot
+            table = row.new_zeros(self.parts * most)
+            table[slot] = row
+            left = rows.index_select(0, table).view(self.parts, most, -1)
+            values = torch.bmm(left, self.columns.mT).flatten(0, 1)
+        else:  # many rows look at the same parts
+            place[order] = torch.arange(len(order), device=order.device)
+            values = rows.new_empty(len(order), self.width)
+            split = [torch.split(part, counts.tolist()) for part in (values, rows[row])]
+            for out, left, columns in zip(*split, self.columns, strict=True):
+                torch.mm(left, columns.T, out=out)
+        values = values.index_select(0, place).view(*parts.shape, self.width)
+        if self.padding:
+            self._leave_out_padding(values, parts)
+        return values
+
+    def _leave_out_padding(self, values: Tensor, parts: Tensor) -> None:
+        row, nth = torch.where(parts >= self.count // self.width)
+        within = torch.arange(self.width, device=parts.device)
+        column = parts[row, nth].unsqueeze(1) * self.width + within
+        values[row, nth] = values[row, nth].masked_fill_(column >= self.count, -torch.inf)
+
+
+def _ordered(product: Tensor) -> Tensor:
+    """Numbers in the order of the products, as far as these are positive; the rest is below."""
+    # integers reduce five times as fast as bfloat16, whose bit patterns are ordered like themselves
+    return product.view(torch.int16) if product.dtype == torch.bfloat16 else product
+
+
+def _values(ordered: Tensor) -> Tensor:
+    """What is `_ordered` as numbers; of integers, 0 stands for what is below 0."""
+    if ordered.dtype == torch.int16:
+        return ordered.clamp(min=0).view(torch.bfloat16).float()
+    return ordered
