@@ -27,7 +27,7 @@ demo: $(READY)
 		--images-per-class $(DEMO_IMAGES_PER_CLASS) --batch-size 4 \
 		--reference $(DEMO)/reference --extractor efficientnet-lite0 \
 		--cache $(DEMO)/cache --out $(DEMO)/sweep
-	@echo "The table is above; see also $(DEMO)/sweep: distance.png, contact_sheet.png, side_by_side.png"
+	@echo "The table is above; see also $(DEMO)/sweep: distance.png, contact_sheet.jpg, side_by_side.png"
 
 # one thread: the tensors of the default suite are tiny, and results then repeat to the last bit
 test: $(READY)

@@ -8,7 +8,8 @@ Every setting generates the same pictures with the sample pipeline, from the sam
 compared with its unmerged twin (PSNR, SSIM, distance in EfficientNet-Lite0's features), and the set
 with pictures rendered from the world that the pipeline was trained on. A new setting is begun only
 if the last one's time is left. Complete settings are written, all anew, to two CSV files: one row
-per setting, and one per picture for paired comparisons, and drawn as a plot.
+per setting, and one per picture for paired comparisons, and drawn as a plot against the times that
+`bench_quality_time.py` measured.
 """
 
 from __future__ import annotations
@@ -54,7 +55,6 @@ FIELDS = (
     *("psnr_db", "psnr_db_20", "psnr_db_80", "psnr_mean", "psnr_se", "ssim_mean", "ssim_se"),
     *("feature_distance", "feature_distance_se"),
     *("references", "fid", "fid_se", "delta", "delta_se", "kid", "kid_se"),
-    *("s_per_image", "s_per_image_20", "s_per_image_80"),
     *("device", "threads", "load", "torch", "versions", "commit"),
 )
 IMAGE_FIELDS = ("setting", "file", "psnr_db", "ssim", "feature_distance")
@@ -116,7 +116,6 @@ class Bench:
         features, baseline = self.features(folder), self.features(twins)
         is_baseline = setting.name == UNMERGED
         distance = self.evaluator.compare(features, baseline=None if is_baseline else baseline)
-        seconds = [record.seconds for record in read_manifest(folder)]
         row: dict[str, Any] = {
             "benchmark": "quality",
             "setting": setting.name,
@@ -133,9 +132,6 @@ class Bench:
             "fid_se": distance.fid_se,
             "kid": distance.kid,
             "kid_se": distance.kid_se,
-            "s_per_image": statistics.median(seconds),
-            "s_per_image_20": percentile(seconds, 0.2),
-            "s_per_image_80": percentile(seconds, 0.8),
             **describe_machine(str(torch.device(self.arguments.device))),
         }
         if distance.delta is not None:
@@ -241,7 +237,6 @@ def parse_arguments() -> argparse.Namespace:
 def run(arguments: argparse.Namespace) -> None:
     """Measure settings until the time is used up."""
     started = time.perf_counter()
-    resolved = resolve_options(arguments.settings[0].generation(arguments, arguments.work))
     bench = Bench(arguments)
     measured: list[dict[str, Any]] = []
     longest = 0.0
@@ -258,8 +253,7 @@ def run(arguments: argparse.Namespace) -> None:
         row = measured[-1]["row"]
         change = f"{row['psnr_db']:.1f} dB" if "psnr_db" in row else ""
         print(
-            f"{number}/{len(arguments.settings)} {setting.name:24} {change:8} "
-            f"{row['s_per_image']:.2f} s per image at {resolved.steps} steps ({seconds:.0f} s)",
+            f"{number}/{len(arguments.settings)} {setting.name:24} {change:8} ({seconds:.0f} s)",
             file=sys.stderr,
         )
     write_results(arguments.out, measured)

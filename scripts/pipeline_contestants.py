@@ -131,7 +131,7 @@ CONTESTANTS = {
         Contestant(
             "oracle-kv-10-unsized", {"method": Precomputed(), "keep_rate": 0.1, "merge": "kv"}
         ),
-        Contestant("tomesd-75", tomesd_ratio=0.75),
+        Contestant("tomesd-25", tomesd_ratio=0.75),
         Contestant("tome-sd-50", {"method": "tome-sd"}),
         Contestant("tome-sd-50-keys", {"method": "tome-sd", "features": "keys"}),
         Contestant("atc-50-refresh-10", {"refresh_every": 10}),

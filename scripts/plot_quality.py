@@ -6,11 +6,13 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from bench_rows import read_rows
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 SERIES = {
     "kv-sized": ("ATC, kv with sizes", "#0072B2", "o-"),
+    "kv-sized-refresh-5": ("the same, kept for 5 steps", "#0072B2", "o:"),
     "kv": ("ATC, kv without sizes", "#56B4E9", "^--"),
     "q": ("ATC, q", "#E69F00", "v--"),
     "qkv": ("ATC, qkv (the paper)", "#D55E00", "s-"),
@@ -25,12 +27,13 @@ SERIES = {
 
 
 def plot_quality(rows: Sequence[Mapping[str, str]], out: Path) -> None:
-    """Draw median PSNR against the attention's cost and against time per picture.
+    """Draw median PSNR against the attention's cost and against time of denoising.
 
     Args:
         rows: of `quality.csv`.
-        out: PNG file.
+        out: PNG file; the times are in `quality_time.csv` beside it.
     """
+    times = latest_times(out.parent)
     figure = Figure(figsize=(10.5, 4.4), layout="constrained")
     by_cost, by_time = figure.subplots(1, 2, sharey=True)
     for name, style in SERIES.items():
@@ -38,26 +41,38 @@ def plot_quality(rows: Sequence[Mapping[str, str]], out: Path) -> None:
         points.sort(key=lambda row: float(row["keep_rate"]))
         if points:
             _draw(by_cost, [100 * float(row["attention_cost"]) for row in points], points, style)
-            _draw(by_time, [float(row["s_per_image"]) for row in points], points, style)
+        timed = [row for row in points if row["setting"] in times]
+        if timed:
+            _draw(by_time, [float(times[row["setting"]]["ms"]) for row in timed], timed, style)
     by_cost.set_xscale("log")
     by_cost.set_xticks([0.25, 1, 5, 10, 25, 50, 100], ["0.25", "1", "5", "10", "25", "50", "100"])
     by_cost.set_xlabel("products of queries and keys (% of unmerged)")
     by_cost.set_ylabel("PSNR to the unmerged picture (dB)")
-    by_time.set_xlabel("seconds per picture")
-    for row in rows:
-        if row["setting"] == "unmerged":
-            seconds = float(row["s_per_image"])
-            by_time.axvline(seconds, color="0.4", linestyle=(0, (5, 3)), label="unmerged")
+    by_time.set_xlabel("ms of denoising per picture and step")
+    if "unmerged" in times:
+        unmerged = float(times["unmerged"]["ms"])
+        by_time.axvline(unmerged, color="0.4", linestyle=(0, (5, 3)), label="unmerged")
     for axes in (by_cost, by_time):
         axes.grid(color="0.92")
         axes.set_axisbelow(True)
         axes.spines[["top", "right"]].set_visible(False)
-    handles, labels = by_time.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside right upper", frameon=False, fontsize=8.5)
+    by_label = {}
+    for axes in (by_cost, by_time):
+        by_label |= dict(
+            reversed(pair) for pair in zip(*axes.get_legend_handles_labels(), strict=True)
+        )
+    figure.legend(
+        by_label.values(), by_label.keys(), loc="outside right upper", frameon=False, fontsize=8.5
+    )
     figure.suptitle(
         "Change by merging: median over the pictures; bars: 20 to 80 %", x=0.01, ha="left", size=11
     )
     figure.savefig(out, dpi=160)
+
+
+def latest_times(folder: Path) -> dict[str, dict[str, str]]:
+    """The newest row of `quality_time.csv` for each setting."""
+    return {row["setting"]: row for row in read_rows(folder / "quality_time.csv")}
 
 
 def series_of(setting: str) -> str:

@@ -56,11 +56,15 @@ class Setting:
         finally:
             tomesd.remove_patch(pipe)
 
+    def patch(self) -> dict[str, Any]:
+        """Options of `apply_patch`."""
+        own = asdict(self)
+        del own["name"], own["tomesd"]
+        return own
+
     def generation(self, arguments: Namespace, folder: Path) -> GenerateOptions:
         """How its pictures are made."""
-        own: dict[str, Any] = asdict(self)
-        for name in ("name", "tomesd"):
-            del own[name]
+        own = self.patch()
         if self.tomesd:
             own |= {"method": "none", "keep_rate": 1.0}
         return GenerateOptions(

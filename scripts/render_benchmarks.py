@@ -19,6 +19,7 @@ from pathlib import Path
 
 from bench_rows import read_rows, write_or_check
 from pipeline_contestants import oracle_name
+from plot_quality import latest_times
 
 from sd_tokenmerge import PRESETS
 
@@ -27,14 +28,22 @@ Row = dict[str, str]
 NOT_RUN = "Not run."
 
 PAIRS = (
-    ("kv-sized-50", "tomesd-50"),
-    ("kv-sized-25", "tomesd-25"),
+    ("kv-sized-refresh-5-50", "tomesd-50"),
+    ("preset-balanced", "tomesd-50"),
+    ("preset-fast", "tomesd-50"),
+    ("preset-fast", "tomesd-25"),
     ("qkv-50", "tomesd-50"),
     ("kv-sized-25", "qkv-50"),
     ("kv-sized-10", "qkv-25"),
+    ("kv-25", "qkv-50"),
     ("kv-sized-25", "kv-25"),
     ("kv-sized-10", "kv-10"),
+    ("kv-sized-25", "q-25"),
+    ("kv-sized-10", "q-10"),
+    ("kv-sized-50", "kv-sized-tome-sd-50"),
     ("kv-sized-25", "kv-sized-tome-sd-25"),
+    ("kv-sized-25", "kv-sized-complete-25"),
+    ("kv-sized-10", "kv-sized-complete-10"),
     ("kv-sized-10", "kv-sized-random-10"),
     ("kv-sized-10", "kv-sized-keys-10"),
     ("kv-sized-10", "kv-sized-refresh-5-10"),
@@ -88,11 +97,18 @@ def quality(folder: Path) -> str:
     if not rows:
         return NOT_RUN
     first = rows[0]
+    times = latest_times(folder)
+    timed = [
+        f"Milliseconds of denoising per picture and step (batch {row['batch']}, {row['steps']} "
+        f"steps, median of {row['repeats']}): {conditions(row)}"
+        for row in list(times.values())[:1]
+    ]
     lines = [
         f"{first['images']} pictures, {first['references']} references; {conditions(first)}",
+        *timed,
         "",
         "| setting | cost of attention | PSNR, dB: median (20 to 80 %) | mean ± SE | SSIM "
-        "| feature distance | set distance minus unmerged's | s per picture |",
+        "| feature distance | set distance minus unmerged's | ms |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
@@ -111,7 +127,7 @@ def quality(folder: Path) -> str:
         distance = plus_minus(row, "fid", "fid_se", 2) + " (itself)"
         cells += [
             distance if is_unmerged else plus_minus(row, "delta", "delta_se", 2),
-            number(row["s_per_image"], 2),
+            number(times[row["setting"]]["ms"], 1) if row["setting"] in times else "-",
         ]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)

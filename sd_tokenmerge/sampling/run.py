@@ -234,6 +234,10 @@ class Run:
             )
         if self.is_first_process:
             unite_manifests(self.folder, *self._shard)
+        if request.signal_number:  # in the last batch; else a sweep would go on
+            raise RunStopped(
+                f"stopped after the last batch: all {len(self._own_jobs)} images are done."
+            )
         return RunSummary(
             folder=str(self.folder),
             num_images=len(self._own_jobs),

@@ -394,6 +394,20 @@ def test_a_signal_ends_the_run_after_the_batch_and_it_can_go_on(
     assert images(options.out) == images(whole)
 
 
+def test_a_signal_during_the_last_batch_is_not_lost(
+    make_options: MakeOptions, whole: Path, tiny_pipe: Any
+) -> None:
+    def interrupt(done: int) -> None:
+        if done == 6:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    options = make_options(batch_size=4)
+    with pytest.raises(RunStopped, match="after the last batch: all 6 images are done"):
+        generate(options, pipe=tiny_pipe, progress=RecordedProgress(interrupt))
+    assert run_status(options.out).done == 6
+    assert images(options.out) == images(whole)
+
+
 def test_an_error_of_the_pipeline_keeps_what_is_done(
     make_options: MakeOptions, tiny_pipe: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import bench_key_bias
 import bench_pipeline
 import bench_quality
+import bench_quality_time
 import pytest
 import render_benchmarks
 import torch
@@ -219,29 +220,34 @@ class TestDocument:
 
     def test_quality(self, tmp_path):
         measured = [
-            {"row": {"setting": "unmerged", "attention_cost": 1, "s_per_image": 2.0}, "images": []},
+            {"row": {"setting": "unmerged", "attention_cost": 1}, "images": []},
             *(
                 {
                     "row": {
                         "setting": name,
                         "attention_cost": 0.5,
                         "keep_rate": 0.5,
-                        "s_per_image": 1.5,
                         "delta": 0.25,
                         "delta_se": 0.125,
                         **bench_quality.change_numbers(images(psnr)),
                     },
                     "images": images(psnr),
                 }
-                for name, psnr in (("kv-sized-50", 40), ("tomesd-50", 30))
+                for name, psnr in (("qkv-50", 40), ("tomesd-50", 30))
             ),
         ]
+        times = [bench_quality_time.row(n, [6.0, 9.0], 12, 5) for n in ("qkv-50", "unmerged")]
+        machine = dict.fromkeys(bench_quality_time.FIELDS[-6:], "1")
+        append_rows(
+            tmp_path / "quality_time.csv", bench_quality_time.FIELDS, [t | machine for t in times]
+        )
         bench_quality.write_results(tmp_path, measured)
         table = render_benchmarks.quality(tmp_path)
-        assert "| kv-sized-50 | 50 % | 42.0 (40.0 to 44.0) | 42.0 ± 1.2 | 0.900 ± 0.000 |" in table
-        assert "| 0.25 ± 0.12 | 1.50 |" in table
+        assert "| qkv-50 | 50 % | 42.0 (40.0 to 44.0) | 42.0 ± 1.2 | 0.900 ± 0.000 |" in table
+        assert "| 0.25 ± 0.12 | 125.0 |" in table
+        assert "| 0.25 ± 0.12 | - |" in table  # tomesd was not timed
         paired = render_benchmarks.paired(tmp_path)
-        assert "| kv-sized-50 minus tomesd-50 | +10.00 ± 0.00 | 3 of 3 |" in paired
+        assert "| qkv-50 minus tomesd-50 | +10.00 ± 0.00 | 3 of 3 |" in paired
         assert (tmp_path / "quality.png").stat().st_size > 10_000
 
 
