@@ -49,6 +49,7 @@ bench: $(READY)
 	$(BIN)/python scripts/bench_clustering.py
 	$(BIN)/python scripts/render_clustering.py
 	$(BIN)/python scripts/bench_quality.py --minutes 15
+	$(BIN)/python scripts/bench_quality_time.py --minutes 5
 	$(BIN)/python scripts/render_benchmarks.py
 	$(BIN)/python scripts/bench_generate.py --store
 

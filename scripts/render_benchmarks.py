@@ -32,6 +32,7 @@ PAIRS = (
     ("preset-balanced", "tomesd-50"),
     ("preset-fast", "tomesd-50"),
     ("preset-fast", "tomesd-25"),
+    ("tomesd-25", "tomesd-50"),
     ("qkv-50", "tomesd-50"),
     ("kv-sized-25", "qkv-50"),
     ("kv-sized-10", "qkv-25"),

@@ -1,14 +1,16 @@
-"""Fill the measured part of docs/clustering.md from the committed rows, so that no number is typed.
+"""Fill the measured parts of docs/clustering.md and README.md from the committed rows.
 
-    python scripts/render_clustering.py            # rewrite the document
-    python scripts/render_clustering.py --check    # fail where it differs from its rows
+    python scripts/render_clustering.py            # rewrite the documents
+    python scripts/render_clustering.py --check    # fail where one differs from its rows
 
-Of rows with the same conditions, the last one counts.
+A part is what stands between `<!-- begin NAME -->` and `<!-- end NAME -->`. Of rows with the same
+conditions, the last one counts.
 """
 
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +18,7 @@ from pathlib import Path
 from bench_rows import read_rows, write_or_check
 
 ROOT = Path(__file__).resolve().parents[1]
-BEGIN, END = "<!-- begin clustering -->", "<!-- end clustering -->"
+DOCUMENTS = (ROOT / "docs" / "clustering.md", ROOT / "README.md")
 NOT_RUN = "Not run."
 LINKAGES = ("average", "complete", "single")
 BASELINES = ("scikit-learn", "SciPy", "fastcluster")
@@ -26,19 +28,34 @@ Row = dict[str, str]
 
 
 def main() -> int:
-    """Rewrite or check the document."""
+    """Rewrite or check the documents."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--check", action="store_true")
-    parser.add_argument("--document", type=Path, default=ROOT / "docs" / "clustering.md")
     parser.add_argument(
         "--rows", type=Path, default=ROOT / "docs" / "benchmarks" / "clustering.csv"
     )
     arguments = parser.parse_args()
-    old = arguments.document.read_text(encoding="utf-8")
-    before, rest = old.split(BEGIN)
-    after = rest.split(END)[1]
-    new = f"{before}{BEGIN}\n\n{measured(read_rows(arguments.rows))}\n\n{END}{after}"
-    return write_or_check(arguments.document, new, check=arguments.check)
+    rows = read_rows(arguments.rows)
+    return max(
+        write_or_check(document, render(document.read_text("utf-8"), rows), check=arguments.check)
+        for document in DOCUMENTS
+    )
+
+
+def render(text: str, rows: list[Row]) -> str:
+    """A document with its part made from the rows.
+
+    Raises:
+        ValueError: it has none.
+    """
+    names = "|".join(PARTS)
+    block = re.compile(rf"<!-- begin ({names}) -->\n.*?<!-- end \1 -->", re.DOTALL)
+    text, count = block.subn(
+        lambda m: f"<!-- begin {m[1]} -->\n\n{PARTS[m[1]](rows)}\n\n<!-- end {m[1]} -->", text
+    )
+    if not count:
+        raise ValueError(f"a document must have one of the parts {', '.join(PARTS)}.")
+    return text
 
 
 def measured(rows: list[Row]) -> str:
@@ -132,6 +149,25 @@ def growth(rows: list[Row]) -> str:
 
 
 TABLES = {"speed": speed, "small": small, "growth": growth, "methods": methods}
+
+
+def costs(rows: list[Row]) -> str:
+    """A sentence: what choosing clusters costs with each method, where most tokens are."""
+    timed = [row for row in rows if row["benchmark"] == "methods"]
+    if not timed:
+        return NOT_RUN
+    latest = {row["contestant"]: row for row in timed if name_of(row) == name_of(timed[-1])}
+    limit = latest.pop("limit")
+    times = ", ".join(f"`{name}` {row['ms_per_image']}" for name, row in latest.items())
+    return (
+        f"Choosing half of {int(limit['tokens']):,} tokens of {limit['channels']} channels takes, "
+        f"in milliseconds per image: {times}; one exact nearest-neighbour\nsearch: "
+        f"{limit['ms_per_image']} ({limit['device']}, {limit['threads']} threads; "
+        f"[all sizes](docs/clustering.md#measured))."
+    )
+
+
+PARTS = {"clustering": measured, "costs": costs}
 
 
 def by_case(rows: list[Row]) -> list[tuple[tuple[str, ...], list[Row]]]:

@@ -60,7 +60,7 @@ def peak_of_attention(unet):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("options", [{}, {"features": "keys"}, KV], ids=str)
-@pytest.mark.parametrize("method", ["tome-sd", "atc", "grid"])
+@pytest.mark.parametrize("method", ["tome-sd", "atc", "atc:linkage=single", "grid"])
 def test_is_at_most_that_of_unmerged_attention(unet, method, options):
     unmerged = peak_of_attention(unet)
     assert unmerged >= 4 * 2 * SIDE**2 * CHANNELS * 4  # queries, keys, values and output

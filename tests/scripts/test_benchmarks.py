@@ -15,6 +15,7 @@ import bench_quality
 import bench_quality_time
 import pytest
 import render_benchmarks
+import render_clustering
 import torch
 from bench_pipeline import Bench, Timings, peak_bytes
 from bench_rows import append_rows, percentile, read_rows
@@ -194,10 +195,16 @@ class TestKeyBias:
                 torch.testing.assert_close(way(q, k, v, bias)[image], expected)
 
 
-class TestDocument:
+class TestDocuments:
     def test_shows_the_committed_rows(self):
         text = (ROOT / "docs" / "benchmarks.md").read_text()
         assert render_benchmarks.render(text, ROOT / "docs" / "benchmarks") == text
+
+    @pytest.mark.parametrize("document", render_clustering.DOCUMENTS, ids=lambda path: path.name)
+    def test_shows_the_rows_of_clustering(self, document):
+        text = document.read_text()
+        rows = read_rows(ROOT / "docs" / "benchmarks" / "clustering.csv")
+        assert render_clustering.render(text, rows) == text
 
     def test_a_block_too_few_is_refused(self, tmp_path):
         with pytest.raises(ValueError, match="must have the blocks"):
