@@ -12,7 +12,8 @@ from matplotlib.figure import Figure
 
 SERIES = {
     "kv-sized": ("ATC, kv with sizes", "#0072B2", "o-"),
-    "kv-sized-refresh-5": ("the same, kept for 5 steps", "#0072B2", "o:"),
+    "kv-sized-refresh-5": ("clusters kept for 5 steps", "#0072B2", "o:"),
+    "kv-sized-shared": ("and shared by a level's blocks", "#0072B2", "^-."),
     "kv": ("ATC, kv without sizes", "#56B4E9", "^--"),
     "q": ("ATC, q", "#E69F00", "v--"),
     "qkv": ("ATC, qkv (the paper)", "#D55E00", "s-"),

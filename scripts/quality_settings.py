@@ -82,6 +82,7 @@ class Setting:
 def all_settings() -> list[Setting]:
     """Every setting, most important first."""
     sized: dict[str, Any] = {"merge": "kv", "proportional_attention": True}
+    shared: dict[str, Any] = {"refresh_every": 5, "share_layers": True}
 
     def series(name: str, keep_rates: tuple[int, ...], **options: Any) -> list[Setting]:
         options = {"method": "atc"} | options
@@ -113,6 +114,7 @@ def all_settings() -> list[Setting]:
         *series("kv-sized-complete", (25,), method="atc:linkage=complete", **sized),
         *series("kv-sized-keys", (50, 25, 5), features="keys", **sized),
         *series("kv-sized-refresh-5", (50, 25, 5), refresh_every=5, **sized),
+        *series("kv-sized-shared", (50, 25, 10), features="keys", **shared, **sized),
         *series("kv-sized-random", (50, 5), method="random", **sized),
         *series("qkv-keys", (50, 10), features="keys"),
         *series("qkv-refresh-5", (50, 10), refresh_every=5),

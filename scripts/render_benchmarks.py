@@ -28,7 +28,8 @@ Row = dict[str, str]
 NOT_RUN = "Not run."
 
 PAIRS = (
-    ("kv-sized-refresh-5-50", "tomesd-50"),
+    ("kv-sized-shared-25", "tomesd-50"),
+    ("kv-sized-tome-sd-25", "tomesd-50"),
     ("preset-balanced", "tomesd-50"),
     ("preset-fast", "tomesd-50"),
     ("preset-fast", "tomesd-25"),
@@ -48,6 +49,7 @@ PAIRS = (
     ("kv-sized-10", "kv-sized-random-10"),
     ("kv-sized-10", "kv-sized-keys-10"),
     ("kv-sized-10", "kv-sized-refresh-5-10"),
+    ("kv-sized-keys-10", "kv-sized-shared-10"),
 )
 """Settings whose pictures are compared in pairs of equal seeds: first minus second."""
 
