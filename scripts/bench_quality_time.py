@@ -34,7 +34,7 @@ from sd_tokenmerge.sampling.resolve import resolve_options
 ROOT = Path(__file__).resolve().parents[1]
 FIELDS = (
     *("benchmark", "setting", "batch", "steps", "repeats"),
-    *("ms", "ms_20", "ms_80"),
+    *("ms", "ms_20", "ms_80", "relative"),
     *("device", "threads", "load", "torch", "versions", "commit"),
 )
 PROMPT = "A high quality photograph of a balloon."
@@ -103,14 +103,20 @@ def measure(arguments: argparse.Namespace) -> list[dict[str, object]]:
         if now - started + 0.9 * (now - begun) > arguments.minutes * 60:
             break
     machine = describe_machine(str(torch.device(arguments.device)))
+    unmerged = statistics.median(taken[UNMERGED])
     return [
-        row(name, values, denoiser.batch, denoiser.steps) | machine
+        row(name, values, denoiser.batch, denoiser.steps, unmerged) | machine
         for name, values in taken.items()
     ]
 
 
-def row(name: str, seconds: list[float], batch: int, steps: int) -> dict[str, object]:
-    """Milliseconds per picture and step."""
+def row(
+    name: str, seconds: list[float], batch: int, steps: int, unmerged: float
+) -> dict[str, object]:
+    """Milliseconds per picture and step, and the time relative to that of unmerged pictures.
+
+    Only the latter compares with other runs: a machine is not always equally fast.
+    """
     each = [1000 * value / (batch * steps) for value in seconds]
     return {
         "benchmark": "quality-time",
@@ -121,6 +127,7 @@ def row(name: str, seconds: list[float], batch: int, steps: int) -> dict[str, ob
         "ms": f"{statistics.median(each):.2f}",
         "ms_20": f"{percentile(each, 0.2):.2f}",
         "ms_80": f"{percentile(each, 0.8):.2f}",
+        "relative": f"{statistics.median(seconds) / unmerged:.3f}",
     }
 
 
@@ -147,7 +154,8 @@ def parse_arguments() -> argparse.Namespace:
     unknown = set(arguments.settings or ()) - set(known)
     if unknown:
         parser.error(f"--settings: unknown {', '.join(sorted(unknown))}.")
-    arguments.settings = [known[name] for name in arguments.settings or known]
+    wanted = {UNMERGED} | set(arguments.settings or known)
+    arguments.settings = [setting for name, setting in known.items() if name in wanted]
     uneven = [one.name for one in arguments.settings if arguments.steps % one.refresh_every]
     if uneven:
         parser.error(f"--steps must be a multiple of `refresh_every` of {', '.join(uneven)}.")

@@ -28,6 +28,7 @@ Row = dict[str, str]
 NOT_RUN = "Not run."
 
 PAIRS = (
+    ("kv-sized-shared-50", "tomesd-50"),
     ("kv-sized-shared-25", "tomesd-50"),
     ("kv-sized-tome-sd-25", "tomesd-50"),
     ("preset-balanced", "tomesd-50"),
@@ -102,8 +103,9 @@ def quality(folder: Path) -> str:
     first = rows[0]
     times = latest_times(folder)
     timed = [
-        f"Milliseconds of denoising per picture and step (batch {row['batch']}, {row['steps']} "
-        f"steps, median of {row['repeats']}): {conditions(row)}"
+        f"Time of denoising relative to unmerged in the same run, there {row['ms']} ms per picture "
+        f"and step (batch {row['batch']}, {row['steps']} steps, median of {row['repeats']}): "
+        f"{conditions(row)}"
         for row in list(times.values())[:1]
     ]
     lines = [
@@ -111,7 +113,7 @@ def quality(folder: Path) -> str:
         *timed,
         "",
         "| setting | cost of attention | PSNR, dB: median (20 to 80 %) | mean ± SE | SSIM "
-        "| feature distance | set distance minus unmerged's | ms |",
+        "| feature distance | set distance minus unmerged's | time |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
@@ -130,7 +132,7 @@ def quality(folder: Path) -> str:
         distance = plus_minus(row, "fid", "fid_se", 2) + " (itself)"
         cells += [
             distance if is_unmerged else plus_minus(row, "delta", "delta_se", 2),
-            number(times[row["setting"]]["ms"], 1) if row["setting"] in times else "-",
+            number(times[row["setting"]]["relative"], 2) if row["setting"] in times else "-",
         ]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)

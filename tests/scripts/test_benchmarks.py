@@ -243,7 +243,7 @@ class TestDocuments:
                 for name, psnr in (("qkv-50", 40), ("tomesd-50", 30))
             ),
         ]
-        times = [bench_quality_time.row(n, [6.0, 9.0], 12, 5) for n in ("qkv-50", "unmerged")]
+        times = [bench_quality_time.row(n, [6.0, 9.0], 12, 5, 6.0) for n in ("qkv-50", "unmerged")]
         machine = dict.fromkeys(bench_quality_time.FIELDS[-6:], "1")
         append_rows(
             tmp_path / "quality_time.csv", bench_quality_time.FIELDS, [t | machine for t in times]
@@ -251,7 +251,7 @@ class TestDocuments:
         bench_quality.write_results(tmp_path, measured)
         table = render_benchmarks.quality(tmp_path)
         assert "| qkv-50 | 50 % | 42.0 (40.0 to 44.0) | 42.0 ± 1.2 | 0.900 ± 0.000 |" in table
-        assert "| 0.25 ± 0.12 | 125.0 |" in table
+        assert "| 0.25 ± 0.12 | 1.25 |" in table
         assert "| 0.25 ± 0.12 | - |" in table  # tomesd was not timed
         paired = render_benchmarks.paired(tmp_path)
         assert "| qkv-50 minus tomesd-50 | +10.00 ± 0.00 | 3 of 3 |" in paired
