@@ -30,7 +30,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from bench_rows import append_rows, describe_machine
+from bench_rows import MACHINE_FIELDS, append_rows, describe_machine
 from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
@@ -43,7 +43,7 @@ OUT = ROOT / "docs" / "benchmarks" / "clustering.csv"
 FIELDS = (
     *("benchmark", "contestant", "batch", "tokens", "channels", "kind", "clusters"),
     *("repeats", "ms_per_image", "fastest_ms", "slowest_ms", "times_limit", "peak_mib"),
-    *("device", "threads", "load", "torch", "versions", "commit"),
+    *MACHINE_FIELDS,
 )
 PACKAGES = ("numpy", "scikit-learn", "scipy", "fastcluster")
 KEEP_RATE = 0.5

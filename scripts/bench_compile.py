@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from bench_rows import append_rows, describe_machine, percentile
+from bench_rows import MACHINE_FIELDS, append_rows, describe_machine, percentile
 from pipeline_contestants import CONTESTANTS, Contestant, oracle_name
 from timed_unet import (
     CASES,
@@ -49,7 +49,7 @@ FIELDS = (
     *("unpatched_ms", "eager_ms", "eager_ms_20", "eager_ms_80"),
     *("compiled_ms", "compiled_ms_20", "compiled_ms_80", "eager_speedup", "compiled_speedup"),
     *("compile_s", "graphs", "steps", "recompilations"),
-    *("device", "threads", "load", "torch", "versions", "commit"),
+    *MACHINE_FIELDS,
 )
 SAMPLE = "sample-512"
 DEFAULT = (

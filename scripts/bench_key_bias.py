@@ -18,7 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from bench_rows import append_rows, describe_machine, percentile
+from bench_rows import MACHINE_FIELDS, append_rows, describe_machine, percentile
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -26,7 +26,7 @@ ROOT = Path(__file__).resolve().parents[1]
 FIELDS = (
     *("benchmark", "way", "dtype", "batch", "heads", "width", "queries", "keys"),
     *("repeats", "ms", "ms_20", "ms_80", "times_none"),
-    *("device", "threads", "load", "torch", "versions", "commit"),
+    *MACHINE_FIELDS,
 )
 HEADS = ((8, 40), (5, 64), (8, 80), (10, 64))
 """Heads and their widths: SD 1.5 and 2.1 at the finest level, SD 1.5 at the second, SDXL."""

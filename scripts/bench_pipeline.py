@@ -29,7 +29,7 @@ from typing import Any
 
 import tomesd
 import torch
-from bench_rows import append_rows, describe_machine, percentile
+from bench_rows import MACHINE_FIELDS, append_rows, describe_machine, percentile
 from pipeline_contestants import (
     CONTESTANTS,
     CPU_CONTESTANTS,
@@ -68,7 +68,7 @@ FIELDS = (
     "kept_ms",
     "speedup",
     "peak_mib",
-    *("device", "threads", "load", "torch", "versions", "commit"),
+    *MACHINE_FIELDS,
 )
 CPU_CASES = ("sd15-512", "sd15-768")
 

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from bench_rows import describe_machine, percentile, read_rows
+from bench_rows import MACHINE_FIELDS, describe_machine, percentile, read_rows
 from plot_quality import plot_quality
 from quality_settings import UNMERGED, Setting, all_settings
 
@@ -55,7 +55,7 @@ FIELDS = (
     *("psnr_db", "psnr_db_20", "psnr_db_80", "psnr_mean", "psnr_se", "ssim_mean", "ssim_se"),
     *("feature_distance", "feature_distance_se"),
     *("references", "fid", "fid_se", "delta", "delta_se", "kid", "kid_se"),
-    *("device", "threads", "load", "torch", "versions", "commit"),
+    *MACHINE_FIELDS,
 )
 IMAGE_FIELDS = ("setting", "file", "psnr_db", "ssim", "feature_distance")
 

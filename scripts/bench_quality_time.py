@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from bench_rows import append_rows, describe_machine, percentile, read_rows
+from bench_rows import MACHINE_FIELDS, append_rows, describe_machine, percentile, read_rows
 from plot_quality import plot_quality
 from quality_settings import UNMERGED, Setting, all_settings
 
@@ -35,7 +35,7 @@ ROOT = Path(__file__).resolve().parents[1]
 FIELDS = (
     *("benchmark", "setting", "batch", "steps", "repeats"),
     *("ms", "ms_20", "ms_80", "relative"),
-    *("device", "threads", "load", "torch", "versions", "commit"),
+    *MACHINE_FIELDS,
 )
 PROMPT = "A high quality photograph of a balloon."
 

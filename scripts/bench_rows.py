@@ -13,6 +13,8 @@ from pathlib import Path
 
 import torch
 
+MACHINE_FIELDS = ("device", "threads", "load", "torch", "versions", "commit")
+"""The columns of `describe_machine`."""
 PACKAGES = ("diffusers", "scikit-learn", "tomesd", "numpy")
 
 

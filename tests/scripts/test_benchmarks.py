@@ -18,7 +18,7 @@ import render_benchmarks
 import render_clustering
 import torch
 from bench_pipeline import Bench, Timings, peak_bytes
-from bench_rows import append_rows, percentile, read_rows
+from bench_rows import MACHINE_FIELDS, append_rows, percentile, read_rows
 from pipeline_contestants import CONTESTANTS, Contestant, Precomputed, oracle_name, rotated
 from quality_settings import UNMERGED, Setting, all_settings
 
@@ -244,7 +244,7 @@ class TestDocuments:
             ),
         ]
         times = [bench_quality_time.row(n, [6.0, 9.0], 12, 5, 6.0) for n in ("qkv-50", "unmerged")]
-        machine = dict.fromkeys(bench_quality_time.FIELDS[-6:], "1")
+        machine = dict.fromkeys(MACHINE_FIELDS, "1")
         append_rows(
             tmp_path / "quality_time.csv", bench_quality_time.FIELDS, [t | machine for t in times]
         )
