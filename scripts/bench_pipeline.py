@@ -22,20 +22,15 @@ import gc
 import statistics
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-import tomesd
 import torch
 from bench_rows import MACHINE_FIELDS, append_rows, describe_machine, percentile
 from pipeline_contestants import (
     CONTESTANTS,
     CPU_CONTESTANTS,
     Contestant,
-    ScikitLearnATC,
-    patch_with_tomesd,
     rotated,
 )
 from timed_unet import (
@@ -47,9 +42,8 @@ from timed_unet import (
     milliseconds,
     read_config,
 )
-from torch import Tensor
+from unet_gate import require_sound, require_twins_agree
 
-from sd_tokenmerge import apply_patch
 from sd_tokenmerge.cli.quiet import quiet_libraries
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -67,7 +61,6 @@ FIELDS = (
     "fresh_ms",
     "kept_ms",
     "speedup",
-    "peak_mib",
     *MACHINE_FIELDS,
 )
 CPU_CASES = ("sd15-512", "sd15-768")
@@ -79,7 +72,6 @@ class Timings:
 
     fresh: list[float] = field(default_factory=list)
     kept: list[float] = field(default_factory=list)
-    peak: int | None = None
 
     def steps(self, refresh_every: int) -> list[float]:
         """Seconds per step of each turn, over a partition's life."""
@@ -110,41 +102,10 @@ class Bench:
         """Refuse to time what is wrong.
 
         Raises:
-            SystemExit: an output is not finite, merging did nothing, something stays after removal,
-                or two implementations of the same method differ.
+            SystemExit: with what is wrong.
         """
-        unet, timestep = self.calls.unet, self.calls.timesteps()[10]
-
-        def call() -> Tensor:
-            return self.calls.call(timestep, 24, 16)
-
-        plain = call()
-        tolerance = 1e-3 if self.calls.dtype == torch.float32 else 5e-2
-        for one in self.contestants:
-            with one.on(unet):
-                merged = call()
-            if not merged.isfinite().all():
-                sys.exit(f"{self.name}: {one.name} is not finite.")
-            if torch.equal(merged, plain) != (one.name == "unpatched"):
-                sys.exit(f"{self.name}: {one.name} did nothing.")
-            if not torch.equal(call(), plain):
-                sys.exit(f"{self.name}: {one.name} leaves something behind.")
-        outputs = {}
-        twins = {
-            "atc": {"method": "atc"},
-            "scikit-learn": {"method": ScikitLearnATC()},
-            "tome-sd": {"method": "tome-sd"},
-        }
-        for name, options in twins.items():
-            with apply_patch(unet, **options):  # type: ignore[arg-type]
-                outputs[name] = call()
-        patch_with_tomesd(unet, 0.5, use_rand=False)
-        outputs["tomesd"] = call()
-        tomesd.remove_patch(unet)
-        for ours, theirs in (("tome-sd", "tomesd"), ("atc", "scikit-learn")):
-            error = (outputs[ours] - outputs[theirs]).norm() / plain.norm()
-            if error > tolerance:
-                sys.exit(f"{self.name}: {ours} and {theirs} differ by {error:.1e}.")
+        require_sound(self.calls, self.contestants, self.name)
+        require_twins_agree(self.calls, self.name)
         print(f"{self.name}: checks passed", file=sys.stderr)
 
     def run(self, seconds: float) -> list[dict[str, object]]:
@@ -164,36 +125,16 @@ class Bench:
             print(f"{self.name}: round {rounds} took {now - begun:.0f} s", file=sys.stderr)
             if now - started + 0.9 * (now - begun) > seconds or rounds == self.arguments.rounds:
                 break
-        if self.arguments.memory:
-            for one in self.contestants:
-                timings[one.name].peak = self.peak(one)
         return self.rows(timings)
 
     def turn(self, one: Contestant, timings: Timings) -> None:
         """Time one contestant's call, or two where a partition is kept."""
         calls = self.calls
         steps = calls.timesteps()
-        if calls.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(calls.device)
         with one.on(calls.unet):
             timings.fresh.append(calls.timed(steps[10]))
             if one.refresh_every > 1:
                 timings.kept.append(calls.timed(steps[11]))
-        if calls.device.type == "cuda":
-            timings.peak = torch.cuda.max_memory_allocated(calls.device)
-
-    def peak(self, one: Contestant) -> int:
-        """Most bytes of tensors alive at a time in one call, beyond those before it."""
-        calls = self.calls
-        sample, keywords = calls.inputs(calls.latent, calls.latent)
-        timestep = calls.timesteps()[10]
-
-        @torch.no_grad()
-        def call() -> None:
-            calls.unet(sample, timestep, **keywords, return_dict=False)
-
-        with one.on(calls.unet):
-            return peak_bytes(call)
 
     def rows(self, timings: dict[str, Timings]) -> list[dict[str, object]]:
         """One row for each contestant."""
@@ -218,32 +159,15 @@ class Bench:
                 "fresh_ms": milliseconds(statistics.median(taken.fresh)),
                 "kept_ms": milliseconds(statistics.median(taken.kept)) if taken.kept else "",
                 "speedup": f"{statistics.median(unpatched.fresh) / step:.3f}" if unpatched else "",
-                "peak_mib": "" if taken.peak is None else f"{taken.peak / 2**20:.0f}",
                 **machine,
             }
             rows.append(row)
             print(
                 f"{self.name:10} {one.name:24} {row['step_ms']:>8} ms "
                 f"({row['step_ms_20']} to {row['step_ms_80']}, {len(steps)}x)  "
-                f"{row['speedup']}x  {row['peak_mib']} MiB"
+                f"{row['speedup']}x"
             )
         return rows
-
-
-def peak_bytes(call: Callable[[], object]) -> int:
-    """The most memory that PyTorch has allocated on the CPU at a time during a call, in bytes."""
-    from torch.profiler import ProfilerActivity, profile
-
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        call()
-    results: Any = profiler.profiler.kineto_results
-    allocations = [event for event in results.events() if event.name() == "[memory]"]
-    allocations.sort(key=lambda event: event.start_ns())
-    now = most = 0
-    for event in allocations:
-        now += event.nbytes()
-        most = max(most, now)
-    return most
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -261,7 +185,6 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--device", default="cuda" if on_gpu else "cpu")
     parser.add_argument("--dtype", default="float16" if on_gpu else "float32")
     parser.add_argument("--threads", type=int, help="of the CPU")
-    parser.add_argument("--memory", action="store_true", help="one more call each, for CPU memory")
     parser.add_argument("--quick", action="store_true", help="a tiny model; rows are not saved")
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "benchmarks" / "pipeline.csv")
     arguments = parser.parse_args()

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from functools import cache
+from typing import Any, ClassVar, TypeVar
 
 import tomesd
 import torch
@@ -15,26 +16,25 @@ from sd_tokenmerge import PRESETS, Grid, Method, Partition, apply_patch
 from sd_tokenmerge.sites import find_sites
 
 
+@cache
+def random_partition(
+    batch: int, num_tokens: int, num_clusters: int, device: torch.device
+) -> Partition:
+    """Random labels, which cost as much to merge by as any; made once for each size."""
+    generator = torch.Generator().manual_seed(0)
+    rows = [torch.randperm(num_tokens, generator=generator) for _ in range(batch)]
+    return Partition((torch.stack(rows) % num_clusters).to(device), num_clusters)
+
+
 @dataclass(frozen=True)
 class Precomputed(Method):
     """Labels that are there before the call: the oracle's method."""
 
     name: ClassVar[str] = "precomputed"
 
-    def __post_init__(self) -> None:
-        """Start with no labels."""
-        object.__setattr__(self, "_kept", {})
-
     def __call__(self, tokens: Tensor, num_clusters: int, **_: Any) -> Partition:
-        """The labels of the first call at this size; random ones, like any labels in cost."""
-        kept: dict[Any, Partition] = self._kept  # type: ignore[attr-defined]
-        key = (tokens.shape[:2], num_clusters, tokens.device)
-        if key not in kept:
-            generator = torch.Generator().manual_seed(0)
-            batch, count = tokens.shape[:2]
-            rows = [torch.randperm(count, generator=generator) % num_clusters for _ in range(batch)]
-            kept[key] = Partition(torch.stack(rows).to(tokens.device), num_clusters)
-        return kept[key]
+        """Labels of this size; the tokens are not even read, unlike by other methods."""
+        return random_partition(*tokens.shape[:2], num_clusters, tokens.device)
 
     def _cluster(
         self, tokens: Tensor, num_clusters: int, grid: Grid, seed: int, scores: Tensor | None
@@ -152,8 +152,11 @@ def patch_with_tomesd(unet: Any, ratio: float, **options: Any) -> None:
     tomesd.apply_patch(unet, ratio=ratio, max_downsample=2**finest, **options)
 
 
-def rotated(contestants: list[Contestant], rounds: int) -> list[Contestant]:
+T = TypeVar("T")
+
+
+def rotated(contestants: Sequence[T], rounds: int) -> list[T]:
     """Another order in every round: turned on, and backwards in every other one."""
     start = rounds * 3 % len(contestants)
-    order = contestants[start:] + contestants[:start]
+    order = [*contestants[start:], *contestants[:start]]
     return order if rounds % 2 == 0 else order[::-1]

@@ -1,7 +1,7 @@
-"""Fill the marked blocks of docs/benchmarks.md from the committed rows, so that no number is typed.
+"""Fill the marked blocks of docs/benchmarks.md and README.md from the committed rows.
 
-    python scripts/render_benchmarks.py            # rewrite the document
-    python scripts/render_benchmarks.py --check    # fail where it differs from its rows
+    python scripts/render_benchmarks.py            # rewrite the documents
+    python scripts/render_benchmarks.py --check    # fail where one differs from its rows
 
 A block is what stands between `<!-- begin NAME -->` and `<!-- end NAME -->`. Of rows with the same
 conditions, the last one counts.
@@ -13,19 +13,18 @@ import argparse
 import re
 import statistics
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Mapping
 from math import isfinite, sqrt
 from pathlib import Path
 
 from bench_rows import read_rows, write_or_check
-from pipeline_contestants import oracle_name
+from bench_tables import NOT_RUN, conditions, latest, number, plus_minus, table
 from plot_quality import latest_times
+from render_times import compiled, images, key_bias, matrix, memory, pipeline
 
 from sd_tokenmerge import PRESETS
 
 ROOT = Path(__file__).resolve().parents[1]
-Row = dict[str, str]
-NOT_RUN = "Not run."
 
 PAIRS = (
     ("kv-sized-shared-50", "tomesd-50"),
@@ -53,46 +52,6 @@ PAIRS = (
     ("kv-sized-keys-10", "kv-sized-shared-10"),
 )
 """Settings whose pictures are compared in pairs of equal seeds: first minus second."""
-
-
-def pipeline(folder: Path) -> str:
-    """Step times by case and device."""
-    rows = latest(read_rows(folder / "pipeline.csv"), ("case", "contestant", *PIPELINE_KEY))
-    parts = []
-    for (case, *_), group in grouped(rows, ("case", *PIPELINE_KEY)):
-        first = group[0]
-        times = {row["contestant"]: float(row["step_ms"]) for row in group}
-        lines = [
-            f"**{case}**, {first['dtype']}, batch {first['batch']}; {conditions(first)}",
-            "",
-            "| | step, ms (20 to 80 %) | turns | speed-up | of the oracle's saving | peak, MiB |",
-            "|---|---|---|---|---|---|",
-        ]
-        for row in group:
-            spread = f"{row['step_ms']} ({row['step_ms_20']} to {row['step_ms_80']})"
-            share = oracle_share(row["contestant"], times)
-            lines.append(
-                f"| {row['contestant']} | {spread} | {row['repeats']} | {row['speedup'] or '-'} "
-                f"| {share} | {row['peak_mib'] or '-'} |"
-            )
-        parts.append("\n".join(lines))
-    return "\n\n".join(parts) or NOT_RUN
-
-
-PIPELINE_KEY = ("device", "dtype", "batch", "threads")
-
-
-def oracle_share(contestant: str, times: dict[str, float]) -> str:
-    """How much of what an oracle saves this contestant saves: a preset's own, else qkv at 50 %."""
-    oracle = "oracle-qkv-50"
-    if contestant.startswith("preset-"):
-        preset = PRESETS[contestant.removeprefix("preset-")]
-        oracle = oracle_name(preset.merge, preset.keep_rate)
-    is_bound = contestant == "unpatched" or contestant.startswith("oracle")
-    if is_bound or not {"unpatched", oracle} <= times.keys():
-        return "-"
-    most = times["unpatched"] - times[oracle]
-    return f"{100 * (times['unpatched'] - times[contestant]) / most:.0f} %" if most > 0 else "-"
 
 
 def quality(folder: Path) -> str:
@@ -138,139 +97,111 @@ def quality(folder: Path) -> str:
     return "\n".join(lines)
 
 
+def psnr_differences(folder: Path, first: str, second: str) -> list[float]:
+    """PSNR of one setting's pictures minus that of another's, where both differ from unmerged."""
+    values: dict[str, dict[str, float]] = {first: {}, second: {}}
+    for row in read_rows(folder / "quality_images.csv"):
+        if row["setting"] in values:
+            values[row["setting"]][row["file"]] = float(row["psnr_db"])
+    both = values[first].keys() & values[second].keys()
+    differences = [values[first][file] - values[second][file] for file in sorted(both)]
+    return [value for value in differences if isfinite(value)]
+
+
+def mean_and_error(values: list[float]) -> tuple[float, float]:
+    """Mean and its standard error, of two values or more."""
+    return statistics.mean(values), statistics.stdev(values) / sqrt(len(values))
+
+
 def paired(folder: Path) -> str:
     """Differences of PSNR between settings, picture by picture."""
-    values: dict[str, dict[str, float]] = {}
-    for row in read_rows(folder / "quality_images.csv"):
-        values.setdefault(row["setting"], {})[row["file"]] = float(row["psnr_db"])
     lines = []
     for first, second in PAIRS:
-        if first in values and second in values:
-            both = values[first].keys() & values[second].keys()
-            differences = [values[first][file] - values[second][file] for file in sorted(both)]
-            finite = [d for d in differences if isfinite(d)]
-            if len(finite) > 1:
-                mean, error = statistics.mean(finite), statistics.stdev(finite) / sqrt(len(finite))
-                higher = sum(d > 0 for d in finite)
-                lines.append(
-                    f"| {first} minus {second} | {mean:+.2f} ± {error:.2f} "
-                    f"| {higher} of {len(finite)} |"
-                )
+        found = psnr_differences(folder, first, second)
+        if len(found) > 1:
+            mean, error = mean_and_error(found)
+            higher = f"{sum(value > 0 for value in found)} of {len(found)}"
+            lines.append([f"{first} minus {second}", f"{mean:+.2f} ± {error:.2f}", higher])
     if not lines:
         return NOT_RUN
-    head = ["| pair | PSNR, dB: mean difference ± SE | higher in |", "|---|---|---|"]
-    return "\n".join([*head, *lines])
+    return table(["pair", "PSNR, dB: mean difference ± SE", "higher in"], lines)
 
 
-def key_bias(folder: Path) -> str:
-    """Ways to count cluster sizes."""
-    key = ("device", "dtype", "batch", "threads", "heads", "width", "queries", "keys")
-    rows = latest(read_rows(folder / "key_bias.csv"), ("way", *key))
-    parts = []
-    for _, group in grouped(rows, key[:4]):
-        lines = [
-            f"{group[0]['dtype']}, batch {group[0]['batch']}; {conditions(group[0])}",
-            "",
-            "| heads x width | queries x keys | none, ms | mask | channel |",
-            "|---|---|---|---|---|",
-        ]
-        for _, sizes in grouped(group, key):
-            ways = {row["way"]: row for row in sizes}
-            one = sizes[0]
-            lines.append(
-                f"| {one['heads']} x {one['width']} | {one['queries']} x {one['keys']} "
-                f"| {ways['none']['ms']} | {ways['mask']['times_none']}x "
-                f"| {ways['channel']['times_none']}x |"
-            )
-        parts.append("\n".join(lines))
-    return "\n\n".join(parts) or NOT_RUN
+def presets(folder: Path) -> str:
+    """README's table: what the presets and tomesd save and change."""
+    steps = latest(read_rows(folder / "pipeline.csv"), ("case", "contestant"))
+    speedups = {(row["case"], row["contestant"]): row["speedup"] for row in steps}
+    quality_rows = {row["setting"]: row for row in read_rows(folder / "quality.csv")}
+    if not speedups or not quality_rows:
+        return NOT_RUN
+    lines = []
+    for what, keep_rate, contestant, setting in RECOMMENDED:
+        cells = [what, f"{100 * keep_rate:g} %"]
+        for case in ("sd15-512", "sd15-768"):
+            speedup = speedups.get((case, contestant))
+            cells.append(f"{float(speedup):.2f}x" if speedup else "-")
+        if setting is None:
+            lines.append([*cells, "(same clusters)", ""])
+            continue
+        found = psnr_differences(folder, setting, PEER)
+        closer = "0"
+        if setting != PEER:
+            closer = "{:+.1f} ± {:.1f} dB".format(*mean_and_error(found)) if found else "-"
+        row = quality_rows.get(setting)
+        change = f"{float(row['delta']):+.1f} ± {number(row['delta_se'], 1)}" if row else "-"
+        lines.append([*cells, closer, change])
+    head = ["", "tokens kept", "512 px", "768 px"]
+    head += ["PSNR, minus that of `tomesd` at 50 %", "set distance, minus unmerged's"]
+    return table(head, lines, numbers=4)
 
 
-def compiled(folder: Path) -> str:
-    """Step times eager and compiled, by case and device."""
-    rows = latest(read_rows(folder / "compile.csv"), ("case", "contestant", *PIPELINE_KEY))
-    parts = []
-    for (case, *_), group in grouped(rows, ("case", *PIPELINE_KEY)):
-        first = group[0]
-        lines = [
-            f"**{case}**, {first['dtype']}, batch {first['batch']}; {conditions(first)}",
-            "",
-            "| | eager, ms (20 to 80 %) | speed-up | compiled, ms (20 to 80 %) | speed-up "
-            "| over compiled unpatched | compiling, s | graphs | compiled again in a generation |",
-            "|---|---|---|---|---|---|---|---|---|",
-        ]
-        bound = {row["contestant"]: float(row["compiled_speedup"]) for row in group}
-        for row in group:
-            cells = [row["contestant"]]
-            for mode in ("eager", "compiled"):
-                spread = f"({row[f'{mode}_ms_20']} to {row[f'{mode}_ms_80']})"
-                cells += [f"{row[f'{mode}_ms']} {spread}", f"{float(row[f'{mode}_speedup']):.2f}"]
-            is_known = "unpatched" in bound and row["contestant"] != "unpatched"
-            over = bound[row["contestant"]] / bound["unpatched"] if is_known else None
-            cells += [
-                "-" if over is None else f"{over:.2f}",
-                number(row["compile_s"], 0),
-                row["graphs"],
-                f"{row['recompilations']} in {row['steps']} steps",
-            ]
-            lines.append("| " + " | ".join(cells) + " |")
-        parts.append("\n".join(lines))
-    return "\n\n".join(parts) or NOT_RUN
+PEER = "tomesd-50"
+RECOMMENDED = (
+    *(
+        (f'`preset="{name}"`', PRESETS[name].keep_rate, f"preset-{name}", f"preset-{name}")
+        for name in ("balanced", "fast")
+    ),
+    ("the `tomesd` package", 0.5, PEER, PEER),
+    ("the `tomesd` package", 0.25, "tomesd-25", "tomesd-25"),
+    (
+        '`preset="exact"`: ATC as in its paper',
+        PRESETS["exact"].keep_rate,
+        "preset-exact",
+        "qkv-50",
+    ),
+    ("the same by scikit-learn, as in the paper's code", 0.5, "scikit-learn-atc-50", None),
+)
+"""README's rows: name, keep rate, contestant of `bench_pipeline`, setting of `bench_quality`."""
 
 
-BLOCKS: dict[str, Callable[[Path], str]] = {
+Blocks = Mapping[str, Callable[[Path], str]]
+BLOCKS: Blocks = {
     "pipeline": pipeline,
+    "image": images,
+    "matrix": matrix,
+    "memory": memory,
     "compile": compiled,
     "quality": quality,
     "paired": paired,
     "key-bias": key_bias,
 }
+DOCUMENTS: Mapping[Path, Blocks] = {
+    ROOT / "docs" / "benchmarks.md": BLOCKS,
+    ROOT / "README.md": {"presets": presets},
+}
 
 
-def latest(rows: Iterable[Row], key: Sequence[str]) -> list[Row]:
-    """The last row of each key, in the order in which keys first came."""
-    found: dict[tuple[str, ...], Row] = {}
-    for row in rows:
-        found[tuple(row[name] for name in key)] = row
-    return list(found.values())
-
-
-def grouped(rows: Iterable[Row], key: Sequence[str]) -> list[tuple[tuple[str, ...], list[Row]]]:
-    """Rows by key, in the order in which keys first came."""
-    groups: dict[tuple[str, ...], list[Row]] = {}
-    for row in rows:
-        groups.setdefault(tuple(row[name] for name in key), []).append(row)
-    return list(groups.items())
-
-
-def conditions(row: Row) -> str:
-    """Device, threads, versions and commit of a row."""
-    threads = f", {row['threads']} threads" if not row["device"].startswith("NVIDIA") else ""
-    return f"{row['device']}{threads}, torch {row['torch']}, commit {row['commit']}."
-
-
-def number(text: str, digits: int) -> str:
-    """A cell's number, or a dash."""
-    return f"{float(text):.{digits}f}" if text else "-"
-
-
-def plus_minus(row: Row, value: str, error: str, digits: int) -> str:
-    """Value and standard error."""
-    known = f" ± {number(row[error], digits)}" if row[error] else ""
-    return number(row[value], digits) + known
-
-
-def render(text: str, folder: Path) -> str:
-    """The document with every block filled.
+def render(text: str, folder: Path, blocks: Blocks = BLOCKS) -> str:
+    """The document with these blocks filled.
 
     Raises:
-        ValueError: a block is missing or unknown.
+        ValueError: one of them is not there once.
     """
     names = re.findall(r"<!-- begin (\S+) -->", text)
-    if sorted(names) != sorted(BLOCKS):
-        raise ValueError(f"the document must have the blocks {', '.join(BLOCKS)}, got {names}.")
-    for name, make in BLOCKS.items():
+    for name, make in blocks.items():
         begin, end = f"<!-- begin {name} -->", f"<!-- end {name} -->"
+        if names.count(name) != 1 or text.count(end) != 1:
+            raise ValueError(f"the document must have the blocks {', '.join(blocks)}, got {names}.")
         before, rest = text.split(begin)
         after = rest.split(end)[1]
         text = f"{before}{begin}\n\n{make(folder)}\n\n{end}{after}"
@@ -278,15 +209,19 @@ def render(text: str, folder: Path) -> str:
 
 
 def main() -> int:
-    """Rewrite or check the document."""
+    """Rewrite or check the documents."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--check", action="store_true")
-    parser.add_argument("--document", type=Path, default=ROOT / "docs" / "benchmarks.md")
     parser.add_argument("--rows", type=Path, default=ROOT / "docs" / "benchmarks")
     arguments = parser.parse_args()
-    old = arguments.document.read_text(encoding="utf-8")
-    new = render(old, arguments.rows)
-    return write_or_check(arguments.document, new, check=arguments.check)
+    return max(
+        write_or_check(
+            document,
+            render(document.read_text(encoding="utf-8"), arguments.rows, blocks),
+            check=arguments.check,
+        )
+        for document, blocks in DOCUMENTS.items()
+    )
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ import pytest
 import render_benchmarks
 import render_clustering
 import torch
-from bench_pipeline import Bench, Timings, peak_bytes
+from bench_pipeline import Bench, Timings
 from bench_rows import MACHINE_FIELDS, append_rows, percentile, read_rows
 from pipeline_contestants import CONTESTANTS, Contestant, Precomputed, oracle_name, rotated
 from quality_settings import UNMERGED, Setting, all_settings
@@ -35,7 +35,6 @@ def arguments(**changes):
         "batch": None,
         "contestants": ["unpatched", "oracle-qkv-50", "preset-fast", "tomesd-50"],
         "configs": Path(),
-        "memory": False,
         "rounds": 1,
     }
     return argparse.Namespace(**values | changes)
@@ -93,7 +92,7 @@ class TestPipeline:
         assert oracle(tokens, 128).check().num_clusters == 128
 
     def test_a_round_on_a_tiny_model(self, capsys):
-        bench = Bench("quick", None, arguments(memory=True))
+        bench = Bench("quick", None, arguments())
         bench.check()
         rows = bench.run(0)
         assert [row["contestant"] for row in rows] == arguments().contestants
@@ -101,7 +100,6 @@ class TestPipeline:
             assert row.keys() == set(bench_pipeline.FIELDS)
             assert row["repeats"] == 1
             assert float(row["step_ms"]) > 0
-            assert float(row["peak_mib"]) > 0
             assert bool(row["kept_ms"]) == (row["refresh_every"] > 1)
         assert "preset-fast" in capsys.readouterr().out
 
@@ -129,17 +127,6 @@ class TestPipeline:
         bench.contestants.append(Messy("messy"))
         with pytest.raises(SystemExit, match="messy leaves something behind"):
             bench.check()
-
-    def test_peak_is_of_what_is_alive_together(self):
-        def one_after_the_other():
-            for _ in range(3):
-                torch.empty(2**18)
-
-        def together():
-            return [torch.empty(2**18) for _ in range(3)]
-
-        assert 2**20 <= peak_bytes(one_after_the_other) < 1.1 * 2**20
-        assert 3 * 2**20 <= peak_bytes(together) < 3.1 * 2**20
 
 
 class TestQuality:
@@ -196,9 +183,10 @@ class TestKeyBias:
 
 
 class TestDocuments:
-    def test_shows_the_committed_rows(self):
-        text = (ROOT / "docs" / "benchmarks.md").read_text()
-        assert render_benchmarks.render(text, ROOT / "docs" / "benchmarks") == text
+    @pytest.mark.parametrize("document", render_benchmarks.DOCUMENTS, ids=lambda path: path.name)
+    def test_shows_the_committed_rows(self, document):
+        text, blocks = document.read_text(), render_benchmarks.DOCUMENTS[document]
+        assert render_benchmarks.render(text, ROOT / "docs" / "benchmarks", blocks) == text
 
     @pytest.mark.parametrize("document", render_clustering.DOCUMENTS, ids=lambda path: path.name)
     def test_shows_the_rows_of_clustering(self, document):
@@ -211,7 +199,15 @@ class TestDocuments:
             render_benchmarks.render("<!-- begin quality --><!-- end quality -->", tmp_path)
 
     def test_without_rows(self, tmp_path):
-        assert {make(tmp_path) for make in render_benchmarks.BLOCKS.values()} == {"Not run."}
+        for blocks in render_benchmarks.DOCUMENTS.values():
+            assert {make(tmp_path) for make in blocks.values()} == {"Not run."}
+
+    def test_blocks_of_others_are_left_alone(self, tmp_path):
+        other = "<!-- begin costs -->12<!-- end costs -->"
+        text = f"{other} <!-- begin presets -->old<!-- end presets -->"
+        blocks = {"presets": lambda _: "new"}
+        text = render_benchmarks.render(text, tmp_path, blocks)
+        assert text == f"{other} <!-- begin presets -->\n\nnew\n\n<!-- end presets -->"
 
     def test_step_times(self, tmp_path):
         row = dict.fromkeys(bench_pipeline.FIELDS, "1") | {"case": "sd15-512", "device": "a CPU"}
@@ -220,9 +216,9 @@ class TestDocuments:
         rows += [{**row, "contestant": name, "step_ms": str(ms)} for name, ms in times.items()]
         append_rows(tmp_path / "pipeline.csv", bench_pipeline.FIELDS, rows)
         text = render_benchmarks.pipeline(tmp_path)
-        assert "| tomesd-50 | 85 (1 to 1) | 1 | 1 | 75 % | 1 |" in text
-        assert "| preset-exact | 110 (1 to 1) | 1 | 1 | -50 % | 1 |" in text
-        assert "| oracle-qkv-50 | 80 (1 to 1) | 1 | 1 | - | 1 |" in text
+        assert "| tomesd-50 | 85 (1 to 1) | 1 | 1 | 75 % |" in text
+        assert "| preset-exact | 110 (1 to 1) | 1 | 1 | -50 % |" in text
+        assert "| oracle-qkv-50 | 80 (1 to 1) | 1 | 1 | - |" in text
         assert text.count("tomesd-50") == 1
 
     def test_quality(self, tmp_path):
@@ -256,6 +252,13 @@ class TestDocuments:
         paired = render_benchmarks.paired(tmp_path)
         assert "| qkv-50 minus tomesd-50 | +10.00 ± 0.00 | 3 of 3 |" in paired
         assert (tmp_path / "quality.png").stat().st_size > 10_000
+        assert render_benchmarks.presets(tmp_path) == "Not run."
+        step = dict.fromkeys(bench_pipeline.FIELDS, "1") | {"case": "sd15-512"}
+        step |= {"contestant": "tomesd-50", "speedup": "1.254"}
+        append_rows(tmp_path / "pipeline.csv", bench_pipeline.FIELDS, [step])
+        table = render_benchmarks.presets(tmp_path)
+        assert "| the `tomesd` package | 50 % | 1.25x | - | 0 | +0.2 ± 0.1 |" in table
+        assert "ATC as in its paper | 50 % | - | - | +10.0 ± 0.0 dB | +0.2 ± 0.1 |" in table
 
 
 def images(psnr):

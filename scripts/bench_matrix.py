@@ -1,0 +1,249 @@
+"""Step times of every method, in each form and at each keep rate, on a real architecture.
+
+    python scripts/bench_matrix.py --minutes 20                  # SD 1.5 at 512 px
+    python scripts/bench_matrix.py --methods atc tome-sd --keep 50
+    python scripts/bench_matrix.py --quick                       # a tiny model: does it run?
+
+A cell is METHOD/FORM/PERCENT, for example `atc:linkage=single/exact/50`. Methods are all of
+`METHODS` with their defaults, and once with each other value of each option that is a choice, and
+`oracle`, which merges by labels that are there before. Forms are presets, with another method and
+keep rate: `exact`, the papers', and `balanced`, keys and values merged by partitions that are kept
+(`fast` is the same form). What a method cannot do becomes a row with the reason.
+
+Cells take turns, in another order in every round. A form that keeps partitions for n steps is
+called with a new partition and with a kept one, and its step time is that of the first plus n - 1
+times the second, over n. A machine is not equally fast for minutes on end: so a call of the
+unpatched UNet is timed before and after every three cells, and these are related to it.
+
+Rows are appended to a CSV file; `scripts/render_benchmarks.py` puts them into docs/benchmarks.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
+
+import torch
+from bench_rows import MACHINE_FIELDS, append_rows, describe_machine
+from pipeline_contestants import Contestant, oracle, rotated
+from timed_unet import CASES, QUICK_CONFIG, QUICK_LATENT, TimedUNet, milliseconds, read_config
+from unet_gate import require_sound
+
+from sd_tokenmerge import METHODS, PRESETS, Method
+from sd_tokenmerge.cli.quiet import quiet_libraries
+from sd_tokenmerge.methods.base import option_types
+
+ROOT = Path(__file__).resolve().parents[1]
+FIELDS = (
+    *("benchmark", "case", "method", "form", "keep", "dtype", "batch", "refresh_every"),
+    *("repeats", "fresh_ms", "kept_ms", "unpatched_ms", "relative", "relative_low"),
+    *("relative_high", "refused"),
+    *MACHINE_FIELDS,
+)
+ORACLE = "oracle"
+FORMS = ("exact", "balanced")
+KEEP = (50, 25, 10)
+NEIGHBOURS = 3
+"""Cells from one call of the unpatched UNet to the next."""
+
+
+def method_strings() -> list[str]:
+    """Every method with its defaults, and once with each other choice of each option."""
+    return [str(method) for cls in METHODS.values() for method in (cls(), *_variants(cls))]
+
+
+def _variants(cls: type[Method]) -> Iterator[Method]:
+    for option, hint in option_types(cls).items():
+        choices: tuple[Any, ...] = (False, True) if hint is bool else ()
+        if get_origin(hint) is Literal:
+            choices = get_args(hint)
+        for choice in choices:
+            if choice != getattr(cls(), option):
+                yield cls(**{option: choice})
+
+
+@dataclass
+class Cell:
+    """A method in a form at a keep rate, and its turns.
+
+    Attributes:
+        method: its string, or `ORACLE`.
+        form: a preset's name.
+        keep: percentage of the tokens that is kept.
+        fresh: seconds of calls with a new partition.
+        kept: of calls with a kept one, where the form keeps partitions.
+        unpatched: of a call of the unpatched UNet at that time.
+        refused: why this cannot be done; empty where it can.
+    """
+
+    method: str
+    form: str
+    keep: int
+    fresh: list[float] = field(default_factory=list)
+    kept: list[float] = field(default_factory=list)
+    unpatched: list[float] = field(default_factory=list)
+    refused: str = ""
+
+    @property
+    def contestant(self) -> Contestant:
+        """How the UNet is patched."""
+        if self.method == ORACLE:
+            return oracle(PRESETS[self.form].merge, self.keep / 100)
+        options = {"method": self.method, "preset": self.form, "keep_rate": self.keep / 100}
+        return Contestant(f"{self.method}/{self.form}/{self.keep}", options)
+
+    def relative(self) -> list[float]:
+        """Step time of each turn, relative to unpatched."""
+        every = self.contestant.refresh_every
+        kept = self.kept if every > 1 else self.fresh
+        turns = zip(self.fresh, kept, self.unpatched, strict=True)
+        return [(a + (every - 1) * b) / every / c for a, b, c in turns]
+
+
+class Matrix:
+    """All cells on one UNet."""
+
+    def __init__(self, calls: TimedUNet, name: str, cells: list[Cell]) -> None:
+        """Note which cells the methods refuse.
+
+        Args:
+            calls: of the UNet.
+            name: of the case.
+            cells: to be timed.
+        """
+        self.calls = calls
+        self.name = name
+        self.cells = cells
+        for cell in cells:
+            try:
+                with cell.contestant.on(calls.unet):
+                    pass
+            except ValueError as error:
+                cell.refused = str(error)
+
+    def check(self) -> None:
+        """Refuse to time what is wrong, at each cell that keeps most.
+
+        Raises:
+            SystemExit: with what is wrong.
+        """
+        most = max(cell.keep for cell in self.cells)
+        checked = [one.contestant for one in self._timed() if one.keep == most]
+        require_sound(self.calls, checked, self.name)
+        print(f"{self.name}: checks passed", file=sys.stderr)
+
+    def run(self, seconds: float, rounds: int) -> None:
+        """Take turns for so long, or so many rounds; at least one."""
+        started = time.perf_counter()
+        steps = self.calls.timesteps()
+        self.calls.timed(steps[0])  # for warming up
+        before = self.calls.timed(steps[10])
+        for number in range(rounds):
+            begun = time.perf_counter()
+            order = rotated(self._timed(), number)
+            for first in range(0, len(order), NEIGHBOURS):
+                group = order[first : first + NEIGHBOURS]
+                for cell in group:
+                    self._turn(cell)
+                after = self.calls.timed(steps[10])
+                for cell in group:
+                    cell.unpatched.append((before + after) / 2)
+                before = after
+            now = time.perf_counter()
+            print(f"{self.name}: round {number + 1} took {now - begun:.0f} s", file=sys.stderr)
+            if now - started + 0.9 * (now - begun) > seconds:
+                break
+
+    def _timed(self) -> list[Cell]:
+        return [cell for cell in self.cells if not cell.refused]
+
+    def _turn(self, cell: Cell) -> None:
+        one, steps = cell.contestant, self.calls.timesteps()
+        with one.on(self.calls.unet):
+            cell.fresh.append(self.calls.timed(steps[10]))
+            if one.refresh_every > 1:
+                cell.kept.append(self.calls.timed(steps[11]))
+
+    def rows(self, dtype: str) -> list[dict[str, object]]:
+        """One row for each cell."""
+        machine = describe_machine(str(self.calls.device))
+        return [self._row(cell) | {"dtype": dtype} | machine for cell in self.cells]
+
+    def _row(self, cell: Cell) -> dict[str, object]:
+        row: dict[str, object] = {
+            "benchmark": "matrix",
+            "case": self.name,
+            "method": cell.method,
+            "form": cell.form,
+            "keep": cell.keep,
+            "batch": self.calls.batch,
+            "refresh_every": cell.contestant.refresh_every,
+            "repeats": len(cell.fresh),
+            "refused": cell.refused,
+        }
+        relative = cell.relative()
+        if relative:
+            row["fresh_ms"] = milliseconds(statistics.median(cell.fresh))
+            row["kept_ms"] = milliseconds(statistics.median(cell.kept)) if cell.kept else ""
+            row["unpatched_ms"] = milliseconds(statistics.median(cell.unpatched))
+            row["relative"] = f"{statistics.median(relative):.3f}"
+            row["relative_low"] = f"{min(relative):.3f}"
+            row["relative_high"] = f"{max(relative):.3f}"
+        name = f"{cell.method}/{cell.form}/{cell.keep}"
+        print(f"{self.name:10} {name:44} {row.get('relative') or cell.refused}")
+        return row
+
+
+def cells(methods: Sequence[str], keep: Sequence[int]) -> list[Cell]:
+    """One for each method, form and keep rate."""
+    return [Cell(method, form, one) for form in FORMS for one in keep for method in methods]
+
+
+def parse_arguments() -> argparse.Namespace:
+    """The command line, completed."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    on_gpu = torch.cuda.is_available()
+    known = [ORACLE, *method_strings()]
+    parser.add_argument("--case", choices=list(CASES), default="sd15-512")
+    parser.add_argument("--methods", nargs="+", choices=known, default=known)
+    parser.add_argument("--keep", nargs="+", type=int, default=KEEP, help="percentages")
+    parser.add_argument("--configs", type=Path, default=ROOT.parent / "shared" / "model-configs")
+    parser.add_argument("--minutes", type=float, default=20.0, help="at least one round is made")
+    parser.add_argument("--rounds", type=int, default=20, help="at most")
+    parser.add_argument("--batch", type=int, default=2, help="2: the two branches of guidance")
+    parser.add_argument("--device", default="cuda" if on_gpu else "cpu")
+    parser.add_argument("--dtype", default="float16" if on_gpu else "float32")
+    parser.add_argument("--quick", action="store_true", help="a tiny model; rows are not saved")
+    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "benchmarks" / "matrix.csv")
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Check and time the cells."""
+    arguments = parse_arguments()
+    quiet_libraries()
+    name = "quick" if arguments.quick else arguments.case
+    config, latent, rounds = QUICK_CONFIG, QUICK_LATENT, 1
+    if not arguments.quick:
+        case, rounds = CASES[name], arguments.rounds
+        config, latent = read_config(arguments.configs, case.config), case.latent
+    calls = TimedUNet(config, latent, arguments.batch, arguments.device, arguments.dtype)
+    matrix = Matrix(calls, name, cells(arguments.methods, arguments.keep))
+    matrix.check()
+    matrix.run(arguments.minutes * 60, rounds)
+    rows = matrix.rows(arguments.dtype)
+    if not arguments.quick:
+        append_rows(arguments.out, FIELDS, rows)
+        print(f"appended to {arguments.out}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,189 @@
+"""Tables of times and memory in docs/benchmarks.md."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from bench_rows import read_rows
+from bench_tables import NOT_RUN, Row, conditions, grouped, latest, number, table
+from pipeline_contestants import oracle_name
+
+from sd_tokenmerge import PRESETS
+
+MODEL = ("device", "dtype", "batch", "threads")
+"""What rows that compare with each other have in common, besides the case."""
+
+
+def pipeline(folder: Path) -> str:
+    """Step times by case and device."""
+    rows = latest(read_rows(folder / "pipeline.csv"), ("case", "contestant", *MODEL))
+    parts = []
+    for (case, *_), group in grouped(rows, ("case", *MODEL)):
+        first = group[0]
+        times = {row["contestant"]: float(row["step_ms"]) for row in group}
+        lines = [
+            f"**{case}**, {first['dtype']}, batch {first['batch']}; {conditions(first)}",
+            "",
+            "| | step, ms (20 to 80 %) | turns | speed-up | of the oracle's saving |",
+            "|---|---|---|---|---|",
+        ]
+        for row in group:
+            spread = f"{row['step_ms']} ({row['step_ms_20']} to {row['step_ms_80']})"
+            share = oracle_share(row["contestant"], times)
+            lines.append(
+                f"| {row['contestant']} | {spread} | {row['repeats']} | {row['speedup'] or '-'} "
+                f"| {share} |"
+            )
+        parts.append("\n".join(lines))
+    return "\n\n".join(parts) or NOT_RUN
+
+
+def oracle_share(contestant: str, times: dict[str, float]) -> str:
+    """How much of what an oracle saves this contestant saves: a preset's own, else qkv at 50 %."""
+    oracle = "oracle-qkv-50"
+    if contestant.startswith("preset-"):
+        preset = PRESETS[contestant.removeprefix("preset-")]
+        oracle = oracle_name(preset.merge, preset.keep_rate)
+    is_bound = contestant == "unpatched" or contestant.startswith("oracle")
+    if is_bound or not {"unpatched", oracle} <= times.keys():
+        return "-"
+    most = times["unpatched"] - times[oracle]
+    return f"{100 * (times['unpatched'] - times[contestant]) / most:.0f} %" if most > 0 else "-"
+
+
+def compiled(folder: Path) -> str:
+    """Step times eager and compiled, by case and device."""
+    rows = latest(read_rows(folder / "compile.csv"), ("case", "contestant", *MODEL))
+    parts = []
+    for (case, *_), group in grouped(rows, ("case", *MODEL)):
+        first = group[0]
+        lines = [
+            f"**{case}**, {first['dtype']}, batch {first['batch']}; {conditions(first)}",
+            "",
+            "| | eager, ms (20 to 80 %) | speed-up | compiled, ms (20 to 80 %) | speed-up "
+            "| over compiled unpatched | compiling, s | graphs | compiled again in a generation |",
+            "|---|---|---|---|---|---|---|---|---|",
+        ]
+        bound = {row["contestant"]: float(row["compiled_speedup"]) for row in group}
+        for row in group:
+            cells = [row["contestant"]]
+            for mode in ("eager", "compiled"):
+                spread = f"({row[f'{mode}_ms_20']} to {row[f'{mode}_ms_80']})"
+                cells += [f"{row[f'{mode}_ms']} {spread}", f"{float(row[f'{mode}_speedup']):.2f}"]
+            is_known = "unpatched" in bound and row["contestant"] != "unpatched"
+            over = bound[row["contestant"]] / bound["unpatched"] if is_known else None
+            cells += [
+                "-" if over is None else f"{over:.2f}",
+                number(row["compile_s"], 0),
+                row["graphs"],
+                f"{row['recompilations']} in {row['steps']} steps",
+            ]
+            lines.append("| " + " | ".join(cells) + " |")
+        parts.append("\n".join(lines))
+    return "\n\n".join(parts) or NOT_RUN
+
+
+def key_bias(folder: Path) -> str:
+    """Ways to count cluster sizes."""
+    key = ("device", "dtype", "batch", "threads", "heads", "width", "queries", "keys")
+    rows = latest(read_rows(folder / "key_bias.csv"), ("way", *key))
+    parts = []
+    for _, group in grouped(rows, key[:4]):
+        lines = [
+            f"{group[0]['dtype']}, batch {group[0]['batch']}; {conditions(group[0])}",
+            "",
+            "| heads x width | queries x keys | none, ms | mask | channel |",
+            "|---|---|---|---|---|",
+        ]
+        for _, sizes in grouped(group, key):
+            ways = {row["way"]: row for row in sizes}
+            one = sizes[0]
+            lines.append(
+                f"| {one['heads']} x {one['width']} | {one['queries']} x {one['keys']} "
+                f"| {ways['none']['ms']} | {ways['mask']['times_none']}x "
+                f"| {ways['channel']['times_none']}x |"
+            )
+        parts.append("\n".join(lines))
+    return "\n\n".join(parts) or NOT_RUN
+
+
+def memory(folder: Path) -> str:
+    """Peak memory by case and device."""
+    rows = latest(read_rows(folder / "memory.csv"), ("case", "contestant", *MODEL))
+    parts = []
+    for (case, *_), group in grouped(rows, ("case", *MODEL)):
+        first = group[0]
+        unpatched = {row["contestant"]: row for row in group}.get("unpatched")
+        lines = []
+        for row in group:
+            relative = (
+                f"{float(row['attention_mib']) / float(unpatched['attention_mib']):.2f}"
+                if unpatched
+                else "-"
+            )
+            peak = f"{number(row['peak_mib'], 0)}, in `{row['peak_in']}`"
+            lines.append(
+                [row["contestant"], number(row["attention_mib"], 0), relative, peak],
+            )
+        head = ["", "around a merged self-attention, MiB", "relative", "whole call, MiB"]
+        parts.append(
+            f"**{case}**, {first['dtype']}, batch {first['batch']}; {conditions(first)}\n\n"
+            + table(head, lines)
+        )
+    return "\n\n".join(parts) or NOT_RUN
+
+
+def images(folder: Path) -> str:
+    """Times of pictures by case and device."""
+    key = ("case", "device", "dtype", "threads", "steps")
+    rows = latest(read_rows(folder / "image.csv"), ("contestant", *key))
+    parts = []
+    for (case, *_), group in grouped(rows, key):
+        first = group[0]
+        lines = [
+            [
+                row["contestant"],
+                f"{row['image_s']} ({row['image_s_20']} to {row['image_s_80']})",
+                row["repeats"],
+                number(row["unet_s"], 1),
+                row["unpatched_call_ms"],
+                row["speedup"] or "-",
+            ]
+            for row in group
+        ]
+        head = ["", "picture, s (20 to 80 %)", "turns", "of that in the UNet, s"]
+        head += ["unpatched call at that time, ms", "speed-up"]
+        parts.append(
+            f"**{case}**, {first['dtype']}, {first['steps']} steps, {first['unet_calls']} calls of "
+            f"the UNet with two images; {conditions(first)}\n\n" + table(head, lines)
+        )
+    return "\n\n".join(parts) or NOT_RUN
+
+
+def matrix(folder: Path) -> str:
+    """Step times of methods, forms and keep rates, by case and device."""
+    rows = latest(read_rows(folder / "matrix.csv"), ("case", "method", "form", "keep", *MODEL))
+    parts = []
+    for (case, *_), group in grouped(rows, ("case", *MODEL)):
+        first = group[0]
+        columns = list(dict.fromkeys((row["form"], row["keep"]) for row in group))
+        cells = {(row["method"], row["form"], row["keep"]): row for row in group}
+        lines = []
+        for method in dict.fromkeys(row["method"] for row in group):
+            found = [cells.get((method, *column)) for column in columns]
+            lines.append([f"`{method}`", *(matrix_cell(row) for row in found)])
+        repeats = sorted({int(row["repeats"]) for row in group if not row["refused"]})
+        turns = " to ".join(str(count) for count in dict.fromkeys((repeats[0], repeats[-1])))
+        head = ["method", *(f"{form}, {keep} %" for form, keep in columns)]
+        parts.append(
+            f"**{case}**, {first['dtype']}, batch {first['batch']}, {turns} turn(s) per cell; "
+            f"{conditions(first)}\n\n" + table(head, lines, numbers=len(columns))
+        )
+    return "\n\n".join(parts) or NOT_RUN
+
+
+def matrix_cell(row: Row | None) -> str:
+    """A step's time relative to unpatched, or why there is none."""
+    if row is None:
+        return "-"
+    return "refused" if row["refused"] else f"{float(row['relative']):.2f}"
