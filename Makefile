@@ -1,5 +1,6 @@
 # make demo   merge tokens in the embedded sample pipeline; pictures, a plot and a table in demo/
 # make test   the default test suite (add: make test-slow)
+# make test-faults   the fault tests alone: kills, Ctrl-C, damages, full disks (6 minutes)
 # make lint   ruff and mypy
 # make bench  measure this machine: clustering, pictures, generation; rows go to docs/ (half an hour)
 # Every target first sets up .venv when it is missing or pyproject.toml or constraints.txt changed.
@@ -17,7 +18,7 @@ DEMO := demo
 DEMO_IMAGES_PER_CLASS ?= 4
 DEMO_REFERENCES_PER_CLASS ?= 40
 
-.PHONY: demo test test-slow lint format bench clean
+.PHONY: demo test test-slow test-faults lint format bench clean
 
 demo: $(READY)
 	$(BIN)/python scripts/render_sample_world.py --out $(DEMO)/reference \
@@ -36,6 +37,11 @@ test: $(READY)
 test-slow: $(READY)
 	$(BIN)/python -m pytest -m slow --timeout=1800
 
+# each of its processes takes one thread
+test-faults: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow --timeout=600 \
+		tests/sampling/test_faults.py tests/sweep/test_faults.py
+
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -50,6 +56,7 @@ bench: $(READY)
 	$(BIN)/python scripts/render_clustering.py
 	$(BIN)/python scripts/bench_quality.py --minutes 15
 	$(BIN)/python scripts/bench_quality_time.py --minutes 5
+	$(BIN)/python scripts/bench_compile.py
 	$(BIN)/python scripts/render_benchmarks.py
 	$(BIN)/python scripts/bench_generate.py --store
 

@@ -24,7 +24,7 @@ SUITES = {
 }
 COUNTS = ("kills survived", "damages found and repaired", "images lost")
 PYTEST = [
-    *(sys.executable, "-m", "pytest", "-q", "-m", "slow or not slow"),
+    *(sys.executable, "-m", "pytest", "-q", "-m", "slow or not slow", "--timeout=600"),
     *("-o", "junit_family=xunit1"),  # the default one has no place for what tests record
 ]
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
@@ -16,6 +19,9 @@ settings.load_profile("repeatable")
 
 _cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", _cores)))
+
+FAULT_COUNTS = ("kills survived", "damages found and repaired", "images lost")
+"""What fault tests record; `scripts/count_faults.py` keeps the sums."""
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 """Reference material kept beside the repository; absent in most checkouts."""
@@ -37,3 +43,23 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models") / "tiny-sd15"
     tiny_sd15().save_pretrained(folder)
     return folder
+
+
+def count_faults(reports: Iterable[Any]) -> str | None:
+    """What the fault tests among finished tests recorded, added up; None where there were none."""
+    counts: Counter[str] = Counter()
+    for report in reports:
+        if getattr(report, "when", None) == "call":
+            for name, value in report.user_properties:
+                if name in FAULT_COUNTS:
+                    counts[name] += int(value)
+    if not counts:
+        return None
+    return "faults: " + ", ".join(f"{counts[name]} {name}" for name in FAULT_COUNTS)
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Print what was survived, of the tests that have just run, failed ones included."""
+    reports = [report for kind in terminalreporter.stats.values() for report in kind]
+    if (line := count_faults(reports)) is not None:
+        terminalreporter.write_line(line)

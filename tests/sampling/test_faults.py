@@ -29,7 +29,6 @@ from sd_tokenmerge.sampling.options import GenerateOptions
 from sd_tokenmerge.sampling.run import generate
 from sd_tokenmerge.sampling.status import run_status
 
-pytestmark = pytest.mark.timeout(600)
 slow = pytest.mark.slow
 
 COMMAND = [sys.executable, "-m", "sd_tokenmerge"]

@@ -15,18 +15,23 @@ import pytest
 from sd_tokenmerge.report.table import rows_from_json
 from sd_tokenmerge.sampling.manifest import read_manifest
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
+pytestmark = pytest.mark.slow
 
 MODULE = ["-m", "sd_tokenmerge", "sweep"]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", *MODULE]
 
 
+def surroundings_with(cache: Path) -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1", "SD_TOKENMERGE_CACHE": str(cache)}
+
+
 @pytest.fixture
 def environment(tmp_path: Path) -> dict[str, str]:
-    return {**os.environ, "OMP_NUM_THREADS": "1", "SD_TOKENMERGE_CACHE": str(tmp_path / "cache")}
+    """Nothing is cached yet."""
+    return surroundings_with(tmp_path / "cache")
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def arguments(tiny_model: Path, reference: Path) -> list[str]:
     """Two methods at one keep rate, eight images each; 24 images in all."""
     return [
@@ -47,17 +52,18 @@ def images(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*_?.png")}
 
 
-@pytest.fixture
-def whole(arguments: list[str], environment: dict[str, str], tmp_path: Path) -> Path:
-    folder = tmp_path / "whole"
-    command = [sys.executable, *MODULE, *arguments, "--out", str(folder)]
+@pytest.fixture(scope="module")
+def whole(arguments: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An uninterrupted sweep."""
+    root = tmp_path_factory.mktemp("faults")
+    command = [sys.executable, *MODULE, *arguments, "--out", str(root / "whole")]
+    environment = surroundings_with(root / "cache")
     subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
-    return folder
+    return root / "whole"
 
 
 def test_two_launched_processes_give_what_one_gives(whole, arguments, environment, tmp_path):
     folder = tmp_path / "two"
-    environment["SD_TOKENMERGE_CACHE"] = str(tmp_path / "another")
     command = [*TORCHRUN, *arguments, "--out", str(folder)]
     result = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
