@@ -12,8 +12,8 @@ keep rate: `exact`, the papers', and `balanced`, keys and values merged by parti
 
 Cells take turns, in another order in every round. A form that keeps partitions for n steps is
 called with a new partition and with a kept one, and its step time is that of the first plus n - 1
-times the second, over n. A machine is not equally fast for minutes on end: so a call of the
-unpatched UNet is timed before and after every three cells, and these are related to it.
+times the second, over n. A call of the unpatched UNet is timed before and after every three cells,
+and step times are relative to the mean of these two.
 
 Rows are appended to a CSV file; `scripts/render_benchmarks.py` puts them into docs/benchmarks.md.
 """
@@ -23,16 +23,16 @@ from __future__ import annotations
 import argparse
 import statistics
 import sys
-import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 import torch
 from bench_rows import MACHINE_FIELDS, append_rows, describe_machine
-from pipeline_contestants import Contestant, oracle, rotated
+from pipeline_contestants import Contestant, oracle
 from timed_unet import CASES, QUICK_CONFIG, QUICK_LATENT, TimedUNet, milliseconds, read_config
+from turns import Timings, take_turns
 from unet_gate import require_sound
 
 from sd_tokenmerge import METHODS, PRESETS, Method
@@ -49,8 +49,6 @@ FIELDS = (
 ORACLE = "oracle"
 FORMS = ("exact", "balanced")
 KEEP = (50, 25, 10)
-NEIGHBOURS = 3
-"""Cells from one call of the unpatched UNet to the next."""
 
 
 def method_strings() -> list[str]:
@@ -68,27 +66,19 @@ def _variants(cls: type[Method]) -> Iterator[Method]:
                 yield cls(**{option: choice})
 
 
-@dataclass
+@dataclass(frozen=True)
 class Cell:
-    """A method in a form at a keep rate, and its turns.
+    """A method in a form at a keep rate.
 
     Attributes:
         method: its string, or `ORACLE`.
         form: a preset's name.
         keep: percentage of the tokens that is kept.
-        fresh: seconds of calls with a new partition.
-        kept: of calls with a kept one, where the form keeps partitions.
-        unpatched: of a call of the unpatched UNet at that time.
-        refused: why this cannot be done; empty where it can.
     """
 
     method: str
     form: str
     keep: int
-    fresh: list[float] = field(default_factory=list)
-    kept: list[float] = field(default_factory=list)
-    unpatched: list[float] = field(default_factory=list)
-    refused: str = ""
 
     @property
     def contestant(self) -> Contestant:
@@ -98,12 +88,13 @@ class Cell:
         options = {"method": self.method, "preset": self.form, "keep_rate": self.keep / 100}
         return Contestant(f"{self.method}/{self.form}/{self.keep}", options)
 
-    def relative(self) -> list[float]:
-        """Step time of each turn, relative to unpatched."""
-        every = self.contestant.refresh_every
-        kept = self.kept if every > 1 else self.fresh
-        turns = zip(self.fresh, kept, self.unpatched, strict=True)
-        return [(a + (every - 1) * b) / every / c for a, b, c in turns]
+    def refusal(self, calls: TimedUNet) -> str:
+        """Why this cannot be done; empty where it can."""
+        try:
+            with self.contestant.on(calls.unet):
+                return ""
+        except ValueError as error:
+            return str(error)
 
 
 class Matrix:
@@ -119,13 +110,7 @@ class Matrix:
         """
         self.calls = calls
         self.name = name
-        self.cells = cells
-        for cell in cells:
-            try:
-                with cell.contestant.on(calls.unet):
-                    pass
-            except ValueError as error:
-                cell.refused = str(error)
+        self.refusals = {cell: cell.refusal(calls) for cell in cells}
 
     def check(self) -> None:
         """Refuse to time what is wrong, at each cell that keeps most.
@@ -133,70 +118,46 @@ class Matrix:
         Raises:
             SystemExit: with what is wrong.
         """
-        most = max(cell.keep for cell in self.cells)
-        checked = [one.contestant for one in self._timed() if one.keep == most]
+        most = max(cell.keep for cell in self.refusals)
+        checked = [cell.contestant for cell in self._possible() if cell.keep == most]
         require_sound(self.calls, checked, self.name)
         print(f"{self.name}: checks passed", file=sys.stderr)
 
-    def run(self, seconds: float, rounds: int) -> None:
-        """Take turns for so long, or so many rounds; at least one."""
-        started = time.perf_counter()
-        steps = self.calls.timesteps()
-        self.calls.timed(steps[0])  # for warming up
-        before = self.calls.timed(steps[10])
-        for number in range(rounds):
-            begun = time.perf_counter()
-            order = rotated(self._timed(), number)
-            for first in range(0, len(order), NEIGHBOURS):
-                group = order[first : first + NEIGHBOURS]
-                for cell in group:
-                    self._turn(cell)
-                after = self.calls.timed(steps[10])
-                for cell in group:
-                    cell.unpatched.append((before + after) / 2)
-                before = after
-            now = time.perf_counter()
-            print(f"{self.name}: round {number + 1} took {now - begun:.0f} s", file=sys.stderr)
-            if now - started + 0.9 * (now - begun) > seconds:
-                break
-
-    def _timed(self) -> list[Cell]:
-        return [cell for cell in self.cells if not cell.refused]
-
-    def _turn(self, cell: Cell) -> None:
-        one, steps = cell.contestant, self.calls.timesteps()
-        with one.on(self.calls.unet):
-            cell.fresh.append(self.calls.timed(steps[10]))
-            if one.refresh_every > 1:
-                cell.kept.append(self.calls.timed(steps[11]))
-
-    def rows(self, dtype: str) -> list[dict[str, object]]:
-        """One row for each cell."""
+    def run(self, seconds: float, rounds: int) -> list[dict[str, object]]:
+        """Take turns for so long, or so many rounds, at least one; one row for each cell."""
+        contestants = [cell.contestant for cell in self._possible()]
+        timings = take_turns(self.calls, contestants, seconds, rounds)
         machine = describe_machine(str(self.calls.device))
-        return [self._row(cell) | {"dtype": dtype} | machine for cell in self.cells]
+        return [
+            self._row(cell, timings.get(cell.contestant.name)) | machine for cell in self.refusals
+        ]
 
-    def _row(self, cell: Cell) -> dict[str, object]:
+    def _possible(self) -> list[Cell]:
+        return [cell for cell, refusal in self.refusals.items() if not refusal]
+
+    def _row(self, cell: Cell, taken: Timings | None) -> dict[str, object]:
         row: dict[str, object] = {
             "benchmark": "matrix",
             "case": self.name,
             "method": cell.method,
             "form": cell.form,
             "keep": cell.keep,
+            "dtype": str(self.calls.dtype).removeprefix("torch."),
             "batch": self.calls.batch,
             "refresh_every": cell.contestant.refresh_every,
-            "repeats": len(cell.fresh),
-            "refused": cell.refused,
+            "repeats": len(taken.fresh) if taken else 0,
+            "refused": self.refusals[cell],
         }
-        relative = cell.relative()
-        if relative:
-            row["fresh_ms"] = milliseconds(statistics.median(cell.fresh))
-            row["kept_ms"] = milliseconds(statistics.median(cell.kept)) if cell.kept else ""
-            row["unpatched_ms"] = milliseconds(statistics.median(cell.unpatched))
+        if taken:
+            relative = taken.relative()
+            row["fresh_ms"] = milliseconds(statistics.median(taken.fresh))
+            row["kept_ms"] = milliseconds(statistics.median(taken.kept)) if taken.kept else ""
+            row["unpatched_ms"] = milliseconds(statistics.median(taken.unpatched))
             row["relative"] = f"{statistics.median(relative):.3f}"
             row["relative_low"] = f"{min(relative):.3f}"
             row["relative_high"] = f"{max(relative):.3f}"
         name = f"{cell.method}/{cell.form}/{cell.keep}"
-        print(f"{self.name:10} {name:44} {row.get('relative') or cell.refused}")
+        print(f"{self.name:10} {name:44} {row.get('relative') or self.refusals[cell]}")
         return row
 
 
@@ -238,8 +199,7 @@ def main() -> None:
     calls = TimedUNet(config, latent, arguments.batch, arguments.device, arguments.dtype)
     matrix = Matrix(calls, name, cells(arguments.methods, arguments.keep))
     matrix.check()
-    matrix.run(arguments.minutes * 60, rounds)
-    rows = matrix.rows(arguments.dtype)
+    rows = matrix.run(arguments.minutes * 60, rounds)
     if not arguments.quick:
         append_rows(arguments.out, FIELDS, rows)
         print(f"appended to {arguments.out}", file=sys.stderr)

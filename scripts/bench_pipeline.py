@@ -6,7 +6,9 @@
 
 Every case is one UNet at one size. Before timing, each contestant is checked on small latents: the
 output is finite, removal restores the model to the last bit, and implementations that should agree
-do. Then the contestants take turns, in another order in every round, until the time is used up.
+do. Then the contestants take turns, in another order in every round, until the time is used up. A
+call of the unpatched UNet is timed before and after every three of them: speed-ups are over the
+mean of these two, because a machine is not equally fast for minutes on end.
 
 `oracle` merges by labels that are there before: nothing can choose clusters in less time. A setting
 with `refresh_every=n` is called twice in a turn, with a new partition and with a kept one, and its
@@ -21,8 +23,6 @@ import argparse
 import gc
 import statistics
 import sys
-import time
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -30,8 +30,6 @@ from bench_rows import MACHINE_FIELDS, append_rows, describe_machine, percentile
 from pipeline_contestants import (
     CONTESTANTS,
     CPU_CONTESTANTS,
-    Contestant,
-    rotated,
 )
 from timed_unet import (
     CASES,
@@ -42,6 +40,7 @@ from timed_unet import (
     milliseconds,
     read_config,
 )
+from turns import Timings, take_turns
 from unet_gate import require_sound, require_twins_agree
 
 from sd_tokenmerge.cli.quiet import quiet_libraries
@@ -64,21 +63,6 @@ FIELDS = (
     *MACHINE_FIELDS,
 )
 CPU_CASES = ("sd15-512", "sd15-768")
-
-
-@dataclass
-class Timings:
-    """Seconds of one contestant's calls."""
-
-    fresh: list[float] = field(default_factory=list)
-    kept: list[float] = field(default_factory=list)
-
-    def steps(self, refresh_every: int) -> list[float]:
-        """Seconds per step of each turn, over a partition's life."""
-        if refresh_every == 1:
-            return self.fresh
-        pairs = zip(self.fresh, self.kept, strict=True)
-        return [(a + (refresh_every - 1) * b) / refresh_every for a, b in pairs]
 
 
 class Bench:
@@ -110,40 +94,15 @@ class Bench:
 
     def run(self, seconds: float) -> list[dict[str, object]]:
         """Take turns for so long, at least one round; rows."""
-        timings = {one.name: Timings() for one in self.contestants}
-        started = time.perf_counter()
-        warm_up = self.calls.timed(self.calls.timesteps()[0])
-        print(f"{self.name}: warm-up {warm_up:.2f} s", file=sys.stderr)
-        rounds = 0
-        while True:
-            begun = time.perf_counter()
-            for one in rotated(self.contestants, rounds):
-                if one.rounds is None or rounds < one.rounds:
-                    self.turn(one, timings[one.name])
-            rounds += 1
-            now = time.perf_counter()
-            print(f"{self.name}: round {rounds} took {now - begun:.0f} s", file=sys.stderr)
-            if now - started + 0.9 * (now - begun) > seconds or rounds == self.arguments.rounds:
-                break
-        return self.rows(timings)
-
-    def turn(self, one: Contestant, timings: Timings) -> None:
-        """Time one contestant's call, or two where a partition is kept."""
-        calls = self.calls
-        steps = calls.timesteps()
-        with one.on(calls.unet):
-            timings.fresh.append(calls.timed(steps[10]))
-            if one.refresh_every > 1:
-                timings.kept.append(calls.timed(steps[11]))
+        return self.rows(take_turns(self.calls, self.contestants, seconds, self.arguments.rounds))
 
     def rows(self, timings: dict[str, Timings]) -> list[dict[str, object]]:
         """One row for each contestant."""
         machine = describe_machine(str(self.calls.device))
-        unpatched = timings.get("unpatched")
         rows = []
         for one in self.contestants:
             taken = timings[one.name]
-            steps = taken.steps(one.refresh_every)
+            steps = taken.steps()
             step = statistics.median(steps)
             row: dict[str, object] = {
                 "benchmark": "unet-step",
@@ -158,7 +117,7 @@ class Bench:
                 "step_ms_80": milliseconds(percentile(steps, 0.8)),
                 "fresh_ms": milliseconds(statistics.median(taken.fresh)),
                 "kept_ms": milliseconds(statistics.median(taken.kept)) if taken.kept else "",
-                "speedup": f"{statistics.median(unpatched.fresh) / step:.3f}" if unpatched else "",
+                "speedup": f"{1 / statistics.median(taken.relative()):.3f}",
                 **machine,
             }
             rows.append(row)

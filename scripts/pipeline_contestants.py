@@ -157,6 +157,6 @@ T = TypeVar("T")
 
 def rotated(contestants: Sequence[T], rounds: int) -> list[T]:
     """Another order in every round: turned on, and backwards in every other one."""
-    start = rounds * 3 % len(contestants)
+    start = rounds * 3 % max(len(contestants), 1)
     order = [*contestants[start:], *contestants[:start]]
     return order if rounds % 2 == 0 else order[::-1]

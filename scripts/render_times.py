@@ -20,7 +20,7 @@ def pipeline(folder: Path) -> str:
     parts = []
     for (case, *_), group in grouped(rows, ("case", *MODEL)):
         first = group[0]
-        times = {row["contestant"]: float(row["step_ms"]) for row in group}
+        speedups = {row["contestant"]: float(row["speedup"]) for row in group}
         lines = [
             f"**{case}**, {first['dtype']}, batch {first['batch']}; {conditions(first)}",
             "",
@@ -29,26 +29,26 @@ def pipeline(folder: Path) -> str:
         ]
         for row in group:
             spread = f"{row['step_ms']} ({row['step_ms_20']} to {row['step_ms_80']})"
-            share = oracle_share(row["contestant"], times)
+            share = oracle_share(row["contestant"], speedups)
             lines.append(
-                f"| {row['contestant']} | {spread} | {row['repeats']} | {row['speedup'] or '-'} "
+                f"| {row['contestant']} | {spread} | {row['repeats']} | {row['speedup']} "
                 f"| {share} |"
             )
         parts.append("\n".join(lines))
     return "\n\n".join(parts) or NOT_RUN
 
 
-def oracle_share(contestant: str, times: dict[str, float]) -> str:
+def oracle_share(contestant: str, speedups: dict[str, float]) -> str:
     """How much of what an oracle saves this contestant saves: a preset's own, else qkv at 50 %."""
     oracle = "oracle-qkv-50"
     if contestant.startswith("preset-"):
         preset = PRESETS[contestant.removeprefix("preset-")]
         oracle = oracle_name(preset.merge, preset.keep_rate)
     is_bound = contestant == "unpatched" or contestant.startswith("oracle")
-    if is_bound or not {"unpatched", oracle} <= times.keys():
+    if is_bound or oracle not in speedups:
         return "-"
-    most = times["unpatched"] - times[oracle]
-    return f"{100 * (times['unpatched'] - times[contestant]) / most:.0f} %" if most > 0 else "-"
+    most = 1 - 1 / speedups[oracle]
+    return f"{100 * (1 - 1 / speedups[contestant]) / most:.0f} %" if most > 0 else "-"
 
 
 def compiled(folder: Path) -> str:

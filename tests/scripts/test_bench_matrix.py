@@ -39,36 +39,15 @@ def test_the_oracle_merges_as_the_form_does():
     assert Cell("oracle", "balanced", 10).contestant.name == "oracle-kv-10"
 
 
-def test_steps_are_related_to_their_neighbours():
-    every = PRESETS["balanced"].refresh_every
-    cell = Cell("atc", "balanced", 50, [4.0, 6.0], [2.0, 3.0], [4.0, 8.0])
-    first, second = (4 + 2 * (every - 1)) / every / 4, (6 + 3 * (every - 1)) / every / 8
-    assert cell.relative() == pytest.approx([first, second])
-    assert Cell("atc", "exact", 50, [4.0, 6.0], [], [4.0, 8.0]).relative() == [1.0, 0.75]
-
-
 @pytest.fixture(scope="module")
 def matrix():
     calls = TimedUNet(QUICK_CONFIG, QUICK_LATENT, 1, "cpu", "float32")
     return Matrix(calls, "quick", cells(["oracle", "atc", "tome"], [50, 25]))
 
 
-def test_neighbours_are_the_calls_around(matrix, monkeypatch):
-    """Time passes: each call takes longer than the one before."""
-    clock = iter(range(1, 100))
-    monkeypatch.setattr(matrix.calls, "timed", lambda step: float(next(clock)))
-    ours = Matrix(matrix.calls, "quick", cells(["atc"], [50, 25]))
-    ours.run(0, 1)
-    # 1 warms up; 2, 7 and 10 are of the unpatched UNet
-    assert [cell.fresh for cell in ours.cells] == [[3.0], [4.0], [5.0], [8.0]]
-    assert [cell.kept for cell in ours.cells] == [[], [], [6.0], [9.0]]
-    assert [cell.unpatched for cell in ours.cells] == [[4.5], [4.5], [4.5], [8.5]]
-
-
 def test_a_round_on_a_tiny_model(matrix, tmp_path, capsys):
     matrix.check()
-    matrix.run(0, 1)
-    rows = matrix.rows("float32")
+    rows = matrix.run(0, 1)
     assert len(rows) == len(FORMS) * 2 * 3
     assert "atc/balanced/25" in capsys.readouterr().out
     for row in rows:
