@@ -88,14 +88,15 @@ def lowest_merges(
     take one image.
     """
     count = tokens.shape[1] - num_clusters
-    unit = unit_vectors(tokens.flatten(0, 1)).view(tokens.shape)
     dtype = search_dtype or default_search_dtype(tokens.device)
-    if linkage == "average":
-        merges = merge_rounds(AverageClusters(unit, dtype), count)
-    elif linkage == "complete":
-        merges = merge_rounds(CompleteClusters(unit.squeeze(0), dtype), count)
+    if linkage == "complete":
+        merges = merge_rounds(CompleteClusters(tokens.squeeze(0), dtype), count)
     else:
-        merges = spanning_tree(unit.squeeze(0), count, dtype)
+        unit = unit_vectors(tokens.flatten(0, 1)).view(tokens.shape)
+        if linkage == "average":
+            merges = merge_rounds(AverageClusters(unit, dtype), count)
+        else:
+            merges = spanning_tree(unit.squeeze(0), count, dtype)
     return merges.lowest(count, tokens.shape[1])
 
 

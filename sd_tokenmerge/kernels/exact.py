@@ -40,10 +40,22 @@ def unit_vectors(tokens: Tensor) -> Tensor:
     if tokens.dtype == torch.float64:  # squares of narrower floats cannot overflow in float64
         largest = exact.abs().amax(1, keepdim=True)
         exact = exact / torch.where(largest > 0, largest, 1.0)
-    norm = _tree_sum(exact * exact).sqrt()
-    if not bool(norm.isfinite().all()):
+    return exact / lengths(exact)
+
+
+def lengths(tokens: Tensor) -> Tensor:
+    """The length of each token, one for a zero token, `[N, C] -> [N, 1]` float64.
+
+    Args:
+        tokens: `[N, C]` float64, such that their squares do not overflow.
+
+    Raises:
+        ValueError: `tokens` are not finite.
+    """
+    length = _tree_sum(tokens * tokens).sqrt()
+    if not bool(length.isfinite().all()):
         raise ValueError("`tokens` must be finite, got NaN or infinity.")
-    return exact / torch.where(norm > 0, norm, 1.0)
+    return torch.where(length > 0, length, 1.0)
 
 
 def pair_similarities(left: Tensor, right: Tensor) -> Tensor:

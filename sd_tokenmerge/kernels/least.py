@@ -15,9 +15,10 @@ from torch import Tensor
 
 from sd_tokenmerge.kernels.members import Members
 from sd_tokenmerge.kernels.ranking import lowest_of
-from sd_tokenmerge.kernels.search import bfloat16_error, float32_error
+from sd_tokenmerge.kernels.search import bfloat16_error, blocks
+from sd_tokenmerge.kernels.unit_rows import UnitRows
 
-_BLOCK_ROWS = 512
+_BLOCK_ROWS = 128
 _LEVELS = 32
 _MINUS_INFINITY = -32641  # bfloat16's, as a key
 
@@ -29,38 +30,33 @@ class LeastSimilarities:
         error: how far a decoded key can be from the exact similarity.
 
     Args:
-        working: `[N, C]` unit vectors in `precise_dtype`.
-        dtype: bfloat16, or that of `working`.
+        rows: of the N tokens.
+        dtype: bfloat16, or `precise_dtype`.
 
     Raises:
         MemoryError: the matrix does not fit; the message states its bytes.
     """
 
-    def __init__(self, working: Tensor, dtype: torch.dtype) -> None:
-        channels = working.shape[1]
-        self._vectors = working.to(dtype)
+    def __init__(self, rows: UnitRows, dtype: torch.dtype) -> None:
+        self._vectors = rows.rounded(dtype)
         self._coded = dtype == torch.bfloat16
-        self.error = bfloat16_error(channels) if self._coded else float32_error(channels)
-        self._keys = allocate(len(working), working, torch.int16 if self._coded else dtype)
-        self._product = self._vectors.new_empty(_BLOCK_ROWS * len(working))
+        self.error = bfloat16_error(self._vectors.shape[1]) if self._coded else rows.error
+        self._keys = allocate(len(rows), self._vectors, torch.int16 if self._coded else dtype)
 
     def fill(self, start: int, stop: int) -> Tensor:
-        """Compute the rows `start` to `stop`, a view `[stop - start, N]`; at most 512 at once."""
+        """Compute the rows `start` to `stop`, a view `[stop - start, N]`."""
         block = self._keys[start:stop]
+        product = block.view(self._vectors.dtype)
+        torch.mm(self._vectors[start:stop], self._vectors.T, out=product)
         if self._coded:
-            product = self._product[: block.numel()].view(block.shape)
-            torch.mm(self._vectors[start:stop], self._vectors.T, out=product)
-            bits = product.view(torch.int16)
-            torch.bitwise_right_shift(bits, 15, out=block)
-            block.bitwise_and_(0x7FFF).bitwise_xor_(bits)
-        else:
-            torch.mm(self._vectors[start:stop], self._vectors.T, out=block)
+            for part in torch.split(block, _BLOCK_ROWS):
+                part.bitwise_xor_((part >> 15).bitwise_and_(0x7FFF))
         block.diagonal(start).fill_(lowest_of(block.dtype))  # one's own is never used
         return block
 
     def is_filled(self) -> None:
         """Give back the memory that only `fill` needs."""
-        del self._vectors, self._product
+        del self._vectors
 
     def decode(self, keys: Tensor) -> Tensor:
         """Similarities of keys, float64."""
@@ -78,9 +74,7 @@ class LeastSimilarities:
 
     def merge(self, left: Tensor, right: Tensor) -> None:
         """Make the rows `left` those of the merged clusters."""
-        for one, other in zip(
-            torch.split(left, _BLOCK_ROWS), torch.split(right, _BLOCK_ROWS), strict=True
-        ):
+        for one, other in blocks(_BLOCK_ROWS, left, right):
             least = self._keys.index_select(0, one)
             torch.minimum(least, self._keys.index_select(0, other), out=least)
             self._keys.index_copy_(0, one, least)
@@ -91,7 +85,10 @@ class LeastSimilarities:
 
     def by_cluster(self, clusters: Tensor, columns: Tensor, members: Members) -> Tensor:
         """Keys between clusters, `[M], [K] -> [M, K]`; `columns` by descending size."""
-        return least_by_cluster(self._keys.index_select(0, clusters), columns, members)
+        least = self._keys.new_empty(len(clusters), len(columns))
+        for into, part in blocks(_BLOCK_ROWS, least, clusters):
+            into.copy_(least_by_cluster(self._keys.index_select(0, part), columns, members))
+        return least
 
 
 def least_by_cluster(values: Tensor, columns: Tensor, members: Members) -> Tensor:

@@ -9,6 +9,10 @@ from torch import Tensor
 class Members:
     """Tokens sorted by cluster.
 
+    Attributes:
+        sizes: `[N]` int64, of the clusters.
+        are_tokens: whether every cluster has only one.
+
     Args:
         root: `[N]` int64, the cluster of each token.
     """
@@ -16,6 +20,7 @@ class Members:
     def __init__(self, root: Tensor) -> None:
         self._tokens = torch.argsort(root, stable=True)
         self.sizes = torch.bincount(root, minlength=len(root))
+        self.are_tokens = int(self.sizes.amax()) == 1
         self._first = self.sizes.cumsum(0) - self.sizes
 
     def expand(self, clusters: Tensor) -> tuple[Tensor, Tensor]:

@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 from sd_tokenmerge.kernels import (
     agglomerative,
     average,
+    candidates,
+    cluster_pairs,
     complete,
     exact,
     images,
@@ -20,6 +22,7 @@ from sd_tokenmerge.kernels import (
     nearest,
     parts,
     ranking,
+    unit_rows,
 )
 from sd_tokenmerge.kernels.agglomerative import (
     LINKAGES,
@@ -183,14 +186,19 @@ def test_blocks_lists_threads_and_search_dtype_change_no_bit(linkage, image, mon
             patch.setattr(parts, "_FEW_PAIRS", 1)
             patch.setattr(parts, "_WASTE", 1.5)
             patch.setattr(ranking, "_FEW_VALUES", 1)
-            patch.setattr(complete, "_BLOCK_ROWS", 37)
+            patch.setattr(complete, "_FILLED_ROWS", 37)
+            patch.setattr(complete, "_SEARCHED_ROWS", 23)
             patch.setattr(complete, "_CANDIDATES_PER_ROW", 1)
             patch.setattr(least, "_LEVELS", 3)
-            patch.setattr(complete, "_PAIRS_PER_ROW", 3)
-            patch.setattr(complete, "_PAIRS_AT_ONCE", 20)
+            patch.setattr(least, "_BLOCK_ROWS", 5)
+            patch.setattr(candidates, "_PAIRS_PER_ROW", 3)
+            patch.setattr(cluster_pairs, "_PAIRS_AT_ONCE", 20)
+            patch.setattr(cluster_pairs, "_BLOCK_COLUMNS", 41)
+            patch.setattr(cluster_pairs, "_CLUSTERS_AT_ONCE", 3)
             patch.setattr(exact, "_BLOCK_ELEMENTS", 3000)
             patch.setattr(exact, "_PAIR_ELEMENTS", 700)
-            patch.setattr(complete, "_PAIR_ELEMENTS", 700)
+            patch.setattr(unit_rows, "_PAIR_ELEMENTS", 700)
+            patch.setattr(unit_rows, "_BLOCK_ROWS", 50)
             patch.setattr(average, "_PAIR_ELEMENTS", 700)
             check(search_dtype=dtype)
     with monkeypatch.context() as patch:

@@ -13,7 +13,7 @@ from sd_tokenmerge.kernels.average import AverageClusters
 from sd_tokenmerge.kernels.complete import CompleteClusters
 from sd_tokenmerge.kernels.exact import unit_vectors
 from sd_tokenmerge.kernels.rounds import merge_rounds
-from tests.kernels.token_fields import white_tokens
+from tests.kernels.token_fields import nearing_tokens, white_tokens
 from tests.reference import agglomerative as reference
 
 DTYPES = (torch.float32, torch.bfloat16)
@@ -133,7 +133,7 @@ class CountingComplete(CompleteClusters):
 )
 def test_total_ties_take_log2_rounds(tokens):
     average = CountingAverage(unit_vectors(tokens)[None], torch.float32)
-    complete = CountingComplete(unit_vectors(tokens), torch.bfloat16)
+    complete = CountingComplete(tokens, torch.bfloat16)
     for clusters in (average, complete):
         assert len(merge_rounds(clusters, 255).left) == 255
         assert clusters.rounds == 8
@@ -141,9 +141,7 @@ def test_total_ties_take_log2_rounds(tokens):
 
 @linkages
 def test_a_chain_of_ever_nearer_neighbours_ends(linkage):
-    # each token's nearest is the next one: one reciprocal pair per round, the worst case
-    angle = np.cumsum(1.3 * 0.93 ** np.arange(150))
-    tokens = torch.from_numpy(np.stack((np.cos(angle / 9), np.sin(angle / 9)), 1))
+    tokens = nearing_tokens(150)
     for num_clusters in (1, 40):
         labels = agglomerative_labels(tokens[None], num_clusters, linkage)
         expected = reference.agglomerative_labels(tokens.numpy(), num_clusters, linkage)

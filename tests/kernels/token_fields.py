@@ -21,3 +21,9 @@ def smooth_tokens(
     field = np.random.default_rng(seed).standard_normal((height, width, channels))
     blurred = gaussian_filter(field, (sigma, sigma, 0), mode="nearest")
     return torch.from_numpy(blurred.reshape(height * width, channels)).float()
+
+
+def nearing_tokens(num_tokens: int) -> Tensor:
+    """Each token's nearest is the next one, `[N, 2]` float64: one reciprocal pair per round."""
+    angle = np.cumsum(1.3 * 0.93 ** np.arange(num_tokens))
+    return torch.from_numpy(np.stack((np.cos(angle / 9), np.sin(angle / 9)), 1))

@@ -14,7 +14,7 @@ from sd_tokenmerge.kernels.device import complete, labels, rounds, search
 from sd_tokenmerge.kernels.device.labels import fixed_shape_labels
 from tests.kernels.test_agglomerative import mixed_batch
 from tests.kernels.test_ties import CASES
-from tests.kernels.token_fields import smooth_tokens, white_tokens
+from tests.kernels.token_fields import nearing_tokens, smooth_tokens, white_tokens
 from tests.reference import agglomerative as reference
 
 linkages = pytest.mark.parametrize("linkage", LINKAGES)
@@ -142,8 +142,7 @@ def test_4096_tokens_of_320_channels(linkage, sigma):
 
 @linkages
 def test_a_chain_of_ever_nearer_neighbours_ends(linkage):
-    angle = np.cumsum(1.3 * 0.93 ** np.arange(100))
-    tokens = torch.from_numpy(np.stack((np.cos(angle / 9), np.sin(angle / 9)), 1))
+    tokens = nearing_tokens(100)
     for num_clusters in (1, 40):
         found = fixed_shape_labels(tokens[None], num_clusters, linkage)
         expected = reference.agglomerative_labels(tokens.numpy(), num_clusters, linkage)
