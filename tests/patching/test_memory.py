@@ -1,4 +1,4 @@
-"""Merged attention must not take more memory than unmerged attention."""
+"""Merged attention must not take more memory than unmerged attention, whatever the method."""
 
 from __future__ import annotations
 
@@ -8,11 +8,14 @@ from diffusers import UNet2DConditionModel
 from torch.profiler import ProfilerActivity, profile
 
 from sd_tokenmerge import apply_patch
+from sd_tokenmerge.kernels.search import default_search_dtype
+from sd_tokenmerge.methods import METHODS
 from sd_tokenmerge.sites import find_sites
 from tests.tiny_models import UNET_CONFIGS
 
 KV = {"merge": "kv", "proportional_attention": True}
 SIDE, CHANNELS = 64, 320
+ALL_METHODS = [*METHODS, "atc:linkage=single", "atc:linkage=complete"]
 
 
 @pytest.fixture(scope="module")
@@ -60,8 +63,11 @@ def peak_of_attention(unet):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("options", [{}, {"features": "keys"}, KV], ids=str)
-@pytest.mark.parametrize("method", ["tome-sd", "atc", "atc:linkage=single", "grid"])
+@pytest.mark.parametrize("method", ALL_METHODS)
 def test_is_at_most_that_of_unmerged_attention(unet, method, options):
+    has_bfloat16 = default_search_dtype(torch.device("cpu")) == torch.bfloat16
+    if method == "atc:linkage=complete" and not has_bfloat16:
+        pytest.skip("a float32 matrix of 4,096 x 4,096 alone takes more; no native bfloat16 here")
     unmerged = peak_of_attention(unet)
     assert unmerged >= 4 * 2 * SIDE**2 * CHANNELS * 4  # queries, keys, values and output
     with apply_patch(unet, method, keep_rate=0.5, **options):
