@@ -3,9 +3,13 @@
 Row I holds, for every token t, the smallest similarity between t and the members of cluster I. A
 merge is the element-wise minimum of two rows; columns are never rewritten.
 
-The matrix is a filter, either in float32 or, at half the memory and a fraction of the time, in
-bfloat16. Its bfloat16 numbers are stored as integers in the same order, which the CPU compares and
-reduces several times as fast.
+The matrix is a filter, either in float32 (4 N^2 bytes) or, at half the memory and a fraction of the
+time, in bfloat16. The bfloat16 numbers are stored as integers in the same order, which the CPU
+compares and reduces several times as fast.
+
+Nothing else is nearly as large: at 4,096 tokens of 320 channels the bfloat16 matrix takes 32 MiB,
+and everything else held beside the tokens 6. Unmerged attention takes 50 MiB for two such images,
+but grows with N, so from about 5,000 tokens on complete linkage takes more.
 """
 
 from __future__ import annotations
