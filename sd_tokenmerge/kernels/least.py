@@ -9,7 +9,7 @@ compares and reduces several times as fast.
 
 Nothing else is nearly as large: at 4,096 tokens of 320 channels the bfloat16 matrix takes 32 MiB,
 and everything else held beside the tokens 6. Unmerged attention takes 50 MiB for two such images,
-but grows with N, so from about 5,000 tokens on complete linkage takes more.
+but grows with N, so from a few hundred tokens more on complete linkage takes more.
 """
 
 from __future__ import annotations
