@@ -32,6 +32,7 @@ from sd_tokenmerge.kernels.single import spanning_tree
 
 LINKAGES = ("single", "complete", "average")
 _TOKENS_AT_ONCE = 1 << 14
+_FEW_CHANNELS = 128  # more are enough work for one image at a time, and stay in the cache
 
 
 def agglomerative_labels(
@@ -103,7 +104,7 @@ def lowest_merges(
 def _cluster(
     tokens: Tensor, num_clusters: int, linkage: str, search_dtype: torch.dtype | None
 ) -> Tensor:
-    batch, count, _ = tokens.shape
+    batch, count, channels = tokens.shape
     if num_clusters == count or batch == 0:
         return torch.arange(count, device=tokens.device).repeat(batch, 1)
     if tokens.device.type == "mps":  # knows no float64
@@ -112,7 +113,7 @@ def _cluster(
         if needs_fixed_shapes(tokens):
             with suppress(MemoryError):  # complete linkage's float64 matrix; below, it is float32
                 return fixed_shape_labels(tokens, num_clusters, linkage)
-        together = linkage == "average" and are_small(count)
+        together = linkage == "average" and (are_small(count) or channels <= _FEW_CHANNELS)
         at_once = max(1, _TOKENS_AT_ONCE // count) if together else 1
         labels = []
         for images in torch.split(tokens, at_once):

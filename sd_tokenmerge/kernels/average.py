@@ -16,16 +16,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from sd_tokenmerge.kernels.batches import batch_lists, first_lists
 from sd_tokenmerge.kernels.exact import best_of_pairs, nearest_exact, pair_similarities
-from sd_tokenmerge.kernels.images import are_small, lists_by_image
-from sd_tokenmerge.kernels.nearest import mutual_nearest_lists, nearest_lists
 from sd_tokenmerge.kernels.rounds import Clusters
-from sd_tokenmerge.kernels.search import (
-    LIST_LENGTH,
-    Lists,
-    float32_error,
-    precise_dtype,
-)
+from sd_tokenmerge.kernels.search import LIST_LENGTH, float32_error, precise_dtype
 
 _PAIR_ELEMENTS = 1 << 17  # of vectors compared pair by pair
 
@@ -35,15 +29,13 @@ class AverageClusters(Clusters):
 
     Args:
         unit: `[B, N, C]` float64 unit vectors; overwritten.
-        search_dtype: see `nearest_lists`; small images, and several at once, are searched in
-            `precise_dtype`.
+        search_dtype: see `nearest_lists`; short products are in `precise_dtype`.
     """
 
     def __init__(self, unit: Tensor, search_dtype: torch.dtype) -> None:
         batch, num_tokens, channels = unit.shape
         super().__init__(batch, num_tokens, unit.device)
         total = batch * num_tokens
-        self._together = batch > 1 or are_small(num_tokens)
         self._sum = unit.view(total, channels)
         self._size = unit.new_ones(total)
         self._mean = self._sum.to(precise_dtype(unit.device), copy=True)
@@ -59,10 +51,7 @@ class AverageClusters(Clusters):
 
     def first_neighbours(self) -> Tensor:
         """See `Clusters`."""
-        if self._together:
-            lists = lists_by_image(self._by_image(self._mean), self.root, self.root)
-        else:
-            lists = mutual_nearest_lists(self._mean, self._search_dtype)
+        lists = first_lists(self._by_image(self._mean), self._search_dtype)
         self._listed, self._value, self._bound = lists
         no_floor = torch.full_like(self._bound, -torch.inf)
         return self._choose(self.root, no_floor, searched=True)
@@ -162,17 +151,11 @@ class AverageClusters(Clusters):
     def _search(self, clusters: Tensor, floor: Tensor) -> Tensor:
         """Nearest cluster of the given ones, and new lists for them."""
         columns = torch.where(self.alive & ~self._dormant)[0]
-        lists = self._lists(clusters, columns)
+        means = self._by_image(self._mean)
+        lists = batch_lists(means, clusters, columns, self._search_dtype)
         self._listed[clusters], self._value[clusters], self._bound[clusters] = lists
         self._listed_at[clusters] = self._time
         return self._choose(clusters, floor, searched=True)
-
-    def _lists(self, rows: Tensor, columns: Tensor) -> Lists:
-        if self._together:
-            return lists_by_image(self._by_image(self._mean), rows, columns)
-        left, right = self._mean.index_select(0, rows), self._mean.index_select(0, columns)
-        lists = nearest_lists(left, right, torch.searchsorted(columns, rows), self._search_dtype)
-        return lists._replace(column=columns[lists.column])
 
     def _nearest_listed(self, clusters: Tensor) -> Tensor:
         """Nearest cluster among the listed ones, by exact similarities where it is close."""

@@ -42,8 +42,7 @@ def lists_by_image(vectors: Tensor, rows: Tensor, columns: Tensor) -> Lists:
     flat = vectors.flatten(0, 1)
     row, column = _Table(rows, batch, count, 1), _Table(columns, batch, count, _LANES)
     own = torch.searchsorted(columns, row.tokens) - column.first
-    padding = flat.new_full(column.tokens.shape, -torch.inf)
-    padding.view(-1)[column.place] = 0
+    counts = column.counts.tolist()
     height, width = row.tokens.shape[1], column.tokens.shape[1]
     rows_at_once = max(1, _BLOCK_ELEMENTS // width)
     found = []
@@ -54,8 +53,8 @@ def lists_by_image(vectors: Tensor, rows: Tensor, columns: Tensor) -> Lists:
             block = images, slice(int(part[0]), int(part[-1]) + 1)
             left = flat.index_select(0, row.tokens[block].flatten()).view(-1, len(part), channels)
             values = torch.bmm(left, right)
-            if len(columns) < padding.numel():
-                values += padding[images].unsqueeze(1)
+            for image, width_used in zip(values, counts[images], strict=True):
+                image[:, width_used:] = -torch.inf
             values = values.flatten(0, 1)
             clear(values, own[block].flatten())
             found.append(_best_of_lanes(values, float32_error(channels)))
@@ -81,6 +80,7 @@ class _Table:
     Attributes:
         tokens: `[B, width]` int64.
         first: `[B, 1]` int64, where the list continues in each row.
+        counts: `[B]` int64, how many there are of each image.
         place: `[M]` int64, where each listed token is in the flattened table.
 
     Args:
@@ -94,8 +94,9 @@ class _Table:
         image = listed // count
         images = torch.arange(batch, device=listed.device).unsqueeze(1)
         self.first = torch.searchsorted(image, images)
+        self.counts = torch.bincount(image, minlength=batch)
         place = torch.arange(len(listed), device=listed.device) - self.first[image, 0]
-        width = -(-(int(place.max()) + 1) // multiple) * multiple
+        width = -(-int(self.counts.max()) // multiple) * multiple
         self.place = place.add_(image, alpha=width)
         self.tokens = (images * count).repeat(1, width)
         self.tokens.view(-1)[self.place] = listed

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sd_tokenmerge.kernels.parts import PARTS, PARTS_LISTED, Columns
+from sd_tokenmerge.kernels.parts import PARTS_LISTED, Columns, parts_of
 from sd_tokenmerge.kernels.ranking import clear, largest_similarities
 from sd_tokenmerge.kernels.search import (
     Lists,
@@ -86,8 +86,9 @@ def _prove(
 def _direct(rows: Tensor, own: Tensor, columns: Tensor, groups: Tensor | None) -> Lists:
     """The lists of a block of rows by one product."""
     error = float32_error(rows.shape[1])
-    width = -(-len(columns) // PARTS)
-    padded = width * PARTS
+    num_parts = parts_of(len(columns))
+    width = -(-len(columns) // num_parts)
+    padded = width * num_parts
     is_wide = len(columns) > _DIRECT_COLUMNS and len(rows) * len(columns) > _FEW_ELEMENTS
     values = rows.new_empty(len(rows), padded if is_wide else len(columns))
     torch.mm(rows, columns.T, out=values[:, : len(columns)])
@@ -99,9 +100,9 @@ def _direct(rows: Tensor, own: Tensor, columns: Tensor, groups: Tensor | None) -
     if not is_wide:
         return list_largest(values, error)
     # part p has the columns p, p + parts, ...: see `Columns`
-    by_part = values.view(len(rows), width, PARTS)
+    by_part = values.view(len(rows), width, num_parts)
     _, parts, rest = largest_similarities(by_part.amax(1), PARTS_LISTED)
-    steps = torch.arange(0, padded, PARTS, device=rows.device)
+    steps = torch.arange(0, padded, num_parts, device=rows.device)
     column = (parts.unsqueeze(2) + steps).flatten(1)
     found = list_largest(values.gather(1, column), error)
     bound = torch.maximum(found.bound, rest.double() + error)

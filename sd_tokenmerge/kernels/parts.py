@@ -8,6 +8,8 @@ parts is an upper bound.
 
 from __future__ import annotations
 
+from math import isqrt
+
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
@@ -22,13 +24,22 @@ from sd_tokenmerge.kernels.search import (
     union,
 )
 
-PARTS = 64
+_FEWEST_PARTS = 64
 PARTS_LISTED = 3
 _BLOCK_ELEMENTS = 1 << 19  # similarities looked at together: 1 MiB
 _MANY_CHANNELS = 160  # from here on, a longer product is worth twice as large blocks
 _LISTED_AT_ONCE = 1024  # rows
 _FEW_PAIRS = 1 << 12
 _WASTE = 2.5  # how much longer a product may get by padding
+
+
+def parts_of(count: int) -> int:
+    """How many parts N columns have: the power of two from sqrt(N) on, at least 64.
+
+    A row reduces as many maxima as there are parts, then N / parts columns of each part it lists;
+    both together are fewest where both grow like sqrt(N).
+    """
+    return max(_FEWEST_PARTS, 1 << (isqrt(count - 1).bit_length()))
 
 
 class Columns:
@@ -47,8 +58,8 @@ class Columns:
 
     def __init__(self, columns: Tensor, groups: Tensor | None, dtype: torch.dtype) -> None:
         self.count, channels = columns.shape
-        self.width = -(-self.count // PARTS)
-        self.parts = PARTS
+        self.parts = parts_of(self.count)
+        self.width = -(-self.count // self.parts)
         self.padding = self.parts * self.width - self.count
         # a padded column is a zero vector: it raises its part's largest value to 0 at most
         padded = pad(columns, (0, 0, 0, self.padding)) if self.padding else columns

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from sd_tokenmerge.kernels import (
     agglomerative,
     average,
+    batches,
     candidates,
     cluster_pairs,
     complete,
@@ -170,15 +171,17 @@ def test_blocks_lists_threads_and_search_dtype_change_no_bit(linkage, image, mon
         check(search_dtype=dtype)
         with monkeypatch.context() as patch:
             patch.setattr(images, "_FEW_TOKENS", 0)
+            patch.setattr(batches, "_SHORT_PRODUCT", 0)
             patch.setattr(nearest, "_DIRECT_COLUMNS", 10_000)
             check(search_dtype=dtype)
         with monkeypatch.context() as patch:
             patch.setattr(images, "_FEW_TOKENS", 0)
+            patch.setattr(batches, "_SHORT_PRODUCT", 0)
             patch.setattr(nearest, "_DIRECT_COLUMNS", 40)
             patch.setattr(nearest, "_DIRECT_ROWS", 3)
             patch.setattr(ranking, "PART_WIDTH", 16)
             for module in (nearest, parts):
-                patch.setattr(module, "PARTS", 19)
+                patch.setattr(module, "parts_of", lambda count: 19)
                 patch.setattr(module, "PARTS_LISTED", 2)
                 patch.setattr(module, "_BLOCK_ELEMENTS", 5000)
             patch.setattr(parts, "_LISTED_AT_ONCE", 50)
