@@ -5,7 +5,9 @@ from __future__ import annotations
 import time
 
 import bench_generate
+import paired_calls
 import pytest
+from diffusers import DDIMScheduler
 
 from sd_tokenmerge.sampling import run as run_module
 from sd_tokenmerge.sampling.load import load_pipeline
@@ -14,6 +16,7 @@ from sd_tokenmerge.sampling.resolve import resolve_options
 from sd_tokenmerge.sampling.writer import ImageWriter
 
 DELAY_S = 0.05
+STEPS = 6
 
 
 @pytest.fixture
@@ -25,7 +28,7 @@ def options(tiny_model, tmp_path):
             classes=(0,),
             height=32,
             width=32,
-            steps=2,
+            steps=STEPS,
             method="none",
             device="cpu",
         )
@@ -55,21 +58,29 @@ def delayed(monkeypatch, owner, name, delay):
 
 
 def median_overhead(pairs, field):
-    values = sorted(getattr(run, field) - getattr(bare, field) for bare, run in pairs)
+    values = sorted(
+        getattr(run.without_middle(run.settled), field)
+        - getattr(bare.without_middle(run.settled), field)
+        for bare, run in pairs
+    )
     return values[len(values) // 2]
+
+
+def calls_in_pairs(pipe, options):
+    return paired_calls.paired_calls(pipe, paired_calls.of_batches(options, 6))
 
 
 def test_calls_alternate_and_every_batch_is_paired(options, pipe, monkeypatch):
     order = []
-    bare = bench_generate.call_bare
+    bare = paired_calls.call_bare
 
     def noted(pipe, options, batch):
         order.append("bare")
         bare(pipe, options, batch)
 
-    monkeypatch.setattr(bench_generate, "call_bare", noted)
+    monkeypatch.setattr(paired_calls, "call_bare", noted)
     delayed(monkeypatch, run_module.Sampler, "__call__", lambda _: order.append("run"))
-    pairs = bench_generate.paired_costs(pipe, bench_generate.of_batches(options, 6))
+    pairs = calls_in_pairs(pipe, options)
     expected = "bare run run bare bare run run bare bare run run bare"
     assert order == expected.split()
     assert len(pairs) == 5
@@ -77,28 +88,52 @@ def test_calls_alternate_and_every_batch_is_paired(options, pipe, monkeypatch):
 
 def test_a_delay_between_calls_is_seen(options, pipe, monkeypatch):
     delayed(monkeypatch, run_module.Sampler, "__call__", time.sleep)
-    pairs = bench_generate.paired_costs(pipe, bench_generate.of_batches(options, 6))
+    pairs = calls_in_pairs(pipe, options)
     assert median_overhead(pairs, "wall_s") > 0.8 * DELAY_S
-    between_s, run_s, _ = bench_generate.between_calls(pipe, bench_generate.of_batches(options, 4))
+    between_s, run_s, _ = bench_generate.between_calls(pipe, paired_calls.of_batches(options, 4))
     assert 4 * DELAY_S < between_s < run_s
 
 
 def test_work_of_the_storing_threads_is_seen(options, pipe, monkeypatch):
     delayed(monkeypatch, ImageWriter, "_store", work)
-    pairs = bench_generate.paired_costs(pipe, bench_generate.of_batches(options, 6))
+    pairs = calls_in_pairs(pipe, options)
     assert median_overhead(pairs, "cpu_s") > 0.8 * DELAY_S
 
 
 def test_a_row(options, pipe):
     row = bench_generate.measure(pipe, options, limit_s=0.0)
-    assert (row["pixels"], row["steps"], row["batch"], row["pairs"]) == ("32x32", 2, 1, 5)
+    assert (row["pixels"], row["steps"], row["batch"], row["pairs"]) == ("32x32", STEPS, 1, 9)
     assert row["overhead"].endswith(" %")
     assert row["per image"].endswith(" ms")
 
 
-def test_median_and_error():
-    assert bench_generate.overhead([1.02] * 9, "%") == "+2.0 ± 0.0 %"
-    assert bench_generate.overhead([-0.004] * 9, "ms") == "-4.0 ± 0.0 ms"
-    noisy = [1 + 0.01 * (i % 3) for i in range(99)]
-    low = bench_generate.overhead(noisy, "%")
-    assert low.startswith("+1.0 ± 0.")
+def test_storing_that_lasts_into_the_steps_is_seen_as_a_whole(options, pipe, monkeypatch):
+    delayed(monkeypatch, ImageWriter, "_store", lambda seconds: work(4 * seconds))
+    pairs = calls_in_pairs(pipe, options)
+    assert any(run.settled > 2 for _, run in pairs)
+    assert median_overhead(pairs, "cpu_s") > 0.8 * 4 * DELAY_S
+
+
+def test_what_delays_steps_in_the_middle_is_left_out(options, pipe, monkeypatch):
+    pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)  # as many steps as asked
+    step = pipe.scheduler.step
+    number = 0
+
+    def slower(*arguments, **keywords):
+        nonlocal number
+        number += 1
+        if number % STEPS == 4 and number // STEPS % 2:  # bare calls and others in turns
+            time.sleep(DELAY_S)
+        return step(*arguments, **keywords)
+
+    monkeypatch.setattr(pipe.scheduler, "step", slower)
+    pairs = calls_in_pairs(pipe, options)
+    assert abs(median_overhead(pairs, "wall_s")) < 0.5 * DELAY_S
+    assert max(abs(run.whole.wall_s - bare.whole.wall_s) for bare, run in pairs) > 0.8 * DELAY_S
+
+
+def test_mean_of_the_middle_half_and_its_error():
+    assert bench_generate.typical([2.0] * 9, "%") == "+2.00 ± 0.00 %"
+    assert bench_generate.typical([-4.0] * 7 + [1000.0], "ms").startswith("-4.00 ± ")
+    noisy = [i % 3 for i in range(99)]
+    assert bench_generate.typical(noisy, "%").startswith("+1.00 ± 0.")
