@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -24,6 +25,8 @@ COMMANDS = ("generate", "fid", "sweep", "methods", "sites", "reference", "status
 No module there imports torch at its top: `--help` imports them all and has to answer at once.
 """
 
+_PANELS_FROM_COLUMNS = 120
+
 # Public in typer only through a subclass; click's own classes moved inside typer in 0.16.
 _UsageError: Any = typer.BadParameter.__base__
 _ClickException: Any = _UsageError.__base__
@@ -39,7 +42,9 @@ class _Subcommands(TyperGroup):
         if cmd_name not in self.commands:
             module = import_module(f"sd_tokenmerge.cli.{cmd_name}")
             function = getattr(module, f"{cmd_name}_command")
-            single = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+            single = typer.Typer(
+                add_completion=False, pretty_exceptions_enable=False, **_help_style()
+            )
             single.command(cmd_name, help=_unwrap(function.__doc__))(_interruptible(function))
             self.commands[cmd_name] = typer.main.get_command(single)
         return self.commands[cmd_name]
@@ -51,6 +56,12 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
+
+
+def _help_style() -> dict[str, Any]:
+    """Panels where they fit; a narrow terminal would cut off names and examples in them."""
+    width = shutil.get_terminal_size().columns
+    return {} if width >= _PANELS_FROM_COLUMNS else {"rich_markup_mode": None}
 
 
 def _interruptible(function: Callable[..., None]) -> Callable[..., None]:

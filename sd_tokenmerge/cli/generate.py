@@ -119,8 +119,8 @@ def generate_command(
     preset: Annotated[
         str | None,
         typer.Option(
-            help="Settings that belong together: exact (the papers), balanced or fast; the other "
-            "options here go before it.",
+            help="Settings that belong together: exact (the papers), balanced or fast; what is "
+            "given besides overrides it.",
             rich_help_panel=_MERGING,
         ),
     ] = None,
@@ -288,7 +288,7 @@ def generate_command(
         options = read_options(values)
     summary = run_generation(options, overwrite=overwrite)
     if summary is not None:
-        _print_summary(summary, as_json)
+        _print_summary(summary, shard, as_json)
 
 
 def read_options(values: dict[str, Any]) -> GenerateOptions:
@@ -367,7 +367,7 @@ def run_generation(options: GenerateOptions, *, overwrite: bool = False) -> RunS
     return summary if run.is_first_process else None
 
 
-def _print_summary(summary: RunSummary, as_json: bool) -> None:
+def _print_summary(summary: RunSummary, shard: str | None, as_json: bool) -> None:
     import json
     from dataclasses import asdict
 
@@ -381,4 +381,5 @@ def _print_summary(summary: RunSummary, as_json: bool) -> None:
         rate = format_rate(summary.images_per_second)
         made += f" in {format_duration(summary.seconds)} ({rate})"
     there = f"{summary.already_there} were there"
-    print(f"{summary.folder}: {summary.num_images} images, {there}, {made}.")
+    part = "" if shard is None else f" of shard {shard}"
+    print(f"{summary.folder}: {summary.num_images} images{part}, {there}, {made}.")

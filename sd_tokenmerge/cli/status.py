@@ -58,7 +58,7 @@ def _print_runs(runs: tuple[RunStatus, ...]) -> None:
 
 
 def _print_sweep(sweep: SweepStatus) -> None:
-    results = "tables of all written" if sweep.has_results else "tables of all not written yet"
+    results = "tables of all settings " + ("written" if sweep.has_results else "not written yet")
     print(f"{sweep.folder}: {sweep.measured} of {sweep.settings} settings measured, {results}")
     for finding in sweep.findings:
         print(f"{sweep.folder}: {finding}")

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -206,6 +207,27 @@ def test_help_answers_in_under_a_second() -> None:
         assert "Usage: sd-tokenmerge" in result.stdout
         assert result.stderr == ""
         assert min(tries) < 1
+
+
+def test_a_shard_says_what_part_it_is(
+    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    command = ["generate", "--model", model, "--method", "none", "--out", str(out)]
+    assert run([*command, "--shard", "2/2"]) == 0
+    assert capsys.readouterr().out.startswith(f"{out}: 2 images of shard 2/2, 0 were there, ")
+
+
+@pytest.mark.parametrize("columns", ["80", "119", "120"])
+@pytest.mark.parametrize("command", ["generate", "sweep"])
+def test_help_cuts_nothing_off(command: str, columns: str) -> None:
+    environment = {**os.environ, "COLUMNS": columns}
+    help_text = subprocess.run(
+        [*COMMAND, command, "--help"], env=environment, capture_output=True, text=True, check=True
+    ).stdout
+    assert "--no-proportional-attention" in help_text
+    assert "…" not in help_text
+    assert max(map(len, help_text.splitlines())) <= int(columns)
 
 
 def test_entry_points_are_the_same(tmp_path: Path) -> None:

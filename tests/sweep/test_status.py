@@ -22,7 +22,7 @@ def test_a_finished_sweep_is_complete(finished, capsys):
     assert (sweep.settings, sweep.measured, sweep.has_results, sweep.findings) == (5, 5, True, ())
     assert run(["status", finished.out]) == 0
     assert capsys.readouterr().out.splitlines()[-1] == (
-        f"{finished.out}: 5 of 5 settings measured, tables of all written"
+        f"{finished.out}: 5 of 5 settings measured, tables of all settings written"
     )
 
 
@@ -49,7 +49,10 @@ def test_settings_that_were_not_begun_are_missing(make_sweep, monkeypatch, capsy
     (sweep,) = status.sweeps
     assert (sweep.settings, sweep.measured, sweep.has_results) == (5, 2, False)
     assert run(["status", options.out]) == 1
-    assert "2 of 5 settings measured, tables of all not written yet" in capsys.readouterr().out
+    assert (
+        "2 of 5 settings measured, tables of all settings not written yet"
+        in capsys.readouterr().out
+    )
 
 
 def test_damage_is_found(finished):
