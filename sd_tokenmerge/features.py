@@ -8,8 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-_CHUNK_ELEMENTS = 2**24
-"""Attention weights held at a time: 64 MiB in float32."""
+_CHUNK_ELEMENTS = 2**21
+"""Attention weights held at a time: 8 MiB in float32, and as much again for their softmax."""
+_COMPILED_CHUNK_ELEMENTS = 2**24
+"""As many while compiling, where every chunk becomes a part of the graph."""
 
 
 def head_mean_keys(attention: Any, tokens: Tensor) -> Tensor:
@@ -68,7 +70,9 @@ def received_attention(attention: Any, tokens: Tensor) -> Tensor:
     queries, keys = queries.float() * attention.scale, keys.float().transpose(-1, -2)
     batch, heads, count, _ = queries.shape
     received = torch.zeros(batch, count, device=tokens.device)
-    for chunk in queries.split(max(_CHUNK_ELEMENTS // (batch * heads * count), 1), dim=2):
+    is_compiling = torch.compiler.is_compiling()
+    elements = _COMPILED_CHUNK_ELEMENTS if is_compiling else _CHUNK_ELEMENTS
+    for chunk in queries.split(max(elements // (batch * heads * count), 1), dim=2):
         received = received + (chunk @ keys).softmax(-1).sum((1, 2))
     mean: Tensor = received / (heads * count)
     return mean

@@ -15,7 +15,11 @@ from tests.tiny_models import UNET_CONFIGS
 
 KV = {"merge": "kv", "proportional_attention": True}
 SIDE, CHANNELS = 64, 320
-ALL_METHODS = [*METHODS, "atc:linkage=single", "atc:linkage=complete"]
+ALL_METHODS = [
+    *METHODS,
+    *("atc:linkage=single", "atc:linkage=complete", "tome-sd:random=true", "lotm:neighbours=grid"),
+    *("kmeans:weighted=true", "kmedoids:weighted=true", "kmedoids:medoid=public"),
+]
 
 
 @pytest.fixture(scope="module")
