@@ -9,6 +9,9 @@ are not listed. Merging brings no cluster nearer to another, so the bound stays 
 merge; for a new cluster, the mean of its parts' bounds (weighted by size) holds for all that
 neither part listed. A cluster is searched for again only when its list no longer proves which is
 the nearest.
+
+Lists take many calls on short arrays. Once so few clusters are left that a product takes less time,
+there are none: each search looks at all clusters in play.
 """
 
 from __future__ import annotations
@@ -16,11 +19,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sd_tokenmerge.kernels.batches import batch_lists, first_lists
+from sd_tokenmerge.kernels.batches import all_candidates, batch_lists, first_lists
 from sd_tokenmerge.kernels.exact import best_of_pairs, nearest_exact, pair_similarities
 from sd_tokenmerge.kernels.rounds import Clusters
 from sd_tokenmerge.kernels.search import LIST_LENGTH, float32_error, precise_dtype
 
+# multiplications of a product of all clusters of an image with each other, from which on lists pay
+_FEW_PRODUCTS = 1 << 26
 _PAIR_ELEMENTS = 1 << 17  # of vectors compared pair by pair
 
 
@@ -29,7 +34,7 @@ class AverageClusters(Clusters):
 
     Args:
         unit: `[B, N, C]` float64 unit vectors; overwritten.
-        search_dtype: see `nearest_lists`; short products are in `precise_dtype`.
+        search_dtype: see `nearest_lists`; small images are searched in `precise_dtype`.
     """
 
     def __init__(self, unit: Tensor, search_dtype: torch.dtype) -> None:
@@ -48,9 +53,12 @@ class AverageClusters(Clusters):
         self._time = 0
         self._merged_at = torch.zeros_like(self.root)
         self._listed_at = torch.zeros_like(self.root)
+        self._without_lists = False
 
     def first_neighbours(self) -> Tensor:
         """See `Clusters`."""
+        if self._are_few():
+            return self._choose_of_all(self.root, torch.full_like(self._bound, -torch.inf))
         lists = first_lists(self._by_image(self._mean), self._search_dtype)
         self._listed, self._value, self._bound = lists
         no_floor = torch.full_like(self._bound, -torch.inf)
@@ -58,6 +66,8 @@ class AverageClusters(Clusters):
 
     def neighbours(self, clusters: Tensor, floor: Tensor) -> Tensor:
         """See `Clusters`."""
+        if self._are_few():
+            return self._choose_of_all(clusters, floor)
         self._update(clusters[self._listed_at[clusters] < self._time])
         return self._choose(clusters, floor, searched=False)
 
@@ -78,6 +88,8 @@ class AverageClusters(Clusters):
         self._size[left] = left_size + right_size
         self._mean[left] = self._exact_mean(left).to(self._mean.dtype)
         self.join(left, right)
+        if self._without_lists:
+            return
         self._time += 1
         self._merged_at[left] = self._merged_at[right] = self._time
         listed = self.root[torch.cat((self._listed[left], self._listed[right]), 1)]
@@ -92,6 +104,8 @@ class AverageClusters(Clusters):
 
     def within_reach(self, clusters: Tensor, floor: Tensor) -> Tensor:
         """See `Clusters`."""
+        if self._without_lists:
+            return torch.ones_like(clusters, dtype=torch.bool)
         listed = self._value[clusters].amax(1).double() + self._error
         return torch.maximum(listed, self._bound[clusters]) >= floor
 
@@ -157,11 +171,44 @@ class AverageClusters(Clusters):
         self._listed_at[clusters] = self._time
         return self._choose(clusters, floor, searched=True)
 
+    def _are_few(self) -> bool:
+        """Whether so few clusters are in play that lists cost more than they save, from now on."""
+        if not self._without_lists:
+            most = int(self._by_image(self.alive & ~self._dormant).sum(1).max())
+            self._without_lists = most**2 * self._mean.shape[1] <= _FEW_PRODUCTS
+        return self._without_lists
+
+    def _choose_of_all(self, clusters: Tensor, floor: Tensor) -> Tensor:
+        """The nearest of all clusters in play, compared exactly where several are close."""
+        if len(clusters) == 0:
+            return clusters
+        columns = torch.where(self.alive & ~self._dormant)[0]
+        highest, row, other = all_candidates(self._by_image(self._mean), clusters, columns)
+        hopeless = (highest < floor) | (highest == -torch.inf)
+        self._dormant[clusters] = hopeless
+        nearest = clusters.clone()
+        nearest[row] = other
+        count = torch.bincount(row, minlength=len(clusters))
+        if not bool((count == 1).all()):
+            several = (count > 1) & ~hopeless
+            pair = torch.where(several[row])[0]
+            if len(pair):
+                close = torch.where(several)[0]
+                place = torch.searchsorted(close, row[pair])
+                nearest[close] = self._best(clusters[close], place, other[pair])
+            many = torch.where((count == 0) & ~hopeless)[0]
+            if len(many):
+                nearest[many] = self._nearest_of_all(clusters[many])
+        return torch.where(hopeless, clusters, nearest)
+
     def _nearest_listed(self, clusters: Tensor) -> Tensor:
         """Nearest cluster among the listed ones, by exact similarities where it is close."""
         value = self._value[clusters]
         row, place = torch.where(value >= value.amax(1, keepdim=True) - 2 * self._error)
-        others = self._listed[clusters[row], place]
+        return self._best(clusters, row, self._listed[clusters[row], place])
+
+    def _best(self, clusters: Tensor, row: Tensor, others: Tensor) -> Tensor:
+        """Nearest of the others given for each cluster, by places in `clusters`, exactly."""
         exact = self.similarity(clusters[row], others)
         first = clusters - clusters % self.num_tokens
         return first + best_of_pairs(exact, row, clusters - first, others - first[row])

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 
 PART_WIDTH = 64
+LANES = 64
+_MANY_VALUES = 1 << 15  # of fewer, looking at all is as fast as finding out where to look
 _FEW_VALUES = 1 << 13  # of fewer, `largest` is as fast
 _MOST_COLUMNS = 512  # so many positions leave 14 bits for the value
 
@@ -71,6 +73,39 @@ def largest_similarities(values: Tensor, count: int) -> tuple[Tensor, Tensor, Te
     best = values.gather(1, columns)
     values.scatter_(1, columns, -torch.inf)
     return best, columns, values.amax(1)
+
+
+def close_to_largest(values: Tensor, distance: float, most: int) -> tuple[Tensor, Tensor, Tensor]:
+    """All values of each row that are at most `distance` below its largest, `[M, N]`.
+
+    Args:
+        values: N is a multiple of `LANES`.
+        distance: at least 0.
+        most: rows with more such values have none returned.
+
+    Returns:
+        The largest of each row, `[M]`; then rows, ascending, and columns, `[P]` int64.
+    """
+    if values.numel() < _MANY_VALUES:
+        best = values.amax(1)
+        row, column = torch.where(values >= (best - distance).unsqueeze(1))
+        return best, *_of_few(row, column, len(values), most)
+    lanes = values.view(len(values), -1, LANES)
+    maxima = lanes.amax(1)
+    best = maxima.amax(1)
+    threshold = best - distance
+    row, lane = torch.where(maxima >= threshold.unsqueeze(1))
+    row, lane = _of_few(row, lane, len(values), most)
+    hit, step = torch.where(lanes[row, :, lane] >= threshold[row].unsqueeze(1))
+    return best, *_of_few(row[hit], step * LANES + lane[hit], len(values), most)
+
+
+def _of_few(row: Tensor, place: Tensor, rows: int, most: int) -> tuple[Tensor, Tensor]:
+    """Without the rows that occur more than `most` times."""
+    if len(row) <= most:
+        return row, place
+    fits = torch.bincount(row, minlength=rows)[row] <= most
+    return row[fits], place[fits]
 
 
 class Ranked(NamedTuple):

@@ -112,6 +112,7 @@ def check_random_case(case, linkage, dtype, together):
     tokens, num_clusters = case
     with pytest.MonkeyPatch.context() as patch:
         if not together:
+            patch.setattr(average, "_FEW_PRODUCTS", 0)
             patch.setattr(images, "_FEW_TOKENS", 0)
         check = assert_equal_to_scipy if tokens.shape[2] > 1 else assert_as_good_as_scipy
         check(tokens, num_clusters, linkage, search_dtype=dtype)
@@ -170,13 +171,13 @@ def test_blocks_lists_threads_and_search_dtype_change_no_bit(linkage, image, mon
     for dtype in DTYPES:
         check(search_dtype=dtype)
         with monkeypatch.context() as patch:
+            patch.setattr(average, "_FEW_PRODUCTS", 0)
             patch.setattr(images, "_FEW_TOKENS", 0)
-            patch.setattr(batches, "_SHORT_PRODUCT", 0)
             patch.setattr(nearest, "_DIRECT_COLUMNS", 10_000)
             check(search_dtype=dtype)
         with monkeypatch.context() as patch:
+            patch.setattr(average, "_FEW_PRODUCTS", 0)
             patch.setattr(images, "_FEW_TOKENS", 0)
-            patch.setattr(batches, "_SHORT_PRODUCT", 0)
             patch.setattr(nearest, "_DIRECT_COLUMNS", 40)
             patch.setattr(nearest, "_DIRECT_ROWS", 3)
             patch.setattr(ranking, "PART_WIDTH", 16)
@@ -205,10 +206,15 @@ def test_blocks_lists_threads_and_search_dtype_change_no_bit(linkage, image, mon
             patch.setattr(average, "_PAIR_ELEMENTS", 700)
             check(search_dtype=dtype)
     with monkeypatch.context() as patch:
+        patch.setattr(average, "_FEW_PRODUCTS", 0)
         patch.setattr(images, "_LANES", 8)
         patch.setattr(images, "_LANES_LISTED", 1)
         patch.setattr(images, "_BLOCK_ELEMENTS", 1)
         patch.setattr(ranking, "_FEW_VALUES", 1)
+        check()
+    with monkeypatch.context() as patch:
+        patch.setattr(batches, "_BLOCK_ELEMENTS", 3000)
+        patch.setattr(ranking, "_MANY_VALUES", 1)
         check()
     threads = torch.get_num_threads()
     try:
