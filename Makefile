@@ -12,7 +12,6 @@ READY := $(VENV)/.ready
 
 CORES := $(shell $(PYTHON) -c "import os; print(len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count())")
 export OMP_NUM_THREADS ?= $(CORES)
-export OMP_WAIT_POLICY ?= PASSIVE
 
 DEMO := demo
 DEMO_IMAGES_PER_CLASS ?= 4
