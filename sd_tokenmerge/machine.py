@@ -23,4 +23,5 @@ def processor_name() -> str:
             if line.startswith("model name"):
                 name = line.partition(":")[2].strip()
                 break
-    return f"{name} ({usable_cores()} cores)"
+    cores = usable_cores()
+    return f"{name} ({cores} core{'' if cores == 1 else 's'})"
