@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 
 import bench_generate
@@ -15,7 +16,7 @@ from sd_tokenmerge.sampling.options import GenerateOptions
 from sd_tokenmerge.sampling.resolve import resolve_options
 from sd_tokenmerge.sampling.writer import ImageWriter
 
-DELAY_S = 0.05
+DELAY_S = 0.2
 STEPS = 6
 
 
@@ -108,10 +109,34 @@ def test_a_row(options, pipe):
 
 
 def test_storing_that_lasts_into_the_steps_is_seen_as_a_whole(options, pipe, monkeypatch):
-    delayed(monkeypatch, ImageWriter, "_store", lambda seconds: work(4 * seconds))
+    fourth_step = threading.Event()
+    begin, tick = paired_calls.Clock.set, paired_calls.Clock.tick
+    close = paired_calls.HeldWriter.close
+
+    def call_begins(clock):
+        fourth_step.clear()
+        begin(clock)
+
+    def step_ends(clock):
+        tick(clock)
+        if len(clock._call.steps) >= 4:
+            fourth_step.set()
+
+    def run_ends(writer):
+        fourth_step.set()
+        close(writer)
+
+    def work_after_the_fourth_step(seconds):
+        assert fourth_step.wait(60)
+        work(seconds)
+
+    monkeypatch.setattr(paired_calls.Clock, "set", call_begins)
+    monkeypatch.setattr(paired_calls.Clock, "tick", step_ends)
+    monkeypatch.setattr(paired_calls.HeldWriter, "close", run_ends)
+    delayed(monkeypatch, ImageWriter, "_store", work_after_the_fourth_step)
     pairs = calls_in_pairs(pipe, options)
-    assert any(run.settled > 2 for _, run in pairs)
-    assert median_overhead(pairs, "cpu_s") > 0.8 * 4 * DELAY_S
+    assert all(run.settled >= 4 for _, run in pairs)
+    assert median_overhead(pairs, "cpu_s") > 0.8 * DELAY_S
 
 
 def test_what_delays_steps_in_the_middle_is_left_out(options, pipe, monkeypatch):
