@@ -29,7 +29,7 @@ import torch
 import transformers
 from bench_rows import MACHINE_FIELDS, append_rows, describe_machine, percentile
 from pipeline_contestants import CONTESTANTS, Contestant, rotated
-from timed_unet import CASES, Case, TimedUNet, milliseconds, read_config
+from timed_unet import CASES, Case, TimedUNet, add_model_arguments, milliseconds, read_config
 from unet_gate import require_sound
 
 from sd_tokenmerge.cli.quiet import quiet_libraries
@@ -205,16 +205,13 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    on_gpu = torch.cuda.is_available()
     sd15 = [name for name, case in CASES.items() if case.config == "stable-diffusion-v1-5"]
     parser.add_argument("--case", choices=sd15, default="sd15-512")
     parser.add_argument("--contestants", nargs="+", choices=list(CONTESTANTS), default=DEFAULT)
-    parser.add_argument("--configs", type=Path, default=ROOT.parent / "shared" / "model-configs")
+    add_model_arguments(parser)
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--minutes", type=float, default=20.0, help="at least one round is made")
     parser.add_argument("--rounds", type=int, default=5, help="at most")
-    parser.add_argument("--device", default="cuda" if on_gpu else "cpu")
-    parser.add_argument("--dtype", default="float16" if on_gpu else "float32")
     parser.add_argument("--quick", action="store_true", help="a tiny model; rows are not saved")
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "benchmarks" / "image.csv")
     arguments = parser.parse_args()

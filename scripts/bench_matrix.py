@@ -28,10 +28,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
-import torch
 from bench_rows import MACHINE_FIELDS, append_rows, describe_machine
 from pipeline_contestants import Contestant, oracle
-from timed_unet import CASES, QUICK_CONFIG, QUICK_LATENT, TimedUNet, milliseconds, read_config
+from timed_unet import (
+    CASES,
+    QUICK_CONFIG,
+    QUICK_LATENT,
+    TimedUNet,
+    add_model_arguments,
+    milliseconds,
+    read_config,
+)
 from turns import Timings, take_turns
 from unet_gate import require_sound
 
@@ -171,17 +178,14 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    on_gpu = torch.cuda.is_available()
     known = [ORACLE, *method_strings()]
     parser.add_argument("--case", choices=list(CASES), default="sd15-512")
     parser.add_argument("--methods", nargs="+", choices=known, default=known)
     parser.add_argument("--keep", nargs="+", type=int, default=KEEP, help="percentages")
-    parser.add_argument("--configs", type=Path, default=ROOT.parent / "shared" / "model-configs")
+    add_model_arguments(parser)
     parser.add_argument("--minutes", type=float, default=20.0, help="at least one round is made")
     parser.add_argument("--rounds", type=int, default=20, help="at most")
     parser.add_argument("--batch", type=int, default=2, help="2: the two branches of guidance")
-    parser.add_argument("--device", default="cuda" if on_gpu else "cpu")
-    parser.add_argument("--dtype", default="float16" if on_gpu else "float32")
     parser.add_argument("--quick", action="store_true", help="a tiny model; rows are not saved")
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "benchmarks" / "matrix.csv")
     return parser.parse_args()

@@ -24,7 +24,14 @@ import torch
 from bench_rows import MACHINE_FIELDS, append_rows, describe_machine
 from memory_trace import MemoryTrace, trace_memory, watched
 from pipeline_contestants import CONTESTANTS, Contestant
-from timed_unet import CASES, QUICK_CONFIG, QUICK_LATENT, TimedUNet, read_config
+from timed_unet import (
+    CASES,
+    QUICK_CONFIG,
+    QUICK_LATENT,
+    TimedUNet,
+    add_model_arguments,
+    read_config,
+)
 from unet_gate import require_sound
 
 from sd_tokenmerge.cli.quiet import quiet_libraries
@@ -90,13 +97,10 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    on_gpu = torch.cuda.is_available()
     parser.add_argument("--cases", nargs="+", choices=list(CASES), default=DEFAULT_CASES)
     parser.add_argument("--contestants", nargs="+", choices=list(CONTESTANTS), default=DEFAULT)
-    parser.add_argument("--configs", type=Path, default=ROOT.parent / "shared" / "model-configs")
+    add_model_arguments(parser)
     parser.add_argument("--batch", type=int, default=2, help="2: the two branches of guidance")
-    parser.add_argument("--device", default="cuda" if on_gpu else "cpu")
-    parser.add_argument("--dtype", default="float16" if on_gpu else "float32")
     parser.add_argument("--quick", action="store_true", help="a tiny model; rows are not saved")
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "benchmarks" / "memory.csv")
     return parser.parse_args()

@@ -37,6 +37,7 @@ from timed_unet import (
     QUICK_LATENT,
     Case,
     TimedUNet,
+    add_model_arguments,
     milliseconds,
     read_config,
 )
@@ -134,15 +135,12 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    on_gpu = torch.cuda.is_available()
     parser.add_argument("--cases", nargs="+", choices=list(CASES))
     parser.add_argument("--contestants", nargs="+", choices=list(CONTESTANTS))
-    parser.add_argument("--configs", type=Path, default=ROOT.parent / "shared" / "model-configs")
+    add_model_arguments(parser)
     parser.add_argument("--minutes", type=float, default=16.0, help="for all cases together")
     parser.add_argument("--rounds", type=int, default=20, help="at most")
     parser.add_argument("--batch", type=int, help="default: 2, the two branches of guidance")
-    parser.add_argument("--device", default="cuda" if on_gpu else "cpu")
-    parser.add_argument("--dtype", default="float16" if on_gpu else "float32")
     parser.add_argument("--threads", type=int, help="of the CPU")
     parser.add_argument("--quick", action="store_true", help="a tiny model; rows are not saved")
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "benchmarks" / "pipeline.csv")

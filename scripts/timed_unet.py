@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 import time
@@ -53,6 +54,15 @@ QUICK_CONFIG = {
     "cross_attention_dim": 32,
 }
 """A UNet that is made, and run, in a moment."""
+
+
+def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    """Let a command line say where the configurations are, and on what the model runs."""
+    configs = Path(__file__).resolve().parents[2] / "shared" / "model-configs"
+    on_gpu = torch.cuda.is_available()
+    parser.add_argument("--configs", type=Path, default=configs)
+    parser.add_argument("--device", default="cuda" if on_gpu else "cpu")
+    parser.add_argument("--dtype", default="float16" if on_gpu else "float32")
 
 
 class TimedUNet:

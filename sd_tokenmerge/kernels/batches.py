@@ -1,7 +1,7 @@
 """Nearest neighbours within each image of a batch: all images at once, or one after the other.
 
-What a search needs besides its product, dozens of calls on short arrays, takes about a millisecond
-however few rows there are. So small images are searched in one product, in full precision
+What a search needs besides its product, dozens of calls on short arrays, takes as long for few rows
+as for many. So small images are searched in one product, in full precision
 (`sd_tokenmerge.kernels.images`); the products of others are so long that a fast dtype is worth its
 calls (`sd_tokenmerge.kernels.nearest`). Token n of image b has the number `b * N + n`.
 """
