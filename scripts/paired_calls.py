@@ -67,13 +67,11 @@ class Clock:
         """A call begins."""
         self._call = Call(Cost.now())
 
-    def tick(self) -> None:
-        """A step has ended."""
+    def tick(self, storing: bool) -> None:
+        """A step has ended; at its end, was the batch before not stored yet?"""
         self._call.steps.append(Cost.now())
-
-    def storing(self) -> None:
-        """The batch before is not stored yet."""
-        self._call.settled = max(_FIRST_STEPS, len(self._call.steps) + 1)
+        if storing:  # perhaps up to the end of the next step
+            self._call.settled = max(_FIRST_STEPS, len(self._call.steps) + 1)
 
     def read(self) -> Call:
         """The call has ended."""
@@ -120,9 +118,7 @@ class Turns(LoggedProgress):
             result = step(*arguments, **options)
             if self._options.device.startswith("cuda"):
                 torch.cuda.synchronize()
-            if self._writer is not None and self._writer.is_storing():
-                self._clock.storing()
-            self._clock.tick()
+            self._clock.tick(self._writer is not None and self._writer.is_storing())
             return result
 
         return timed_step

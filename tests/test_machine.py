@@ -12,7 +12,7 @@ def test_only_cores_that_may_be_used_are_counted():
     os.sched_setaffinity(0, {min(before)})
     try:
         assert usable_cores() == 1
-        assert processor_name().endswith("(1 cores)")
+        assert processor_name().endswith("(1 core)")
     finally:
         os.sched_setaffinity(0, before)
 

@@ -117,8 +117,8 @@ def test_storing_that_lasts_into_the_steps_is_seen_as_a_whole(options, pipe, mon
         fourth_step.clear()
         begin(clock)
 
-    def step_ends(clock):
-        tick(clock)
+    def step_ends(clock, storing):
+        tick(clock, storing)
         if len(clock._call.steps) >= 4:
             fourth_step.set()
 
@@ -135,7 +135,7 @@ def test_storing_that_lasts_into_the_steps_is_seen_as_a_whole(options, pipe, mon
     monkeypatch.setattr(paired_calls.HeldWriter, "close", run_ends)
     delayed(monkeypatch, ImageWriter, "_store", work_after_the_fourth_step)
     pairs = calls_in_pairs(pipe, options)
-    assert all(run.settled >= 4 for _, run in pairs)
+    assert all(run.settled >= 5 for _, run in pairs)
     assert median_overhead(pairs, "cpu_s") > 0.8 * DELAY_S
 
 
