@@ -26,8 +26,14 @@ def grouped(rows: Iterable[Row], key: Sequence[str]) -> list[tuple[tuple[str, ..
 
 def conditions(row: Row) -> str:
     """Device, threads, versions and commit of a row."""
-    threads = f", {row['threads']} threads" if not row["device"].startswith("NVIDIA") else ""
+    is_gpu = row["device"].startswith("NVIDIA")
+    threads = "" if is_gpu else f", {counted(row['threads'], 'thread')}"
     return f"{row['device']}{threads}, torch {row['torch']}, commit {row['commit']}."
+
+
+def counted(count: str | int, noun: str) -> str:
+    """So many of something."""
+    return f"{count} {noun}" if str(count) == "1" else f"{count} {noun}s"
 
 
 def number(text: str, digits: int) -> str:

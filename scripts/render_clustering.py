@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bench_rows import read_rows, write_or_check
+from bench_tables import counted
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = (ROOT / "docs" / "clustering.md", ROOT / "README.md")
@@ -66,7 +67,7 @@ def measured(rows: list[Row]) -> str:
         here = [row for row in latest.values() if row["device"] == device]
         first, commits = here[0], ", ".join(dict.fromkeys(row["commit"] for row in here))
         parts.append(
-            f"**{device}**, {first['threads']} threads, torch {first['torch']}, "
+            f"**{device}**, {counted(first['threads'], 'thread')}, torch {first['torch']}, "
             f"{first['versions']}; commit {commits}. Keep rate 0.5."
         )
         parts += [
@@ -162,7 +163,7 @@ def costs(rows: list[Row]) -> str:
     return (
         f"Choosing half of {int(limit['tokens']):,} tokens of {limit['channels']} channels takes, "
         f"in milliseconds per image: {times}; one exact nearest-neighbour\nsearch: "
-        f"{limit['ms_per_image']} ({limit['device']}, {limit['threads']} threads; "
+        f"{limit['ms_per_image']} ({limit['device']}, {counted(limit['threads'], 'thread')}; "
         f"[all sizes](docs/clustering.md#measured))."
     )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from bench_rows import read_rows
-from bench_tables import NOT_RUN, Row, conditions, grouped, latest, number, table
+from bench_tables import NOT_RUN, Row, conditions, counted, grouped, latest, number, table
 from pipeline_contestants import oracle_name
 
 from sd_tokenmerge import PRESETS
@@ -173,10 +173,12 @@ def matrix(folder: Path) -> str:
             found = [cells.get((method, *column)) for column in columns]
             lines.append([f"`{method}`", *(matrix_cell(row) for row in found)])
         repeats = sorted({int(row["repeats"]) for row in group if not row["refused"]})
-        turns = " to ".join(str(count) for count in dict.fromkeys((repeats[0], repeats[-1])))
+        turns = counted(repeats[-1], "turn")
+        if repeats[0] < repeats[-1]:
+            turns = f"{repeats[0]} to {turns}"
         head = ["method", *(f"{form}, {keep} %" for form, keep in columns)]
         parts.append(
-            f"**{case}**, {first['dtype']}, batch {first['batch']}, {turns} turn(s) per cell; "
+            f"**{case}**, {first['dtype']}, batch {first['batch']}, {turns} per cell; "
             f"{conditions(first)}\n\n" + table(head, lines, numbers=len(columns))
         )
     return "\n\n".join(parts) or NOT_RUN

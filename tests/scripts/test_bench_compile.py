@@ -116,7 +116,7 @@ def test_rows_are_shown(tmp_path):
     ]
     append_rows(tmp_path / "compile.csv", FIELDS, rows)
     text = render_benchmarks.compiled(tmp_path)
-    assert "**sample-512**, 1, batch 1; a CPU, 1 threads" in text
+    assert "**sample-512**, 1, batch 1; a CPU, 1 thread" in text
     times = "1 (1 to 1)"
     end = "| 1 | 1 | 1 in 12 steps |"
     assert f"| unpatched | {times} | 1.00 | {times} | 1.25 | - {end}" in text

@@ -61,7 +61,7 @@ def test_a_round_on_a_tiny_model(matrix, tmp_path, capsys):
     assert "| method | exact, 50 % | exact, 25 % | balanced, 50 % | balanced, 25 % |" in text
     line = next(line for line in text.splitlines() if line.startswith("| `tome`"))
     assert [cell.strip() == "refused" for cell in line.split("|")[2:-1]] == [False, True] * 2
-    assert "1 turn(s) per cell" in text
+    assert "1 turn per cell" in text
 
 
 def test_the_gate_is_shut_for_what_does_nothing():

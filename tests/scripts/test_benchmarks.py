@@ -19,6 +19,7 @@ import render_clustering
 import torch
 from bench_pipeline import Bench
 from bench_rows import MACHINE_FIELDS, append_rows, percentile, read_rows
+from bench_tables import counted
 from pipeline_contestants import CONTESTANTS, Contestant, Precomputed, oracle_name, rotated
 from quality_settings import UNMERGED, Setting, all_settings
 
@@ -54,6 +55,13 @@ class TestRows:
 
     def test_percentiles_are_values(self):
         assert [percentile([5, 1, 3], f) for f in (0, 0.2, 0.5, 0.8, 1)] == [1, 1, 3, 5, 5]
+
+
+def test_one_is_singular():
+    assert [counted(count, "turn") for count in ("1", 1, "2", 0)] == [
+        *("1 turn", "1 turn"),
+        *("2 turns", "0 turns"),
+    ]
 
 
 class TestPipeline:
