@@ -36,7 +36,8 @@ def processes(monkeypatch: pytest.MonkeyPatch) -> list[LaunchedProcess]:
     yield made
     for process in made:
         process._stopped.set()
-    time.sleep(0.05)
+        if process._beating is not None:
+            process._beating.join(30)
 
 
 def in_threads(calls: list[Callable[[], Any]]) -> list[Any]:
@@ -97,18 +98,40 @@ def test_a_dead_process_ends_the_waiting(
     assert in_threads([lambda one=one: one.wait(patient) for one in processes[:2]]) == [False] * 2
 
 
+class TimeInBeats:
+    """Stands for the time module: a minute passes once every process has shown a sign of life."""
+
+    def __init__(self, processes: list[LaunchedProcess]) -> None:
+        self._processes = processes
+        self._minutes = 0
+
+    def monotonic(self) -> float:
+        return 60.0 * self._minutes
+
+    def sleep(self, seconds: float) -> None:
+        before = self._beats()
+        give_up = time.monotonic() + 30
+        while any(new <= old for new, old in zip(self._beats(), before, strict=True)):
+            assert time.monotonic() < give_up, "a process shows no sign of life"
+            time.sleep(0.001)
+        self._minutes += 1
+        if self._minutes == 10:
+            for process in self._processes[1:]:
+                process._store.add("arrived", 1)
+
+    def _beats(self) -> list[int]:
+        return [int(one._store.add(f"beat-{one.rank}", 0)) for one in self._processes]
+
+
 def test_a_live_process_may_take_its_time(
     processes: list[LaunchedProcess], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(workers, "_DEAD_AFTER_S", 0.3)
+    monkeypatch.setattr(workers, "_DEAD_AFTER_S", 90.0)
     assert [process.take() for process in processes] == [0, 1, 2]
-
-    def late() -> bool:
-        time.sleep(1)  # beats meanwhile
-        return processes[2].wait(patient)
-
-    calls = [*(lambda one=one: one.wait(patient) for one in processes[:2]), late]
-    assert in_threads(calls) == [True, True, True]
+    in_beats = TimeInBeats(processes)
+    monkeypatch.setattr(workers, "time", in_beats)
+    assert processes[0].wait(patient) is True
+    assert in_beats.monotonic() == 600
 
 
 def test_impatience_ends_the_waiting(processes: list[LaunchedProcess]) -> None:
