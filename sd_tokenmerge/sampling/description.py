@@ -23,6 +23,31 @@ FORMAT = 1
 
 Description = dict[str, Any]
 
+_NEEDED = (
+    *("options.model", "options.method", "options.keep_rate", "options.batch_size"),
+    *("plan.num_images", "plan.sha256"),
+    *("model.pipeline.sha256", "model.vae", "model.lora", "model.lora_scales"),
+    *("device.type", "device.name", "versions.torch", "commit"),
+)
+"""What is read from a `run.json`, besides the options that are compared."""
+
+
+class DescriptionError(ValueError):
+    """A `run.json` that cannot be used."""
+
+
+def unusable(path: Path, problem: str) -> DescriptionError:
+    """The error that says so.
+
+    Args:
+        path: the `run.json`.
+        problem: what follows its name, such as "is damaged".
+    """
+    return DescriptionError(
+        f"{path} {problem}. The images beside it are untouched. Restore the file from a copy, or "
+        f"make all images anew: with `overwrite`, or in another `out`."
+    )
+
 
 def describe_run(options: ResolvedOptions, jobs: Sequence[ImageJob]) -> Description:
     """Everything that is needed to tell whether another start would make the same images.
@@ -80,7 +105,7 @@ def read_description(folder: Path) -> Description | None:
     """The folder's `run.json`; None where there is none.
 
     Raises:
-        ValueError: it is damaged or of another format.
+        DescriptionError: it is damaged or of another format.
     """
     path = folder / RUN_FILE
     try:
@@ -88,10 +113,27 @@ def read_description(folder: Path) -> Description | None:
     except FileNotFoundError:
         return None
     except ValueError as error:
-        raise ValueError(f"{path} is damaged ({error}); remove the folder.") from error
-    if not isinstance(description, dict) or description.get("format") != FORMAT:
-        raise ValueError(f"{path} must be of format {FORMAT}: it is of another version.")
+        is_empty = isinstance(error, json.JSONDecodeError) and not error.doc.strip()
+        reason = "empty" if is_empty else f"no JSON: {error}"
+        raise unusable(path, f"is damaged ({reason})") from error
+    if not isinstance(description, dict):
+        raise unusable(path, "is damaged (no JSON object)")
+    if description.get("format", FORMAT) != FORMAT:
+        version = f"of format {description['format']}, where this one reads {FORMAT}"
+        raise unusable(path, f"was written by another version ({version})")
+    missing = [name for name in ("format", *_NEEDED) if not _has(description, name.split("."))]
+    if missing:
+        raise unusable(path, f"is damaged (without {', '.join(missing)})")
     return description
+
+
+def _has(value: Any, path: Sequence[str]) -> bool:
+    """Whether a JSON value has something at the end of a path of names."""
+    for name in path:
+        if not isinstance(value, dict) or name not in value:
+            return False
+        value = value[name]
+    return True
 
 
 def write_description(folder: Path, description: Description) -> None:

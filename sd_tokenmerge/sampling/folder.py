@@ -84,15 +84,14 @@ def check_folder(folder: Path, options: ResolvedOptions, overwrite: bool) -> Non
         raise PermissionError(13, "Permission denied", str(existing))
     if not folder.exists():
         return
-    description = read_description(folder)
-    if description is None:
+    if not (folder / RUN_FILE).exists():
         others = [path.name for path in folder.iterdir() if not path.name.startswith(".")]
         if others:
             raise ValueError(
                 f"`out` must be a new or empty folder, or hold a run ({RUN_FILE}), got "
                 f"{str(folder)!r} with {others[0]!r} in it."
             )
-    elif not overwrite:
+    elif not overwrite and (description := read_description(folder)) is not None:
         _refuse_differences(folder, option_differences(description, options))
 
 
@@ -107,12 +106,11 @@ def settle_description(
     Raises:
         ValueError: the folder holds a run with other options or content, and not `overwrite`.
     """
-    old = read_description(folder)
-    if old is not None and not overwrite:
+    if not overwrite and (old := read_description(folder)) is not None:
         differences = option_differences(old, options) + content_differences(old, new)
         _refuse_differences(folder, differences)
         return old
-    if old is not None:
+    if (folder / RUN_FILE).exists():
         for path in folder.iterdir():
             if _OWN_FILES.fullmatch(path.name):
                 path.unlink()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from sd_tokenmerge.sampling.description import RUN_FILE, read_description
+from sd_tokenmerge.sampling.description import RUN_FILE, read_description, unusable
 from sd_tokenmerge.sampling.folder import survey_folder
 from sd_tokenmerge.sampling.lock import is_locked
 from sd_tokenmerge.sampling.options import GenerateOptions
@@ -70,7 +70,10 @@ def run_status(folder: str | Path) -> RunStatus:
     description = read_description(folder)
     if description is None:
         raise ValueError(f"`folder` must hold a {RUN_FILE}, got {str(folder)!r} without one.")
-    options = GenerateOptions.from_json(description["options"])
+    try:
+        options = GenerateOptions.from_json(description["options"])
+    except (AttributeError, TypeError, ValueError) as error:
+        raise unusable(folder / RUN_FILE, f"has bad options ({error})") from error
     is_running = is_locked(folder)
     survey = survey_folder(
         folder,

@@ -10,6 +10,7 @@ from statistics import median
 from sd_tokenmerge.outline import Outline, load_outline, plan_sites
 from sd_tokenmerge.patcher import apply_patch
 from sd_tokenmerge.sampling.description import (
+    DescriptionError,
     content_differences,
     describe_run,
     option_differences,
@@ -22,8 +23,8 @@ from sd_tokenmerge.sampling.plan import ImageJob, plan_images
 from sd_tokenmerge.sampling.resolve import resolve_options
 from sd_tokenmerge.sampling.status import run_status
 from sd_tokenmerge.sweep.options import SweepOptions
-from sd_tokenmerge.sweep.settings import RUNS, Setting, make_settings
-from sd_tokenmerge.sweep.state import STATE_FILE, PlannedSetting
+from sd_tokenmerge.sweep.settings import Setting, make_settings
+from sd_tokenmerge.sweep.state import RUNS, STATE_FILE, PlannedSetting
 
 
 @dataclass(frozen=True)
@@ -115,7 +116,7 @@ def plan_sweep(options: SweepOptions, *, overwrite: bool = False) -> SweepPlan:
     skipped = {} if outline is None else _find_unreachable(settings[1:], outline, resolved)
     if skipped and not options.skip_unreachable:
         name, reason = next(iter(skipped.items()))
-        raise ValueError(f"{name}: {reason} (--skip-unreachable leaves it out of the table.)")
+        raise ValueError(f"{name}: {reason} (`skip_unreachable` leaves it out of the table.)")
     kept = [setting for setting in settings if str(setting) not in skipped]
     jobs = plan_images(resolved)
     runs = tuple(_plan_run(setting, jobs, overwrite) for setting in kept)
@@ -174,7 +175,12 @@ def _plan_run(setting: Setting, jobs: list[ImageJob], overwrite: bool) -> Planne
     folder = setting.folder
     resolved = resolve_options(setting.options)
     check_folder(folder, resolved, overwrite)
-    description = read_description(folder) if folder.exists() else None
+    try:
+        description = read_description(folder)
+    except DescriptionError:
+        if not overwrite:
+            raise
+        return PlannedRun(setting, len(jobs), 0, is_replaced=True)
     if description is None:
         return PlannedRun(setting, len(jobs), 0)
     if overwrite and (

@@ -10,9 +10,7 @@ from sd_tokenmerge.methods import parse_method
 from sd_tokenmerge.report.cells import keep_rate_text
 from sd_tokenmerge.sampling.options import NO_METHOD, GenerateOptions
 from sd_tokenmerge.sweep.options import SweepOptions
-
-RUNS = "runs"
-"""Folder of the run folders."""
+from sd_tokenmerge.sweep.state import RUNS
 
 _MERGING = (
     "levels",

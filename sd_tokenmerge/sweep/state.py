@@ -11,6 +11,8 @@ from typing import Any
 
 from sd_tokenmerge.sampling.atomic import write_atomically
 
+RUNS = "runs"
+"""Folder of the run folders."""
 STATE_FILE = "sweep.json"
 FORMAT = 1
 
@@ -111,14 +113,23 @@ class SweepState:
         except FileNotFoundError:
             return cls()
         except ValueError as error:
-            raise ValueError(
-                f"{path} is damaged ({error}). Remove it to measure everything again; no image is "
-                f"lost."
-            ) from error
-        if not isinstance(document, dict) or document.get("format") != FORMAT:
-            raise ValueError(f"{path} must be of format {FORMAT}: it is of another version.")
-        plan = [PlannedSetting(**setting) for setting in document.get("plan", [])]
-        return cls(plan, document["measurements"], document["results"])
+            raise _unusable(path, f"is damaged (no JSON: {error})") from error
+        if not isinstance(document, dict) or document.get("format", FORMAT) != FORMAT:
+            raise _unusable(path, f"must be of format {FORMAT}, and is of another version")
+        try:
+            plan = [PlannedSetting(**setting) for setting in document["plan"]]
+            return cls(plan, document["measurements"], document["results"])
+        except (KeyError, TypeError) as error:
+            raise _unusable(path, f"is damaged (no plan, measurements and results: {error})") from (
+                error
+            )
+
+
+def _unusable(path: Path, problem: str) -> ValueError:
+    return ValueError(
+        f"{path} {problem}. To measure again, remove everything in that folder but {RUNS}/, which "
+        f"holds the images; or restore the file from a copy."
+    )
 
 
 def content_key(content: object) -> str:

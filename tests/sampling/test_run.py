@@ -3,9 +3,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import signal
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -437,11 +438,48 @@ def test_other_versions_are_noted(make_options: MakeOptions, whole: Path) -> Non
     assert "torch 1.0 -> " in progress.notes[0]
 
 
-@pytest.mark.parametrize("content", ["", "{}", "[]", '{"format": 99}'])
-def test_a_damaged_description_is_refused(
-    make_options: MakeOptions, whole: Path, content: str
+def cut_off(text: str) -> str:
+    return text[: len(text) // 2]
+
+
+def without(part: str, name: str) -> Callable[[str], str]:
+    def change(text: str) -> str:
+        description = json.loads(text)
+        del description[part][name]
+        return json.dumps(description)
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("damage", "problem"),
+    [
+        (lambda text: "", "is damaged (empty)"),
+        (lambda text: " \n", "is damaged (empty)"),
+        (cut_off, "is damaged (no JSON: "),
+        (lambda text: "[]", "is damaged (no JSON object)"),
+        (lambda text: '{"format": 1, "options": 3}', "is damaged (without options.model, options."),
+        (without("plan", "sha256"), "is damaged (without plan.sha256)"),
+        (without("model", "pipeline"), "is damaged (without model.pipeline.sha256)"),
+        (lambda text: '{"format": 99}', "was written by another version (of format 99, where"),
+    ],
+)
+def test_a_damaged_description_is_refused_or_replaced(
+    make_options: MakeOptions,
+    whole: Path,
+    tiny_pipe: Any,
+    damage: Callable[[str], str],
+    problem: str,
 ) -> None:
-    (whole / RUN_FILE).write_text(content)
-    with pytest.raises(ValueError, match=RUN_FILE):
-        generate(make_options(out=str(whole)))
-    assert len(images(whole)) == 6
+    path = whole / RUN_FILE
+    path.write_text(damage(path.read_text()))
+    before = images(whole)
+    for look in (lambda: generate(make_options(out=str(whole))), lambda: run_status(whole)):
+        with pytest.raises(ValueError, match=re.escape(f"{path} {problem}")) as caught:
+            look()
+        assert "images beside it are untouched" in str(caught.value)
+        assert "`overwrite`, or in another `out`" in str(caught.value)
+    assert images(whole) == before
+    generate(make_options(out=str(whole), classes=(5,)), pipe=tiny_pipe, overwrite=True)
+    assert set(images(whole)) == {"5_0.png", "5_1.png"}
+    assert run_status(whole).is_complete

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,19 @@ def test_status_does_not_need_the_prompt_file(
     path.unlink()
     status = run_status(options.out)
     assert (status.done, status.total, status.keep_rate) == (2, 2, 1.0)
+
+
+@pytest.mark.parametrize("changes", [{"speed": 3}, {"steps": 0}, {"classes": 7}])
+def test_options_that_none_are_make_a_run_unusable(
+    make_options: MakeOptions, tiny_pipe: Any, changes: dict[str, Any]
+) -> None:
+    options = make_options()
+    generate(options, pipe=tiny_pipe)
+    path = Path(options.out) / "run.json"
+    description = json.loads(path.read_text())
+    path.write_text(json.dumps(description | {"options": description["options"] | changes}))
+    with pytest.raises(ValueError, match=r"run\.json has bad options \(.*Restore the file"):
+        run_status(options.out)
 
 
 def test_runs_are_found_below_a_folder(

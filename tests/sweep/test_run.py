@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +18,7 @@ from sd_tokenmerge.report.table import rows_from_json
 from sd_tokenmerge.sampling.manifest import read_manifest
 from sd_tokenmerge.sampling.run import RunStopped
 from sd_tokenmerge.sweep import run as sweep_run
+from sd_tokenmerge.sweep.plan import plan_sweep
 from sd_tokenmerge.sweep.run import run_sweep
 
 RESULTS = {
@@ -364,11 +366,49 @@ def test_a_damaged_state_is_named(finished):
     options = finished
     state = folder_of(options) / "sweep.json"
     state.write_text(state.read_text()[:50])
-    with pytest.raises(ValueError, match=r"sweep\.json is damaged .* no image is lost"):
+    with pytest.raises(ValueError, match=r"sweep\.json is damaged \(no JSON"):
         run_sweep(options)
     state.unlink()
     with pytest.raises(ValueError, match="must be a new or empty folder"):
         run_sweep(options)
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        ("", "damaged (no JSON: Expecting value"),
+        (
+            '{"format": 1, "plan": []}',
+            "damaged (no plan, measurements and results: 'measurements')",
+        ),
+        ('{"format": 99}', "must be of format 1, and is of another version"),
+    ],
+)
+def test_what_to_do_about_a_damaged_state_helps(finished, content, problem):
+    options = finished
+    folder = folder_of(options)
+    (folder / "sweep.json").write_text(content)
+    with pytest.raises(ValueError, match=re.escape(problem)) as caught:
+        run_sweep(options)
+    assert "remove everything in that folder but runs/" in str(caught.value)
+    for path in set(folder.iterdir()) - {folder / "runs"}:
+        path.unlink()
+    summary = run_sweep(options)
+    assert (summary.num_generated, summary.num_measured) == (0, 5)
+
+
+def test_a_damaged_description_of_a_run_is_replaced_on_request(finished):
+    options = finished
+    description = folder_of(options) / "runs" / "unmerged" / "run.json"
+    description.write_text("{")
+    with pytest.raises(ValueError, match=r"unmerged/run\.json is damaged"):
+        run_sweep(options)
+    assert [run.is_replaced for run in plan_sweep(options, overwrite=True).runs] == [
+        True,
+        *[False] * 4,
+    ]
+    summary = run_sweep(options, overwrite=True)
+    assert summary.num_generated == 2
 
 
 def test_prompts_of_ones_own(make_sweep, tmp_path):
