@@ -243,7 +243,7 @@ def choose_sites(
         groups = [([site for site in sites if site.level in present[:levels]], rates)]
     else:
         if levels is not None:
-            raise ValueError("`levels` must be None where `keep_rate` names them, got both.")
+            raise ValueError("`levels` must be left out where `keep_rate` names them, got both.")
         for level in rates:
             if level not in present:
                 raise ValueError(

@@ -7,8 +7,7 @@ import re
 import shutil
 import sys
 import traceback
-from collections.abc import Callable, Sequence
-from functools import wraps
+from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from importlib.util import find_spec
 from inspect import cleandoc
@@ -45,8 +44,10 @@ class _Subcommands(TyperGroup):
             single = typer.Typer(
                 add_completion=False, pretty_exceptions_enable=False, **_help_style()
             )
-            single.command(cmd_name, help=_unwrap(function.__doc__))(_interruptible(function))
-            self.commands[cmd_name] = typer.main.get_command(single)
+            single.command(cmd_name, help=_unwrap(function.__doc__))(function)
+            command = typer.main.get_command(single)
+            command.callback = _in_users_words(command.callback, _flags(command))
+            self.commands[cmd_name] = command
         return self.commands[cmd_name]
 
 
@@ -64,17 +65,26 @@ def _help_style() -> dict[str, Any]:
     return {} if width >= _PANELS_FROM_COLUMNS else {"rich_markup_mode": None}
 
 
-def _interruptible(function: Callable[..., None]) -> Callable[..., None]:
-    """Report Ctrl-C with what the command says about it; typer would drop the message."""
+def _in_users_words(callback: Callable[..., Any], flags: Mapping[str, str]) -> Callable[..., Any]:
+    """Name flags in errors, and report Ctrl-C with what the command says: typer drops that."""
 
-    @wraps(function)
-    def command(*args: Any, **kwargs: Any) -> None:
+    def command(*args: Any, **kwargs: Any) -> Any:
         try:
-            function(*args, **kwargs)
+            return callback(*args, **kwargs)
+        except UserError as error:
+            error.name_flags(flags)
+            raise
         except KeyboardInterrupt as error:
             raise UserError(str(error) or "interrupted.", exit_code=130) from error
 
     return command
+
+
+def _flags(command: Any) -> dict[str, str]:
+    """The flags of a command by the names that the library has for them."""
+    options = [parameter for parameter in command.params if parameter.opts[0].startswith("--")]
+    spelled = {flag[2:].replace("-", "_"): flag for option in options for flag in option.opts}
+    return spelled | {option.name: option.opts[0] for option in options}
 
 
 def _unwrap(text: str) -> str:

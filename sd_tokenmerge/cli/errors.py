@@ -5,7 +5,8 @@ With SD_TOKENMERGE_TRACEBACK=1 in the environment, they show their traceback too
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 
@@ -14,11 +15,23 @@ class UserError(Exception):
 
     Attributes:
         exit_code: 2 for bad input, 1 where the surroundings failed (a full disk), 130 for Ctrl-C.
+        names_options: whether names in backticks are options as the library calls them.
     """
 
-    def __init__(self, message: str, exit_code: int = 2):
+    def __init__(self, message: str, exit_code: int = 2, *, names_options: bool = False):
         super().__init__(message)
         self.exit_code = exit_code
+        self.names_options = names_options
+
+    def name_flags(self, flags: Mapping[str, str]) -> None:
+        """Call the options as the user does: `keep_rate` is --keep-rate.
+
+        Args:
+            flags: of the command that ran, by the library's name; other names stay.
+        """
+        if self.names_options:
+            said = re.sub(r"`(\w+)`", lambda name: flags.get(name[1], name[0]), str(self))
+            self.args = (said,)
 
 
 @contextmanager
@@ -39,7 +52,8 @@ def user_errors(*types: type[Exception]) -> Iterator[None]:
     try:
         yield
     except reported as error:
-        raise UserError(describe(error)) from error
+        is_own = not isinstance(error, OSError)  # else what is in backticks is a file
+        raise UserError(describe(error), names_options=is_own) from error
 
 
 def describe(error: Exception) -> str:

@@ -157,18 +157,18 @@ def require_features(features: Tensor) -> None:
         ValueError: not `[N, D]`, N below 2, or a value that is not finite.
     """
     if features.ndim != 2:
-        raise ValueError(f"`features` must be [N, D], got {list(features.shape)}.")
+        raise ValueError(f"Features of a set must be [N, D], got {list(features.shape)}.")
     if features.shape[0] < 2:
         raise ValueError(
-            f"`features` must be of at least 2 images, got {features.shape[0]}: "
+            f"Features of a set must be of at least 2 images, got {features.shape[0]}: "
             "one image has no covariance."
         )
     finite = features.isfinite().all(dim=1)
     if not finite.all():
         rows = (~finite).nonzero().flatten().tolist()
         raise ValueError(
-            f"`features` must be finite, got NaN or infinity in {len(rows)} of {features.shape[0]} "
-            f"rows, the first being row {rows[0]}."
+            f"Features of a set must be finite, got NaN or infinity in {len(rows)} of "
+            f"{features.shape[0]} rows, the first being row {rows[0]}."
         )
 
 

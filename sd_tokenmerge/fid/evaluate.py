@@ -222,13 +222,13 @@ class Evaluator:
                 f"`baseline` must have as many images as the generated set, got "
                 f"{baseline.num_images} and {measured.num_images}: the distance falls with the "
                 "number of images, so the difference would mean nothing. "
-                "(--force compares nevertheless.)"
+                "(`force` compares nevertheless.)"
             )
         paired = measured.files == baseline.files
         if not paired and not force:
             raise ValueError(
                 "`baseline` must have the same file names as the generated set, for pairs of "
-                "the same prompt and seed. (--force compares nevertheless, without an error.)"
+                "the same prompt and seed. (`force` compares nevertheless, without an error.)"
             )
         fid = measured.fid - baseline.fid
         kid = _difference(measured.kid, baseline.kid)

@@ -100,9 +100,9 @@ def find_inception_weights(path: str | os.PathLike[str] | None = None) -> Path:
     first = PUBLIC_FILES[0]
     raise WeightsError(
         f"The Inception weights were not found: put {first.name} ({first.size_mb} MB, from "
-        f"{first.url}) into {str(hub_folder())!r}, or name the file with --weights or "
-        f"${ENVIRONMENT_VARIABLE}, or let --download-weights fetch it. "
-        "(--extractor efficientnet-lite0 needs no download.)"
+        f"{first.url}) into {str(hub_folder())!r}, or name the file with `weights` or "
+        f"${ENVIRONMENT_VARIABLE}, or let `download_weights` fetch it. "
+        "(`extractor` efficientnet-lite0 needs no download.)"
     )
 
 
@@ -174,7 +174,7 @@ def verify_inception_weights(path: Path, *, allow_unknown: bool = False) -> str:
         raise WeightsError(
             f"{str(path)!r} is none of the public Inception files (its sha256 begins with "
             f"{digest[:8]}, expected {_STATE_DICT_SHA256[:8]} or {PUBLIC_FILES[2].sha256[:8]}): "
-            "the download may be incomplete. --allow-unknown-weights uses it nevertheless."
+            "the download may be incomplete. `allow_unknown_weights` uses it nevertheless."
         )
     return digest
 

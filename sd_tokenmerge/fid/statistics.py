@@ -109,7 +109,7 @@ def load_statistics(
     if assume_protocol is None:
         raise ValueError(
             f"{str(path)!r} does not say how its images were resized: name the protocol with "
-            "--assume-protocol (`assume_protocol`), or make the file again from the images."
+            "`assume_protocol`, or make the file again from the images."
         )
     find_protocol(assume_protocol)
     space = FeatureSpace(assume_extractor, assume_protocol, assumed=True)

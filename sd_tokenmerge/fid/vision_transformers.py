@@ -50,8 +50,8 @@ def find_model(model: str | os.PathLike[str], *, download: bool) -> Path:
             )
         except (OSError, ValueError) as error:
             raise WeightsError(
-                f"The model {os.fspath(model)!r} was not found: name its folder with --weights, or "
-                "let --download-weights fetch it from the Hugging Face hub."
+                f"The model {os.fspath(model)!r} was not found: name its folder with `weights`, or "
+                "let `download_weights` fetch it from the Hugging Face hub."
             ) from error
     if not (folder / "config.json").is_file() or not list(folder.glob("*.safetensors")):
         raise WeightsError(f"{str(folder)!r} must hold config.json and safetensors weights.")

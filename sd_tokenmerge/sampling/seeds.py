@@ -43,7 +43,8 @@ def image_seed(base: int, class_index: int, image_index: int, scheme: SeedScheme
     if image_index > 9:
         raise ValueError(
             f"`image_index` must be below 10 with the paper's seeds, got {image_index}. From there "
-            f"on they collide (class 1, image 10 and class 11, image 0); use the hashed scheme."
+            f"on they collide (class 1, image 10 and class 11, image 0); use the hashed scheme "
+            f"(`seed_scheme`)."
         )
     seed = base + int(f"{class_index}{image_index}")
     if seed >= SEED_LIMIT:

@@ -1,10 +1,10 @@
 from __future__ import annotations
 
+import ast
 import json
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -137,30 +137,30 @@ def test_keep_rates_that_change(
         ([], "Missing option '--out'"),
         (["--out", "run", "--class", "3"], "No such option: --class"),
         (["--out", "run", "--steps", "many"], "Invalid value for '--steps'"),
-        (["--out", "run", "--keep-rate", "0"], "`keep_rate` must be in (0, 1], got 0.0."),
-        (["--out", "run", "--keep-rate", "50%"], "`keep_rate` must be a number in (0, 1], linear:"),
+        (["--out", "run", "--keep-rate", "0"], "--keep-rate must be in (0, 1], got 0.0."),
+        (["--out", "run", "--keep-rate", "50%"], "--keep-rate must be a number in (0, 1], linear:"),
         (["--out", "run", "--keep-rate", "depth:rate=0.4"], "must be in (0.5, 1], got 0.4"),
         (["--out", "run", "--keep-rate", "9=0.5"], "must have levels with self-attention"),
-        (["--out", "run", "--keep-rate", "0=0.5", "--levels", "2"], "`levels` must be left out"),
+        (["--out", "run", "--keep-rate", "0=0.5", "--levels", "2"], "--levels must be left out"),
         (
             ["--out", "run", "--keep-rate", "depth:rate=0.7", "--share-layers"],
-            "`share_layers` must be False with a keep rate that differs by block",
+            "--share-layers must be False with a keep rate that differs by block",
         ),
         (
             ["--out", "run", "--method", "tome-sd", "--keep-rate", "linear:first=1,last=0.1"],
             "keep rate of at least 0.25",
         ),
         (["--out", "run", "--classes", "unicorn"], "Class must be an ImageNet-1k index"),
-        (["--out", "run", "--method", "magic"], "`method` must be one of"),
+        (["--out", "run", "--method", "magic"], "--method must be one of"),
         (["--out", "run", "--method", "tome-sd", "--keep-rate", "0.1"], "keep rate of at least"),
-        (["--out", "run", "--model", "/nowhere"], "`model` must exist"),
+        (["--out", "run", "--model", "/nowhere"], "--model must exist"),
         (["--out", "run", "--model", "."], "without a model_index.json"),
         (["--out", "run", "--size", "32", "--height", "32"], "--size excludes --height"),
-        (["--out", "run", "--size", "33"], "`height` must be a positive multiple of 8, got 33."),
+        (["--out", "run", "--size", "33"], "--height must be a positive multiple of 8, got 33."),
         (["--out", "file/run"], "Not a directory: `"),
         (["--out", "full"], "'mine.txt' in it"),
         (["--out", "run", "--prompts", "none.txt"], "No such file or directory: `none.txt`"),
-        (["--out", "run", "--shard", "0/2"], "`shard` must be i/n with i from 1 to n"),
+        (["--out", "run", "--shard", "0/2"], "--shard must be i/n with i from 1 to n"),
     ],
 )
 def test_bad_input_is_one_line_and_leaves_nothing(
@@ -193,20 +193,23 @@ def test_an_unexpected_error_keeps_its_traceback(
         run(["generate", "--model", model, "--out", str(tmp_path / "run"), "--method", "none"])
 
 
-def test_help_answers_in_under_a_second() -> None:
-    for arguments in (["--help"], ["generate", "--help"], []):
-        tries = []
-        for _ in range(3):  # other processes of a busy machine may slow one of them
-            start = time.perf_counter()
-            result = subprocess.run(
-                [*COMMAND, *arguments], capture_output=True, text=True, check=True
-            )
-            tries.append(time.perf_counter() - start)
-            if tries[-1] < 1:
-                break
-        assert "Usage: sd-tokenmerge" in result.stdout
-        assert result.stderr == ""
-        assert min(tries) < 1
+def test_help_loads_nothing_that_takes_long() -> None:
+    # Not its time, which a busy machine decides; 0.3 s on an idle one.
+    script = (
+        "import sys\n"
+        "from sd_tokenmerge.cli.app import COMMANDS, run\n"
+        "for arguments in ([], ['--help'], *([name, '--help'] for name in COMMANDS)):\n"
+        "    assert run(arguments) == 0, arguments\n"
+        "print({name.partition('.')[0] for name in sys.modules}, file=sys.stderr)"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    assert result.stdout.count("Usage: sd-tokenmerge") == 9
+    loaded = ast.literal_eval(result.stderr)
+    assert "typer" in loaded
+    slow = {"accelerate", "diffusers", "matplotlib", "numpy", "scipy", "torch", "transformers"}
+    assert not loaded & slow
 
 
 def test_a_shard_says_what_part_it_is(

@@ -40,7 +40,7 @@ def test_other_options_go_before_it() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--preset", "slow"], "`preset` must be one of exact, balanced, fast, got 'slow'."),
+        (["--preset", "slow"], "--preset must be one of exact, balanced, fast, got 'slow'."),
         (["--preset", "fast", "--method", "none"], "--preset excludes --method none, got both."),
     ],
 )

@@ -76,19 +76,19 @@ def test_the_size_a_sample_was_made_for_is_its_default(model, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--keep-rate", "0"], "`keep_rate` must be in (0, 1], got 0.0"),
+        (["--keep-rate", "0"], "--keep-rate must be in (0, 1], got 0.0"),
         (["--keep-rate", "0.4", "--method", "tome"], "a keep rate of at least 0.5"),
         (["--method", "atc:linkage=ward"], "linkage must be single|complete|average"),
-        (["--keep-rate", "half"], "`keep_rate` must be a number in (0, 1], linear:"),
+        (["--keep-rate", "half"], "--keep-rate must be a number in (0, 1], linear:"),
         (["--keep-rate", "linear:first=1,last=0.5"], "must be the same in every step, got linear"),
         (
             ["--keep-rate", "0=0.5", "--levels", "1"],
-            "`levels` must be None where `keep_rate` names",
+            "--levels must be left out where --keep-rate names them",
         ),
-        (["--size", "100"], "`height` must be a positive multiple of 8, got 100"),
+        (["--size", "100"], "--height must be a positive multiple of 8, got 100"),
         (["--size", "64", "--width", "64"], "--size excludes --height and --width"),
-        (["--levels", "0"], "`levels` must be at least 1"),
-        (["--model", "/nowhere/at/all"], "`model` must be a diffusers folder"),
+        (["--levels", "0"], "--levels must be at least 1"),
+        (["--model", "/nowhere/at/all"], "--model must be a diffusers folder"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(model, options, message, capsys):

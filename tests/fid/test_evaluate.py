@@ -89,9 +89,7 @@ def test_an_evaluator_measures_each_set_once(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_a_baseline_of_another_size_is_refused_unless_forced() -> None:
     other = feature_set(70, 1)
-    with pytest.raises(
-        ValueError, match=r"as many images as the generated set, got 70 and 80.*--f"
-    ):
+    with pytest.raises(ValueError, match=r"as many images as the generated set, got 70 and 80.*`f"):
         compare(REFERENCE, GENERATED, baseline=other)
     forced = compare(REFERENCE, GENERATED, baseline=other, force=True)
     assert forced.delta is not None

@@ -50,7 +50,7 @@ def test_missing_weights_say_what_to_do(hub: Path) -> None:
     message = str(caught.value)
     for part in (PUBLIC_FILES[0].name, PUBLIC_FILES[0].url, str(hub), ENVIRONMENT_VARIABLE):
         assert part in message
-    assert "--download-weights" in message
+    assert "`download_weights`" in message
 
 
 def test_a_named_file_must_exist(monkeypatch: pytest.MonkeyPatch) -> None:

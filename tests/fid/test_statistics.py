@@ -50,7 +50,7 @@ def test_foreign_means_and_covariances(dtype: type, features: FeatureSet, tmp_pa
         arr_0=np.array([object()]),
     )
     with pytest.raises(
-        ValueError, match=r"does not say how its images were resized.*--assume-proto"
+        ValueError, match=r"does not say how its images were resized.*`assume_proto"
     ):
         load_statistics(path)
     loaded = load_statistics(path, assume_protocol="pytorch-fid")

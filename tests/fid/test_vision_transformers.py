@@ -113,7 +113,7 @@ def test_other_models_are_refused(models: Path, tmp_path: Path) -> None:
 
 
 def test_models_that_are_not_here_are_not_fetched() -> None:
-    with pytest.raises(WeightsError, match=r"'nobody/nothing' was not found.*--download-weights"):
+    with pytest.raises(WeightsError, match=r"'nobody/nothing' was not found.*`download_weights`"):
         find_extractor("clip", ATC, "nobody/nothing")
 
 

@@ -1,0 +1,66 @@
+"""What users read when something is theirs to solve."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from sd_tokenmerge.cli.app import run
+from sd_tokenmerge.cli.errors import UserError, user_errors
+from tests.tiny_models import tiny_sd15
+
+FLAGS = {"keep_rate": "--keep-rate", "out": "--out"}
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (ValueError("`keep_rate` must be in (0, 1]."), "--keep-rate must be in (0, 1]."),
+        (ValueError("`stride` of tome must be 2."), "`stride` of tome must be 2."),
+        (ValueError("'keep_rate' is a file in\n`out`."), "'keep_rate' is a file in --out."),
+        (FileNotFoundError(2, "No such file", "out"), "No such file: `out`"),
+    ],
+)
+def test_options_are_named_as_users_type_them(error: Exception, message: str) -> None:
+    with pytest.raises(UserError) as caught, user_errors():
+        raise error
+    caught.value.name_flags(FLAGS)
+    assert str(caught.value) == message
+
+
+def test_a_message_of_the_command_line_stays() -> None:
+    error = UserError("`out` is a file.", exit_code=1)
+    error.name_flags(FLAGS)
+    assert str(error) == "`out` is a file."
+
+
+def test_each_command_names_its_own_flags(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for command, message in {
+        "generate --out x --method atk": "--method must be one of",
+        "sweep --out x --method atk": "--method must be one of",
+        "sweep --out x --keep-rates 1.0,1": "--keep-rates must hold each entry once",
+        "sites --levels 0 --keep-rate 0=0.5": "--levels must be left out where --keep-rate names",
+        "fid . . --extractor vgg": "--extractor must be one of",
+        "reference nowhere --out x": "`source` must be an existing folder",  # no flag
+    }.items():
+        assert run(command.split()) == 2
+        assert capsys.readouterr().err.startswith(f"error: {message}")
+
+
+def test_what_to_do_is_said_with_flags(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tiny_sd15().save_pretrained(tmp_path / "tiny")
+    command = ["generate", "--model", str(tmp_path / "tiny"), "--classes", "1", "--size", "32"]
+    command += ["--method", "none", "--device", "cpu", "--out", str(tmp_path / "run")]
+    assert run([*command, "--steps", "1"]) == 0
+    assert run([*command, "--steps", "2"]) == 2
+    error = capsys.readouterr().err
+    assert "error: --out must be a new folder or hold a run with the same options" in error
+    assert "steps: 1 -> 2. Choose another folder, or replace the old run with --overwrite." in error
+    (tmp_path / "run" / "run.json").write_text("")
+    assert run([*command, "--steps", "2"]) == 2
+    error = capsys.readouterr().err
+    assert "make all images anew: with --overwrite, or in another --out." in error
+    assert run([*command, "--steps", "2", "--overwrite"]) == 0
