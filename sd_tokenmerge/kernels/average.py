@@ -82,14 +82,15 @@ class AverageClusters(Clusters):
 
     def merge(self, left: Tensor, right: Tensor) -> None:
         """See `Clusters`."""
-        left_size, right_size = self._size[left], self._size[right]
-        bound = self._bound[left] * left_size + self._bound[right] * right_size
         self._sum.index_add_(0, left, self._sum.index_select(0, right))
-        self._size[left] = left_size + right_size
+        self._size.index_add_(0, left, self._size.index_select(0, right))
         self._mean[left] = self._exact_mean(left).to(self._mean.dtype)
         self.join(left, right)
-        if self._without_lists:
-            return
+        if not self._without_lists:
+            self._merge_lists(left, right)
+
+    def _merge_lists(self, left: Tensor, right: Tensor) -> None:
+        """The lists and bounds of merged pairs, now known by `left`."""
         self._time += 1
         self._merged_at[left] = self._merged_at[right] = self._time
         listed = self.root[torch.cat((self._listed[left], self._listed[right]), 1)]
@@ -99,8 +100,10 @@ class AverageClusters(Clusters):
         self._listed[left] = listed.gather(1, place[:, :-1])
         self._value[left] = best[:, :-1]
         self._listed_at[left] = self._time
+        size, right_size = self._size[left], self._size[right]
+        shares = self._bound[left] * (size - right_size) + self._bound[right] * right_size
         unlisted = best[:, -1].double() + self._error
-        self._bound[left] = torch.maximum(bound / self._size[left], unlisted)
+        self._bound[left] = torch.maximum(shares / size, unlisted)
 
     def within_reach(self, clusters: Tensor, floor: Tensor) -> Tensor:
         """See `Clusters`."""

@@ -23,6 +23,7 @@ from torch import Tensor
 _HIGH_BITS = 26  # two of them make 52: sums of high * high stay below 2^53
 _BLOCK_ELEMENTS = 1 << 19  # float64 similarities looked at together: 4 MiB
 _PAIR_ELEMENTS = 1 << 17  # of float64 vectors compared pair by pair: 1 MiB
+_SQUARES = 1 << 16  # added together: 512 KiB
 
 
 def unit_vectors(tokens: Tensor) -> Tensor:
@@ -40,7 +41,7 @@ def unit_vectors(tokens: Tensor) -> Tensor:
     if tokens.dtype == torch.float64:  # squares of narrower floats cannot overflow in float64
         largest = exact.abs().amax(1, keepdim=True)
         exact = exact / torch.where(largest > 0, largest, 1.0)
-    return exact / lengths(exact)
+    return exact.div_(lengths(exact))
 
 
 def lengths(tokens: Tensor) -> Tensor:
@@ -52,7 +53,11 @@ def lengths(tokens: Tensor) -> Tensor:
     Raises:
         ValueError: `tokens` are not finite.
     """
-    length = _tree_sum(tokens * tokens).sqrt()
+    # a large array of squares would be taken from the system and given back each time, which takes
+    # longer than adding them; on accelerators, it is calls that take long
+    rows = max(1, _SQUARES // tokens.shape[1]) if tokens.is_cpu else len(tokens)
+    squares = [_tree_sum(part * part) for part in torch.split(tokens, rows)]
+    length = torch.cat(squares).sqrt()
     if not bool(length.isfinite().all()):
         raise ValueError("`tokens` must be finite, got NaN or infinity.")
     return torch.where(length > 0, length, 1.0)
@@ -169,5 +174,5 @@ def _tree_sum(values: Tensor) -> Tensor:
     while (width := values.shape[1]) > 1:
         half = width // 2
         folded = values[:, :half] + values[:, half : 2 * half]
-        values = torch.cat((folded, values[:, 2 * half :]), 1)
+        values = torch.cat((folded, values[:, 2 * half :]), 1) if width % 2 else folded
     return values
