@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from diffusers import UNet2DConditionModel
 
-from sd_tokenmerge.keep_rates import KeepRateLike
+from sd_tokenmerge.keep_rate_strings import KeepRateLike
 from sd_tokenmerge.methods import parse_method
 from sd_tokenmerge.methods.base import Grid, Method
 from sd_tokenmerge.partitions import clusters_to_keep

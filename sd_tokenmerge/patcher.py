@@ -9,7 +9,8 @@ from typing import Any, get_args
 from torch import nn
 
 from sd_tokenmerge.hook import Merging
-from sd_tokenmerge.keep_rates import KeepRate, KeepRateLike, parse_keep_rates
+from sd_tokenmerge.keep_rate_strings import KeepRateLike, parse_keep_rates
+from sd_tokenmerge.keep_rates import KeepRate
 from sd_tokenmerge.methods import parse_method
 from sd_tokenmerge.methods.base import Method
 from sd_tokenmerge.partitions import clusters_to_keep

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sd_tokenmerge.cli.errors import user_errors
-from sd_tokenmerge.keep_rates import format_keep_rates, parse_keep_rates
+from sd_tokenmerge.keep_rate_strings import format_keep_rates, parse_keep_rates
 
 if TYPE_CHECKING:
     from sd_tokenmerge.sampling.status import RunStatus

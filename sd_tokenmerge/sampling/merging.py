@@ -6,7 +6,8 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from sd_tokenmerge import patcher
-from sd_tokenmerge.keep_rates import KeepRate, parse_keep_rates
+from sd_tokenmerge.keep_rate_strings import parse_keep_rates
+from sd_tokenmerge.keep_rates import KeepRate
 from sd_tokenmerge.methods import parse_method
 from sd_tokenmerge.patcher import apply_patch, choose_sites
 from sd_tokenmerge.sampling.options import NO_METHOD, ResolvedOptions

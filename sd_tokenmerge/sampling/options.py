@@ -6,7 +6,8 @@ import re
 from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from sd_tokenmerge.keep_rates import Constant, KeepRate, format_keep_rates, parse_keep_rates
+from sd_tokenmerge.keep_rate_strings import format_keep_rates, parse_keep_rates
+from sd_tokenmerge.keep_rates import Constant, KeepRate
 from sd_tokenmerge.presets import PRESETS, Features, Merge
 from sd_tokenmerge.sampling.imagenet import (
     PAPER_TEMPLATE,

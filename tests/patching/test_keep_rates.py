@@ -7,13 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sd_tokenmerge import Depth, During, Linear, apply_patch, clusters_to_keep
-from sd_tokenmerge.keep_rates import (
-    Constant,
-    KeepRate,
-    format_keep_rates,
-    parse_keep_rate,
-    parse_keep_rates,
-)
+from sd_tokenmerge.keep_rate_strings import format_keep_rates, parse_keep_rate, parse_keep_rates
+from sd_tokenmerge.keep_rates import Constant, KeepRate
 from sd_tokenmerge.timesteps import TimestepReader, all_elements
 from tests.patching.spies import SpyMethod
 from tests.patching.test_compile import Backend, compiled, small_unet
@@ -287,8 +282,8 @@ class TestOverBlocksAndLevels:
             ({"keep_rate": {7: 0.5}}, ValueError, "are 0, 1, 2, 3, got 7"),
             ({"keep_rate": {-1: 0.5}}, ValueError, "levels of at least 0, got -1"),
             ({"keep_rate": {"0": 0.5}}, TypeError, "integers as levels, got '0'"),
-            ({"keep_rate": {0: 0.5}, "levels": 1}, ValueError, "`levels` must be None"),
-            ({"keep_rate": "0=0.5", "levels": 1}, ValueError, "`levels` must be None"),
+            ({"keep_rate": {0: 0.5}, "levels": 1}, ValueError, "`levels` must be left out"),
+            ({"keep_rate": "0=0.5", "levels": 1}, ValueError, "`levels` must be left out"),
             ({"keep_rate": "7=0.5"}, ValueError, "are 0, 1, 2, 3, got 7"),
             ({"keep_rate": {0: 1.5}}, ValueError, r"`keep_rate` must be in \(0, 1\], got 1.5"),
             (
