@@ -45,7 +45,7 @@ class _Subcommands(TyperGroup):
                 add_completion=False, pretty_exceptions_enable=False, **_help_style()
             )
             single.command(cmd_name, help=_unwrap(function.__doc__))(function)
-            command = typer.main.get_command(single)
+            command: Any = typer.main.get_command(single)
             command.callback = _in_users_words(command.callback, _flags(command))
             self.commands[cmd_name] = command
         return self.commands[cmd_name]

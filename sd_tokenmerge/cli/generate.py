@@ -371,7 +371,7 @@ def _print_summary(summary: RunSummary, shard: str | None, as_json: bool) -> Non
     import json
     from dataclasses import asdict
 
-    from sd_tokenmerge.cli.progress import format_duration, format_rate
+    from sd_tokenmerge.cli.progress import format_count, format_duration, format_rate
 
     if as_json:
         print(json.dumps(asdict(summary) | {"images_per_second": summary.images_per_second}))
@@ -380,6 +380,7 @@ def _print_summary(summary: RunSummary, shard: str | None, as_json: bool) -> Non
     if summary.generated:
         rate = format_rate(summary.images_per_second)
         made += f" in {format_duration(summary.seconds)} ({rate})"
-    there = f"{summary.already_there} were there"
+    images = format_count(summary.num_images, "image")
+    there = f"{summary.already_there} {'was' if summary.already_there == 1 else 'were'} there"
     part = "" if shard is None else f" of shard {shard}"
-    print(f"{summary.folder}: {summary.num_images} images{part}, {there}, {made}.")
+    print(f"{summary.folder}: {images}{part}, {there}, {made}.")

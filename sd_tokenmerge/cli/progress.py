@@ -99,6 +99,11 @@ def format_rate(per_second: float) -> str:
     return f"{per_second:.2f} images/s" if per_second >= 1 else f"{1 / per_second:.2f} s/image"
 
 
+def format_count(count: int, noun: str) -> str:
+    """So many of something, such as "1 image" or "2 images"."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
 def format_duration(seconds: float) -> str:
     """For example `2 d 3 h`, `1 h 05 min`, `3 min 20 s` or `12 s`."""
     total = round(seconds)

@@ -279,15 +279,18 @@ def _run(options: SweepOptions, overwrite: bool) -> SweepSummary | None:
 
 
 def _print_summary(summary: SweepSummary, as_json: bool) -> None:
+    from sd_tokenmerge.cli.progress import format_count
+
+    images = format_count(summary.num_generated, "image")
     if summary.results is None:
         print(
-            f"{summary.folder}: {summary.num_generated} images of this shard generated. When all "
+            f"{summary.folder}: {images} of this shard generated. When all "
             f"shards are done, run the same command without --shard to measure.",
             file=sys.stderr,
         )
         return
     tables = summary.results.tables()
     print(tables["table.json" if as_json else "table.md"].decode(), end="")
-    done = f"{summary.num_generated} images generated, {summary.num_measured} settings measured"
+    done = f"{images} generated, {format_count(summary.num_measured, 'setting')} measured"
     written = "written" if summary.num_written else "up to date"
     print(f"{done}; {written} in {summary.folder}: {', '.join(summary.files)}.", file=sys.stderr)

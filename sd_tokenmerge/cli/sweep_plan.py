@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from sd_tokenmerge.cli.errors import user_errors
-from sd_tokenmerge.cli.progress import format_duration
+from sd_tokenmerge.cli.progress import format_count, format_duration
 from sd_tokenmerge.sweep.measure import measured_settings
 from sd_tokenmerge.sweep.options import SweepOptions
 from sd_tokenmerge.sweep.plan import SweepPlan, plan_sweep
@@ -44,7 +44,8 @@ def _todo(plan: SweepPlan, measured: Sequence[bool]) -> str:
         time = " (time unknown: none of this sweep was made yet)"
     else:
         time = f", about {format_duration(seconds)} in one process by those made so far"
-    return f"{plan.num_missing} images{time}; {measured.count(False)} settings to measure"
+    images, settings = (plan.num_missing, "image"), (measured.count(False), "setting")
+    return f"{format_count(*images)}{time}; {format_count(*settings)} to measure"
 
 
 def _plan_json(plan: SweepPlan, measured: Sequence[bool]) -> dict[str, Any]:

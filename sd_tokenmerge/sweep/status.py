@@ -58,8 +58,10 @@ def folder_status(folder: str | Path) -> FolderStatus:
     """Read everything that runs and sweeps have left in a folder; writes nothing.
 
     Raises:
-        ValueError: there is neither run nor sweep, or a description is damaged.
+        ValueError: there is no folder, neither run nor sweep in it, or a description is damaged.
     """
+    if not Path(folder).is_dir():
+        raise ValueError(f"`folder` must be an existing folder, got {str(folder)!r}.")
     runs = {path: run_status(path) for path in find_runs(folder)}
     sweeps = []
     for state_file in sorted(Path(folder).rglob(STATE_FILE)):

@@ -76,7 +76,7 @@ def test_the_whole_job(command, tmp_path, capsys):
     assert run(["status", str(demo)]) == 1
     capsys.readouterr()
     assert run(command) == 0
-    assert "1 images generated, 0 settings measured; " in capsys.readouterr().err
+    assert "1 image generated, 0 settings measured; " in capsys.readouterr().err
     assert run(["status", str(demo)]) == 0
     capsys.readouterr()
 
@@ -115,8 +115,8 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(command, tmp_path, capsys)
     assert 0 < plan["seconds"] < 10
     assert run([*command, "--dry-run"]) == 0
     last = capsys.readouterr().out.splitlines()[-1]
-    assert last.startswith("To do: 1 images, about ")
-    assert last.endswith("by those made so far; 1 settings to measure.")
+    assert last.startswith("To do: 1 image, about ")
+    assert last.endswith("by those made so far; 1 setting to measure.")
 
 
 @pytest.mark.parametrize(

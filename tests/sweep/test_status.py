@@ -78,3 +78,5 @@ def test_damage_is_found(finished):
 def test_a_folder_without_runs_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"must hold a run \(run\.json\) or a sweep"):
         folder_status(tmp_path)
+    with pytest.raises(ValueError, match="must be an existing folder, got 'nowhere'"):
+        folder_status("nowhere")
