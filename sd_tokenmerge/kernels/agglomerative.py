@@ -60,7 +60,6 @@ def agglomerative_labels(
         ValueError: `num_clusters` is outside [1, N], `linkage` or `search_dtype` is unknown, or
             `tokens` is not `[B, N, C]` or holds NaN or infinity.
         TypeError: `tokens` are not floating-point.
-        MemoryError: complete linkage's N x N matrix does not fit; the message states its bytes.
     """
     if tokens.ndim != 3 or 0 in tokens.shape[1:]:
         raise ValueError(
@@ -111,7 +110,7 @@ def _cluster(
         return _cluster(tokens.cpu(), num_clusters, linkage, search_dtype).to(tokens.device)
     with torch.no_grad(), torch.autocast(tokens.device.type, enabled=False):
         if needs_fixed_shapes(tokens):
-            with suppress(MemoryError):  # complete linkage's float64 matrix; below, it is float32
+            with suppress(MemoryError):  # of complete linkage's matrix; below, there is none
                 return fixed_shape_labels(tokens, num_clusters, linkage)
         together = linkage == "average" and (are_small(count) or channels <= _FEW_CHANNELS)
         at_once = max(1, _TOKENS_AT_ONCE // count) if together else 1

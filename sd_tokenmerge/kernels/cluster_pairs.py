@@ -1,7 +1,7 @@
-"""Least similarities of pairs of clusters, by the matrix where it suffices, else by their tokens.
+"""Least similarities of pairs of clusters, by the products of their tokens.
 
-The matrix (`sd_tokenmerge.kernels.least`) leaves few tokens of a pair of clusters that can attain
-the minimum. The products of those are computed, in float32 or exactly.
+All products of a pair are computed in float32. Where the least one is to be known exactly, those
+that are close to it are computed again, exactly.
 """
 
 from __future__ import annotations
@@ -12,13 +12,15 @@ import torch
 from torch import Tensor
 
 from sd_tokenmerge.kernels.exact import best_by_id, rows_per_block, similarity_block
-from sd_tokenmerge.kernels.least import LeastSimilarities, least_by_cluster
+from sd_tokenmerge.kernels.levels import Levels
 from sd_tokenmerge.kernels.members import Members, expand
+from sd_tokenmerge.kernels.search import precise_dtype
 from sd_tokenmerge.kernels.unit_rows import UnitRows
 
 _PAIRS_AT_ONCE = 1 << 14
+_PAIRS_ONE_BY_ONE = 1 << 9  # with more token pairs, a matrix product is cheaper
 _BLOCK_COLUMNS = 512
-_CLUSTERS_AT_ONCE = 64
+_CLUSTERS_AT_ONCE = 32
 
 
 @dataclass(frozen=True)
@@ -27,18 +29,11 @@ class ClusterPairs:
 
     Attributes:
         rows: of the tokens.
-        matrix: of the clusters.
         members: of the clusters.
     """
 
     rows: UnitRows
-    matrix: LeastSimilarities
     members: Members
-
-    @property
-    def is_coarse(self) -> bool:
-        """Whether the matrix knows less than float32 products."""
-        return self.matrix.error > self.rows.error
 
     def exact(self, left: Tensor, right: Tensor) -> Tensor:
         """Least similarity of pairs of clusters, `[P], [P] -> [P]` float64."""
@@ -46,10 +41,7 @@ class ClusterPairs:
 
     def quick(self, left: Tensor, right: Tensor) -> Tensor:
         """As `exact`, within `rows.error`."""
-        if self.is_coarse:
-            return self._least(left, right, exactly=False)
-        pair, token = self.members.expand(right)
-        return _least_of_each(self.matrix.between(left[pair], token), pair, len(left))
+        return self._least(left, right, exactly=False)
 
     def nearest_of_all(self, clusters: Tensor, columns: Tensor) -> Tensor:
         """Nearest of all clusters by exact similarities of all their tokens, `[M] -> [M]` int64.
@@ -59,66 +51,86 @@ class ClusterPairs:
             columns: `[K]` int64, the clusters to look at, by descending size.
         """
         found = []
+        levels = Levels(columns, self.members)
+        width = len(levels.tokens)
         for part in torch.split(clusters, _CLUSTERS_AT_ONCE):
-            shape = (len(part), len(self.rows))
+            shape = (len(part), width)
             least = torch.full(shape, torch.inf, dtype=torch.float64, device=part.device)
             place, token = self.members.expand(part)
-            step = rows_per_block(len(self.rows))
+            step = rows_per_block(width)
             for row, tokens in zip(torch.split(place, step), torch.split(token, step), strict=True):
                 ones = self.rows.exact(tokens)
-                for start in range(0, len(self.rows), _BLOCK_COLUMNS):
+                for start in range(0, width, _BLOCK_COLUMNS):
                     block = least[:, start : start + _BLOCK_COLUMNS]
-                    everyone = torch.arange(start, start + block.shape[1], device=token.device)
-                    exact = similarity_block(ones, self.rows.exact(everyone))
+                    others = levels.tokens[start : start + _BLOCK_COLUMNS]
+                    exact = similarity_block(ones, self.rows.exact(others))
                     block.scatter_reduce_(0, row.unsqueeze(1).expand_as(exact), exact, "amin")
-            found.append(best_by_id(least_by_cluster(least, columns, self.members), part, columns))
+            found.append(best_by_id(levels.least(least, 1), part, columns))
         return torch.cat(found)
 
     def _least(self, left: Tensor, right: Tensor, *, exactly: bool) -> Tensor:
         if self.members.are_tokens:
-            return self._of_tokens(left, right, exactly)
-        left_tokens, left_count = self._attaining(right, left)
-        right_tokens, right_count = self._attaining(left, right)
-        left_first = left_count.cumsum(0) - left_count
-        right_first = right_count.cumsum(0) - right_count
-        pairs = left_count * right_count
+            find = self.rows.similarities if exactly else self.rows.quick_similarities
+            return find(left, right)
+        sizes = self.members.sizes
+        pairs = sizes[left] * sizes[right]
+        is_small = pairs <= _PAIRS_ONE_BY_ONE
+        small, large = torch.where(is_small)[0], torch.where(~is_small)[0]
         lowest = torch.full(left.shape, torch.inf, dtype=torch.float64, device=left.device)
-        few = torch.where(pairs <= _PAIRS_AT_ONCE)[0]
-        chunk = pairs[few].cumsum(0) // _PAIRS_AT_ONCE
-        for part in torch.split(
-            few, torch.unique_consecutive(chunk, return_counts=True)[1].tolist()
-        ):
-            place, nth = expand(pairs[part])
-            pair = part[place]
-            one = left_tokens[left_first[pair] + nth // right_count[pair]]
-            other = right_tokens[right_first[pair] + nth % right_count[pair]]
-            lowest.scatter_reduce_(0, pair, self._of_tokens(one, other, exactly), "amin")
-        for pair in torch.where(pairs > _PAIRS_AT_ONCE)[0].tolist():
-            ones = left_tokens[left_first[pair] :][: left_count[pair]]
-            others = right_tokens[right_first[pair] :][: right_count[pair]]
-            lowest[pair] = self._least_of_block(ones, others)
+        chunk = pairs[small].cumsum(0) // _PAIRS_AT_ONCE
+        counts = torch.unique_consecutive(chunk, return_counts=True)[1].tolist()
+        for part in torch.split(small, counts):
+            lowest[part] = self._of_small(left[part], right[part], exactly)
+        for pair in large.tolist():
+            ones, others = (self.members.expand(side[pair : pair + 1])[1] for side in (left, right))
+            lowest[pair] = self._of_large(ones, others, exactly)
         return lowest
 
-    def _attaining(self, clusters: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
-        """Tokens of `others` that may be the least similar to `clusters`, and how many per pair."""
-        pair, token = self.members.expand(others)
-        value = self.matrix.between(clusters[pair], token)
-        least = _least_of_each(value, pair, len(others))
-        near = value <= least[pair] + 2 * self.matrix.error
-        return token[near], torch.bincount(pair[near], minlength=len(others))
+    def _of_small(self, left: Tensor, right: Tensor, exactly: bool) -> Tensor:
+        """The least similarity of pairs of clusters, each token pair on its own."""
+        sizes = self.members.sizes
+        pair, nth = expand(sizes[left] * sizes[right])
+        width = sizes[right][pair]
+        one = self.members.nth(left[pair], nth // width)
+        other = self.members.nth(right[pair], nth % width)
+        value = self.rows.quick_similarities(one, other)
+        least = _least_of_each(value, pair, len(left))
+        if not exactly:
+            return least
+        near = value <= least[pair] + 2 * self.rows.error
+        exact = self.rows.similarities(one[near], other[near])
+        return _least_of_each(exact, pair[near], len(left))
 
-    def _of_tokens(self, left: Tensor, right: Tensor, exactly: bool) -> Tensor:
-        find = self.rows.similarities if exactly else self.rows.quick_similarities
-        return find(left, right)
-
-    def _least_of_block(self, tokens: Tensor, others: Tensor) -> Tensor:
-        """Exact similarity of the least similar pair of two lists of tokens."""
+    def _of_large(self, ones: Tensor, others: Tensor, exactly: bool) -> Tensor:
+        """The least similarity between two lists of tokens."""
+        of_ones, of_others = self._quick_minima(ones, others)
+        least = of_ones.amin()
+        if not exactly:
+            return least
+        threshold = least + 2 * self.rows.error
         found = []
+        ones, others = ones[of_ones <= threshold], others[of_others <= threshold]
         for columns in torch.split(others, _BLOCK_COLUMNS):
             vectors = self.rows.exact(columns)
-            for part in torch.split(tokens, _BLOCK_COLUMNS):
+            for part in torch.split(ones, _BLOCK_COLUMNS):
                 found.append(similarity_block(self.rows.exact(part), vectors).amin())
         return torch.stack(found).amin()
+
+    def _quick_minima(self, ones: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
+        """What is the least similar to each token of two lists, within `rows.error`, float64."""
+        dtype = precise_dtype(ones.device)
+        of_ones = torch.full(ones.shape, torch.inf, dtype=dtype, device=ones.device)
+        of_others = []
+        for columns in torch.split(others, _BLOCK_COLUMNS):
+            vectors = self.rows.exact(columns).to(dtype)
+            least = of_ones.new_full(columns.shape, torch.inf)
+            for start in range(0, len(ones), _BLOCK_COLUMNS):
+                part = slice(start, start + _BLOCK_COLUMNS)
+                product = self.rows.exact(ones[part]).to(dtype) @ vectors.T
+                of_ones[part] = torch.minimum(of_ones[part], product.amin(1))
+                least = torch.minimum(least, product.amin(0))
+            of_others.append(least)
+        return of_ones.double(), torch.cat(of_others).double()
 
 
 def _least_of_each(value: Tensor, place: Tensor, count: int) -> Tensor:

@@ -1,12 +1,13 @@
-"""Complete linkage on cosine distance, on one matrix of least similarities.
+"""Complete linkage on cosine distance, without a matrix of distances.
 
-The similarity of two clusters is the smallest one between their tokens. The matrix
-(`sd_tokenmerge.kernels.least`) says what it is up to an error. Each cluster keeps a bound on its
-similarity to all but the nearest, which stays true as others merge. So when the nearest is merged,
-comparing the result with that bound often saves a search of the cluster's row.
+The similarity of two clusters is the smallest one between their tokens. A search computes it up to
+an error, for one cluster and all others (`sd_tokenmerge.kernels.least`). Each cluster keeps a bound
+on its similarity to all but the nearest, which stays true as others merge. So when the nearest is
+merged, comparing the result with that bound often saves a search.
 
-Where the matrix does not say which cluster is nearest, the token pairs that can attain the minimum
-are computed in float32; where that does not say, and for every merge's height, exactly.
+Where a search does not say which cluster is nearest, the candidates' token pairs are computed in
+float32; where that does not say, and for every merge's height, exactly
+(`sd_tokenmerge.kernels.cluster_pairs`). Memory is O(N C) plus blocks of a few MiB.
 """
 
 from __future__ import annotations
@@ -20,11 +21,9 @@ from sd_tokenmerge.kernels.least import LeastSimilarities
 from sd_tokenmerge.kernels.members import Members
 from sd_tokenmerge.kernels.ranking import at_least, clear, highest_of, two_largest
 from sd_tokenmerge.kernels.rounds import Clusters
-from sd_tokenmerge.kernels.search import blocks, precise_dtype
+from sd_tokenmerge.kernels.search import precise_dtype
 from sd_tokenmerge.kernels.unit_rows import UnitRows
 
-_FILLED_ROWS = 512
-_SEARCHED_ROWS = 512
 _FEW_TOKENS = 1536  # below this number, bfloat16 saves less than its extra comparisons cost
 _CANDIDATES_PER_ROW = 24  # above this many, bfloat16 is too coarse for these tokens
 
@@ -34,10 +33,9 @@ class CompleteClusters(Clusters):
 
     Args:
         tokens: `[N, C]`, any float dtype.
-        search_dtype: of the matrix, bfloat16 or float32.
+        search_dtype: bfloat16 or float32.
 
     Raises:
-        MemoryError: the matrix does not fit; the message states its bytes.
         ValueError: `tokens` are not finite.
     """
 
@@ -47,7 +45,7 @@ class CompleteClusters(Clusters):
         self._precise = precise_dtype(tokens.device)
         if search_dtype != torch.bfloat16 or len(tokens) < _FEW_TOKENS:
             search_dtype = self._precise
-        self._matrix = LeastSimilarities(self._rows, search_dtype)
+        self._least = LeastSimilarities(self._rows, search_dtype)
         self._members = Members(self.root)
         self._nearest = torch.zeros_like(self.root)
         # bounds on the similarities to the nearest, and to all but the nearest
@@ -59,17 +57,15 @@ class CompleteClusters(Clusters):
     def first_neighbours(self) -> Tensor:
         """See `Clusters`."""
         found = []
-        for part in torch.split(self.root, _FILLED_ROWS):
+        for part in torch.split(self.root, self._least.rows_at_once):
             floor = self._rest.new_full((len(part),), -torch.inf)
-            keys = self._matrix.fill(int(part[0]), int(part[-1]) + 1)
-            nearest, candidates = self._choose(part, keys, self.root, floor)
-            if candidates > _CANDIDATES_PER_ROW * len(part) and self._known.is_coarse:
-                del keys  # a view of the matrix, whose memory is needed for the next
-                del self._matrix
-                self._matrix = LeastSimilarities(self._rows, self._precise)
+            keys = self._least.of_tokens(int(part[0]), int(part[-1]) + 1)
+            nearest, candidates = self._choose(part, keys, self.root, self.root, floor)
+            if candidates > _CANDIDATES_PER_ROW * len(part) and self._is_coarse:
+                del self._least  # whose memory is needed for the next
+                self._least = LeastSimilarities(self._rows, self._precise)
                 return self.first_neighbours()
             found.append(nearest)
-        self._matrix.is_filled()
         self._nearest = torch.cat(found)
         return self._nearest.clone()
 
@@ -98,7 +94,7 @@ class CompleteClusters(Clusters):
 
     def merge(self, left: Tensor, right: Tensor) -> None:
         """See `Clusters`."""
-        self._matrix.merge(left, right)
+        self._least.merge(left, right)
         self._rest[left] = torch.minimum(self._rest[left], self._rest[right])
         self._is_new[left] = True
         self.join(left, right)
@@ -110,24 +106,40 @@ class CompleteClusters(Clusters):
 
     @property
     def _known(self) -> ClusterPairs:
-        return ClusterPairs(self._rows, self._matrix, self._members)
+        return ClusterPairs(self._rows, self._members)
+
+    @property
+    def _is_coarse(self) -> bool:
+        """Whether a search knows less than float32 products."""
+        return self._least.error > self._rows.error
 
     def _search(self, clusters: Tensor, floor: Tensor) -> Tensor:
         """Nearest cluster of the given ones, or itself where none reaches `floor`."""
-        columns = torch.where(self.alive & ~self._dormant)[0]
-        columns = columns[torch.argsort(self._members.sizes[columns], descending=True, stable=True)]
+        in_play = self._in_play
+        columns = self._least.look_at(in_play, self._members)
         own = torch.empty_like(self.root)
         own[columns] = torch.arange(len(columns), device=columns.device)
-        nearest = []
-        for part, part_floor in blocks(_SEARCHED_ROWS, clusters, floor):
-            keys = self._matrix.by_cluster(part, columns, self._members)
+        nearest = torch.empty_like(self.root)
+        floors = torch.empty_like(self._rest)
+        floors[clusters] = floor
+        for part in torch.split(self._by_size(clusters), self._least.rows_at_once):
+            keys = self._least.of_clusters(part)
             clear(keys, own[part])
-            nearest.append(self._choose(part, keys, columns, part_floor)[0])
+            nearest[part] = self._choose(part, keys, columns, in_play, floors[part])[0]
             del keys  # before the next block is made
-        return torch.cat(nearest)
+        return nearest[clusters]
+
+    @property
+    def _in_play(self) -> Tensor:
+        return self._by_size(torch.where(self.alive & ~self._dormant)[0])
+
+    def _by_size(self, clusters: Tensor) -> Tensor:
+        """The largest first."""
+        sizes = self._members.sizes[clusters]
+        return clusters[torch.argsort(sizes, descending=True, stable=True)]
 
     def _choose(
-        self, clusters: Tensor, keys: Tensor, columns: Tensor, floor: Tensor
+        self, clusters: Tensor, keys: Tensor, columns: Tensor, in_play: Tensor, floor: Tensor
     ) -> tuple[Tensor, int]:
         """Nearest cluster, or itself where none reaches `floor`; and the number of candidates.
 
@@ -135,11 +147,12 @@ class CompleteClusters(Clusters):
             clusters: `[M]` int64.
             keys: `[M, K]` of their similarities to `columns`, the lowest to themselves.
             columns: `[K]` int64.
+            in_play: `[K']` int64, those of the columns that are, by descending size.
             floor: see `Clusters.neighbours`.
         """
         ranked = two_largest(keys)
-        error = self._matrix.error
-        best, rest = self._matrix.decode(ranked.best), self._matrix.decode(ranked.second) + error
+        error = self._least.error
+        best, rest = self._least.decode(ranked.best), self._least.decode(ranked.second) + error
         hopeless = (best + error < floor) | (best == -torch.inf)
         self._dormant[clusters[hopeless]] = True
         self._upper[clusters], self._rest[clusters] = best + error, rest
@@ -148,16 +161,16 @@ class CompleteClusters(Clusters):
         open_rows = torch.where(unproven)[0]
         if len(open_rows) == 0:
             return nearest, 0
-        threshold = self._matrix.key_below(best - 2 * error)
+        threshold = self._least.key_below(best - 2 * error)
         threshold.masked_fill_(~unproven, highest_of(threshold.dtype))
         row, column = at_least(keys, ranked, threshold)
         place = (unproven.cumsum(0) - 1)[row]
         candidates = Candidates(clusters[open_rows], place, columns[column])
         known = self._known
-        if known.is_coarse:
-            nearest[open_rows], rest = nearest_quickly(candidates, columns, known)
+        if self._is_coarse:
+            nearest[open_rows], rest = nearest_quickly(candidates, in_play, known)
             rest = torch.maximum(rest, best[open_rows] - error)  # what the threshold left out
             self._rest[clusters[open_rows]] = rest
         else:
-            nearest[open_rows] = nearest_exactly(candidates, columns, known)
+            nearest[open_rows] = nearest_exactly(candidates, in_play, known)
         return nearest, len(row)

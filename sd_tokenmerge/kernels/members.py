@@ -23,12 +23,17 @@ class Members:
         self.are_tokens = int(self.sizes.amax()) == 1
         self._first = self.sizes.cumsum(0) - self.sizes
 
-    def expand(self, clusters: Tensor) -> tuple[Tensor, Tensor]:
-        """All tokens of clusters, `[M] -> [P], [P]`: place in `clusters`, token."""
-        place, nth = expand(self.sizes[clusters])
-        return place, self._tokens[self._first[clusters[place]] + nth]
+    def expand(self, clusters: Tensor, skipped: int = 0) -> tuple[Tensor, Tensor]:
+        """All tokens of clusters but the first few, `[M] -> [P], [P]`: place in `clusters`, token.
 
-    def nth(self, clusters: Tensor, number: int) -> Tensor:
+        Args:
+            clusters: `[M]` int64.
+            skipped: how many of each are left out; each must have that many.
+        """
+        place, nth = expand(self.sizes[clusters] - skipped)
+        return place, self._tokens[self._first[clusters[place]] + nth + skipped]
+
+    def nth(self, clusters: Tensor, number: int | Tensor) -> Tensor:
         """The `number`-th token of each cluster, `[M] -> [M]`; each must have that many."""
         return self._tokens[self._first[clusters] + number]
 

@@ -20,6 +20,7 @@ from sd_tokenmerge.kernels import (
     exact,
     images,
     least,
+    levels,
     nearest,
     parts,
     ranking,
@@ -190,14 +191,14 @@ def test_blocks_lists_threads_and_search_dtype_change_no_bit(linkage, image, mon
             patch.setattr(parts, "_FEW_PAIRS", 1)
             patch.setattr(parts, "_WASTE", 1.5)
             patch.setattr(ranking, "_FEW_VALUES", 1)
-            patch.setattr(complete, "_FILLED_ROWS", 37)
-            patch.setattr(complete, "_SEARCHED_ROWS", 23)
             patch.setattr(complete, "_CANDIDATES_PER_ROW", 1)
-            patch.setattr(least, "_LEVELS", 3)
-            patch.setattr(least, "_BLOCK_ROWS", 5)
+            patch.setattr(least, "_BLOCK_ELEMENTS", 3000)
+            patch.setattr(least, "_ROW_ELEMENTS", 12_000)
+            patch.setattr(levels, "_LEVELS", 3)
             patch.setattr(candidates, "_PAIRS_PER_ROW", 3)
             patch.setattr(cluster_pairs, "_PAIRS_AT_ONCE", 20)
-            patch.setattr(cluster_pairs, "_BLOCK_COLUMNS", 41)
+            patch.setattr(cluster_pairs, "_PAIRS_ONE_BY_ONE", 10)
+            patch.setattr(cluster_pairs, "_BLOCK_COLUMNS", 7)
             patch.setattr(cluster_pairs, "_CLUSTERS_AT_ONCE", 3)
             patch.setattr(exact, "_BLOCK_ELEMENTS", 3000)
             patch.setattr(exact, "_PAIR_ELEMENTS", 700)
@@ -222,6 +223,29 @@ def test_blocks_lists_threads_and_search_dtype_change_no_bit(linkage, image, mon
         check()
     finally:
         torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("case", ["smooth", "white", "ties", "all zero", "all equal"])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_complete_linkage_with_a_matrix_from_the_start_or_never(case, dtype, monkeypatch):
+    some = dict(zip(("smooth", "white", "ties"), mixed_batch(), strict=True))
+    tokens = some.get(case, torch.zeros(300, 8) if case == "all zero" else torch.ones(300, 8))
+    merges = []
+    for matrix_bytes in (0, 1 << 20):
+        with monkeypatch.context() as patch:
+            patch.setattr(least, "_MATRIX_BYTES", matrix_bytes)
+            merges.append(lowest_merges(tokens[None], 3, "complete", dtype))
+            patch.setattr(least, "_BLOCK_ELEMENTS", 4000)
+            patch.setattr(least, "_ROW_ELEMENTS", 9000)
+            patch.setattr(levels, "_LEVELS", 2)
+            patch.setattr(cluster_pairs, "_PAIRS_ONE_BY_ONE", 30)
+            patch.setattr(cluster_pairs, "_BLOCK_COLUMNS", 50)
+            merges.append(lowest_merges(tokens[None], 3, "complete", dtype))
+    for others in merges[1:]:
+        for found, wanted in zip(others, merges[0], strict=True):
+            assert torch.equal(found, wanted)
+    tree = reference.scipy_tree(tokens.numpy(), "complete")
+    np.testing.assert_allclose(merges[0].height.numpy(), tree[: len(tokens) - 3, 2], atol=1e-12)
 
 
 @linkages
@@ -318,11 +342,6 @@ def test_compiled_as_one_operator(linkage):
 def test_refuses_bad_arguments(tokens, num_clusters, linkage, dtype, error, message):
     with pytest.raises(error, match=message):
         agglomerative_labels(tokens, num_clusters, linkage, dtype)
-
-
-def test_complete_linkage_says_how_much_memory_it_lacks():
-    with pytest.raises(MemoryError, match="1,125,899,906,842,624 bytes"):
-        least.allocate(1 << 24, torch.empty(0), torch.float32)
 
 
 SWEEP = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1, 0.05)

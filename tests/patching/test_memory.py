@@ -8,7 +8,7 @@ from diffusers import UNet2DConditionModel
 from torch.profiler import ProfilerActivity, profile
 
 from sd_tokenmerge import apply_patch
-from sd_tokenmerge.kernels.search import default_search_dtype
+from sd_tokenmerge.kernels import agglomerative
 from sd_tokenmerge.methods import METHODS
 from sd_tokenmerge.sites import find_sites
 from tests.tiny_models import UNET_CONFIGS
@@ -37,10 +37,10 @@ def unet():
         return UNet2DConditionModel(**config).eval()
 
 
-def peak_of_attention(unet):
+def peak_of_attention(unet, batch=2, side=SIDE):
     """The most bytes allocated at a time while the first self-attention runs as in its block."""
     site = find_sites(unet)[0]
-    image = torch.randn(2, CHANNELS, SIDE, SIDE, generator=torch.Generator().manual_seed(0))
+    image = torch.randn(batch, CHANNELS, side, side, generator=torch.Generator().manual_seed(0))
     tokens = {}
 
     def keep_block_input(module, args, kwargs):
@@ -48,7 +48,7 @@ def peak_of_attention(unet):
 
     hook = site.block.register_forward_pre_hook(keep_block_input, with_kwargs=True)
     with torch.no_grad():
-        site.transformer(image, torch.randn(2, 77, 32), return_dict=False)
+        site.transformer(image, torch.randn(batch, 77, 32), return_dict=False)
         hook.remove()
         merger = getattr(site.attention, "_merger", None)
         if merger is not None:
@@ -69,10 +69,28 @@ def peak_of_attention(unet):
 @pytest.mark.parametrize("options", [{}, {"features": "keys"}, KV], ids=str)
 @pytest.mark.parametrize("method", ALL_METHODS)
 def test_is_at_most_that_of_unmerged_attention(unet, method, options):
-    has_bfloat16 = default_search_dtype(torch.device("cpu")) == torch.bfloat16
-    if method == "atc:linkage=complete" and not has_bfloat16:
-        pytest.skip("a float32 matrix of 4,096 x 4,096 alone takes more; no native bfloat16 here")
     unmerged = peak_of_attention(unet)
     assert unmerged >= 4 * 2 * SIDE**2 * CHANNELS * 4  # queries, keys, values and output
     with apply_patch(unet, method, keep_rate=0.5, **options):
         assert peak_of_attention(unet) <= unmerged
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("search_dtype", [torch.bfloat16, torch.float32], ids=str)
+@pytest.mark.parametrize("options", [{}, {"features": "keys"}, KV], ids=str)
+@pytest.mark.parametrize("keep_rate", [0.5, 0.1])
+@pytest.mark.parametrize(("batch", "side"), [(1, 64), (2, 96), (1, 96)])
+def test_of_complete_linkage_at_any_size(
+    unet, batch, side, keep_rate, options, search_dtype, monkeypatch
+):
+    monkeypatch.setattr(agglomerative, "default_search_dtype", lambda device: search_dtype)
+    unmerged = peak_of_attention(unet, batch, side)
+    with apply_patch(unet, "atc:linkage=complete", keep_rate=keep_rate, **options):
+        assert peak_of_attention(unet, batch, side) <= unmerged
+
+
+@pytest.mark.slow
+def test_of_average_linkage_at_768_pixels(unet):
+    unmerged = peak_of_attention(unet, 2, 96)
+    with apply_patch(unet, "atc", keep_rate=0.5):
+        assert peak_of_attention(unet, 2, 96) <= unmerged

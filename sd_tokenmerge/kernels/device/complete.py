@@ -13,7 +13,6 @@ from torch import Tensor
 from sd_tokenmerge.kernels.device.reciprocal import Nearest, TorchRounds
 from sd_tokenmerge.kernels.device.rounds import Listed, row_blocks
 from sd_tokenmerge.kernels.exact import best_by_id, similarity_block
-from sd_tokenmerge.kernels.least import allocate
 
 
 class CompleteRounds(TorchRounds):
@@ -29,7 +28,7 @@ class CompleteRounds(TorchRounds):
 
     def __init__(self, unit: Tensor, num_merges: int) -> None:
         super().__init__(unit, num_merges)
-        self._matrix = allocate(self.num_tokens, unit, torch.float64)
+        self._matrix = allocate(self.num_tokens, unit)
         for rows in row_blocks(self.num_tokens, 4 * self.num_tokens):
             self._matrix[rows] = similarity_block(unit[0, rows], unit[0])
         self._matrix.fill_diagonal_(-torch.inf)
@@ -67,3 +66,14 @@ class CompleteRounds(TorchRounds):
 
     def prove(self, images: list[int]) -> None:
         """Nothing is ever unproven."""
+
+
+def allocate(num_tokens: int, like: Tensor) -> Tensor:
+    """An N x N matrix in float64, or an error that says what it needs."""
+    try:
+        return like.new_empty(num_tokens, num_tokens, dtype=torch.float64)
+    except RuntimeError as error:
+        raise MemoryError(
+            f"complete linkage needs {8 * num_tokens**2:,} bytes for one {num_tokens} x "
+            f"{num_tokens} matrix on {like.device}, which could not be allocated."
+        ) from error

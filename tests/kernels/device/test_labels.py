@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sd_tokenmerge.kernels import agglomerative, exact, least
+from sd_tokenmerge.kernels import agglomerative, exact
 from sd_tokenmerge.kernels.agglomerative import LINKAGES, agglomerative_labels
 from sd_tokenmerge.kernels.device import complete, labels, rounds, search
 from sd_tokenmerge.kernels.device.labels import fixed_shape_labels
@@ -177,26 +177,11 @@ def test_devices_other_than_the_cpu_take_this_path(linkage, dtype, as_on_a_devic
         agglomerative_labels(tokens * torch.nan, 250, linkage)
 
 
-def test_where_the_float64_matrix_does_not_fit_a_smaller_one_does(as_on_a_device, monkeypatch):
-    allocated = []
-
-    def refuses(*sizes):
-        def allocate(num_tokens, like, dtype):
-            allocated.append(dtype)
-            if dtype.itemsize in sizes:
-                return least_allocate(1 << 24, like, dtype)
-            return least_allocate(num_tokens, like, dtype)
-
-        monkeypatch.setattr(complete, "allocate", allocate)
-        monkeypatch.setattr(least, "allocate", allocate)
-
-    least_allocate = least.allocate
+def test_where_the_matrix_does_not_fit_labels_are_found_without_one(as_on_a_device, monkeypatch):
+    allocate = complete.allocate
     tokens = mixed_batch()
     expected = fixed_shape_labels(tokens, 250, "complete")
-    refuses(8)
-    found = agglomerative_labels(tokens, 250, "complete", torch.float32)
-    assert torch.equal(found, expected)
-    assert allocated == [torch.float64] + 3 * [torch.float32]
-    refuses(8, 4)
-    with pytest.raises(MemoryError, match="1,125,899,906,842,624 bytes"):
-        agglomerative_labels(tokens, 250, "complete", torch.float32)
+    monkeypatch.setattr(complete, "allocate", lambda _, like: allocate(1 << 24, like))
+    with pytest.raises(MemoryError, match="2,251,799,813,685,248 bytes"):
+        fixed_shape_labels(tokens, 250, "complete")
+    assert torch.equal(agglomerative_labels(tokens, 250, "complete"), expected)
