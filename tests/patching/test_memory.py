@@ -77,7 +77,7 @@ def test_is_at_most_that_of_unmerged_attention(unet, method, options):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("search_dtype", [torch.bfloat16, torch.float32], ids=str)
-@pytest.mark.parametrize("options", [{}, {"features": "keys"}, KV], ids=str)
+@pytest.mark.parametrize("options", [{}, {"features": "keys"}], ids=str)
 @pytest.mark.parametrize("keep_rate", [0.5, 0.1])
 @pytest.mark.parametrize(("batch", "side"), [(1, 64), (2, 96), (1, 96)])
 def test_of_complete_linkage_at_any_size(
