@@ -1,6 +1,6 @@
 """Keep rates from numbers and strings, and back. Imports no torch.
 
-"0.5"                          half of the tokens
+"0.5", "50%"                   half of the tokens
 "linear:first=1,last=0.4"      a `KeepRate` by its name, with its options
 "0=0.5,1=depth:rate=0.8"       one for each level
 """
@@ -34,8 +34,8 @@ def parse_keep_rate(value: KeepRateLike) -> KeepRate:
     if not isinstance(value, str):
         require_number("keep_rate", value)
         return Constant(value)
-    if re.fullmatch(r"\d*\.?\d+", value):
-        return Constant(float(value))
+    if number := re.fullmatch(r"(\d*\.?\d+)(%?)", value):
+        return Constant(float(number[1]) / (100 if number[2] else 1))
     kind, _, rest = value.partition(":")
     options = [_OPTION.fullmatch(part) for part in rest.split(",")]
     if kind not in KEEP_RATES or None in options:
@@ -48,11 +48,11 @@ def parse_keep_rate(value: KeepRateLike) -> KeepRate:
     names = [name for name, _ in pairs]
     if len(set(names)) < len(names) or not set(names) <= set(types):
         raise ValueError(f"`keep_rate` {value!r}: must be like {_known()}, each option once.")
-    for name, number in pairs:
-        if types[name] is int and not number.isdigit():
-            raise ValueError(f"`keep_rate` {value!r}: {name} must be an integer, got {number!r}.")
+    for name, text in pairs:
+        if types[name] is int and not text.isdigit():
+            raise ValueError(f"`keep_rate` {value!r}: {name} must be an integer, got {text!r}.")
     try:
-        return KEEP_RATES[kind](**{name: types[name](number) for name, number in pairs})
+        return KEEP_RATES[kind](**{name: types[name](text) for name, text in pairs})
     except TypeError:  # an option without a default is missing
         raise ValueError(f"`keep_rate` {value!r}: must be like {_known()}.") from None
 

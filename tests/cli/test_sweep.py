@@ -112,7 +112,7 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(command, tmp_path, capsys)
         "replaced": False,
         "measured": False,
     }
-    assert 0 < plan["seconds"] < 10
+    assert 0 < plan["seconds"] < 100  # one tiny image, on however slow a machine
     assert run([*command, "--dry-run"]) == 0
     last = capsys.readouterr().out.splitlines()[-1]
     assert last.startswith("To do: 1 image, about ")

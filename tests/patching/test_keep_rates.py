@@ -66,6 +66,8 @@ class TestStrings:
         ("text", "expected"),
         [
             ("0.5", Constant(0.5)),
+            ("50%", Constant(0.5)),
+            ("62.5%", Constant(0.625)),
             ("1", Constant(1.0)),
             (".25", Constant(0.25)),
             ("linear:first=1,last=0.4", Linear(1, 0.4)),
