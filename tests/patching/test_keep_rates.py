@@ -127,7 +127,7 @@ class TestStrings:
     @pytest.mark.parametrize(
         "text",
         [
-            *("", "half", "50%", "-0.5", "1e-1", "nan", "linear", "linear:", "depth:rate"),
+            *("", "half", "50 %", "%", "-0.5", "1e-1", "nan", "linear", "linear:", "depth:rate"),
             *("linear:first=1", "linear:first=1,last=0.4,steps=5", "linear:first=1,first=1,last=1"),
             *("linear:first=1, last=0.4", "linear:first=1,last=0.4,stages=2.5", "constant:rate=1"),
         ],
