@@ -129,8 +129,8 @@ def generate_command(
         typer.Option(
             help="Fraction of tokens kept, in (0, 1], or per cent (50%); default: "
             f"{DEFAULT_KEEP_RATE}, 1 without a method. It may change over the steps "
-            "(linear:first=1,last=0.4 or during:rate=0.5,start=0,stop=0.6), over the blocks (depth:rate=0.7) or by level, "
-            "finest 0 (0=0.5,1=depth:rate=0.8).",
+            "(linear:first=1,last=0.4 or during:rate=0.5,start=0,stop=0.6), over "
+            "the blocks (depth:rate=0.7) or by level, finest 0 (0=0.5,1=depth:rate=0.8).",
             rich_help_panel=_MERGING,
         ),
     ] = None,
