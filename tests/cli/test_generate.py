@@ -138,7 +138,7 @@ def test_keep_rates_that_change(
         (["--out", "run", "--class", "3"], "No such option: --class"),
         (["--out", "run", "--steps", "many"], "Invalid value for '--steps'"),
         (["--out", "run", "--keep-rate", "0"], "--keep-rate must be in (0, 1], got 0.0."),
-        (["--out", "run", "--keep-rate", "50 %"], "--keep-rate must be a number in (0, 1], linear:"),
+        (["--out", "run", "--keep-rate", "50 %"], "--keep-rate must be a number in (0, 1], linear"),
         (["--out", "run", "--keep-rate", "depth:rate=0.4"], "must be in (0.5, 1], got 0.4"),
         (["--out", "run", "--keep-rate", "9=0.5"], "must have levels with self-attention"),
         (["--out", "run", "--keep-rate", "0=0.5", "--levels", "2"], "--levels must be left out"),

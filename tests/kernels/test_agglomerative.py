@@ -32,6 +32,7 @@ from sd_tokenmerge.kernels.agglomerative import (
     agglomerative_labels,
     lowest_merges,
 )
+from sd_tokenmerge.kernels.exact import unit_vectors
 from tests.kernels.token_fields import smooth_tokens, white_tokens
 from tests.reference import agglomerative as reference
 from tests.reference.sets import as_sets
@@ -155,6 +156,17 @@ def test_an_image_does_not_depend_on_the_others(linkage, num_clusters, monkeypat
         monkeypatch.setattr(images, "_FEW_TOKENS", few)
         monkeypatch.setattr(agglomerative, "_TOKENS_AT_ONCE", at_once)
         assert torch.equal(agglomerative_labels(tokens, num_clusters, linkage), together)
+
+
+@linkages
+def test_tokens_stored_channel_by_channel_are_clustered_row_by_row(linkage):
+    tokens = mixed_batch()
+    by_channel = tokens.mT.contiguous().mT
+    assert not by_channel.is_contiguous()
+    assert unit_vectors(by_channel[0]).is_contiguous()
+    assert torch.equal(
+        agglomerative_labels(by_channel, 300, linkage), agglomerative_labels(tokens, 300, linkage)
+    )
 
 
 @linkages
