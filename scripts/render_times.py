@@ -15,10 +15,9 @@ MODEL = ("device", "dtype", "batch", "threads")
 
 
 def pipeline(folder: Path) -> str:
-    """Step times by case and device."""
-    rows = latest(read_rows(folder / "pipeline.csv"), ("case", "contestant", *MODEL))
+    """Step times by case, device and run."""
     parts = []
-    for (case, *_), group in grouped(rows, ("case", *MODEL)):
+    for (case, *_), group in grouped(last_runs(folder), ("case", *MODEL, "commit")):
         first = group[0]
         speedups = {row["contestant"]: float(row["speedup"]) for row in group}
         lines = [
@@ -39,14 +38,34 @@ def pipeline(folder: Path) -> str:
     return "\n\n".join(parts) or NOT_RUN
 
 
+def last_runs(folder: Path) -> list[Row]:
+    """Each contestant's last row, with the unpatched UNet and the oracles of the same run."""
+    run = ("case", *MODEL, "commit")
+    rows = latest(read_rows(folder / "pipeline.csv"), ("contestant", *run))
+    settings = [row for row in rows if not is_bound(row["contestant"])]
+    last = latest(settings, ("contestant", "case", *MODEL))
+    runs = {tuple(row[name] for name in run) for row in last}
+    shown = [
+        row
+        for row in rows
+        if row in last or (is_bound(row["contestant"]) and tuple(row[n] for n in run) in runs)
+    ]
+    cases = list(dict.fromkeys(row["case"] for row in shown))
+    return sorted(shown, key=lambda row: cases.index(row["case"]))
+
+
+def is_bound(contestant: str) -> bool:
+    """Whether it is not a setting, but what settings are compared with."""
+    return contestant == "unpatched" or contestant.startswith("oracle")
+
+
 def oracle_share(contestant: str, speedups: dict[str, float]) -> str:
     """How much of what an oracle saves this contestant saves: a preset's own, else qkv at 50 %."""
     oracle = "oracle-qkv-50"
     if contestant.startswith("preset-"):
         preset = PRESETS[contestant.removeprefix("preset-")]
         oracle = oracle_name(preset.merge, preset.keep_rate)
-    is_bound = contestant == "unpatched" or contestant.startswith("oracle")
-    if is_bound or oracle not in speedups:
+    if is_bound(contestant) or oracle not in speedups:
         return "-"
     most = 1 - 1 / speedups[oracle]
     return f"{100 * (1 - 1 / speedups[contestant]) / most:.0f} %" if most > 0 else "-"

@@ -219,14 +219,36 @@ class TestDocuments:
         speedups = {"unpatched": 1, "oracle-qkv-50": 1.25, "tomesd-50": 1.2, "preset-exact": 0.9}
         rows = [{**row, "contestant": "tomesd-50", "speedup": "5"}]  # measured again below
         rows += [{**row, "contestant": n, "speedup": str(one)} for n, one in speedups.items()]
-        rows += [{**row, "contestant": "preset-fast", "speedup": "1.8", "kept_ms": "0.8"}]
         append_rows(tmp_path / "pipeline.csv", bench_pipeline.FIELDS, rows)
         text = render_benchmarks.pipeline(tmp_path)
         assert "| tomesd-50 | 1 (1 to 1) | 1 | 1.2 | 83 % | - |" in text
         assert "| preset-exact | 1 (1 to 1) | 1 | 0.9 | -56 % | - |" in text
         assert "| oracle-qkv-50 | 1 (1 to 1) | 1 | 1.25 | - | - |" in text
-        assert "| preset-fast | 1 (1 to 1) | 1 | 1.8 | - | 80 % |" in text
         assert text.count("tomesd-50") == 1
+
+    def test_settings_stand_beside_the_oracles_of_their_run(self, tmp_path):
+        row = dict.fromkeys(bench_pipeline.FIELDS, "1") | {"case": "sd15-512", "device": "a CPU"}
+        row["kept_ms"] = ""
+        runs = {
+            "first": {"oracle-qkv-50": 3, "preset-exact": 2.5},
+            "second": {"oracle-qkv-50": 1.25, "preset-exact": 1.2, "tomesd-50": 1.1},
+            "third": {"oracle-qkv-50": 2, "tomesd-50": 1.6, "preset-fast": 1.8},
+        }
+        rows = [
+            {**row, "commit": commit, "contestant": name, "speedup": str(speedup)}
+            for commit, speedups in runs.items()
+            for name, speedup in speedups.items()
+        ]
+        rows[-1]["kept_ms"] = "0.8"
+        append_rows(tmp_path / "pipeline.csv", bench_pipeline.FIELDS, rows)
+        second, third = render_benchmarks.pipeline(tmp_path).split("\n\n**")
+        assert "commit second." in second
+        assert "| preset-exact | 1 (1 to 1) | 1 | 1.2 | 83 % | - |" in second
+        assert "tomesd" not in second
+        assert "commit third." in third
+        assert "| oracle-qkv-50 | 1 (1 to 1) | 1 | 2 | - | - |" in third
+        assert "| tomesd-50 | 1 (1 to 1) | 1 | 1.6 | 75 % | - |" in third
+        assert "| preset-fast | 1 (1 to 1) | 1 | 1.8 | - | 80 % |" in third
 
     def test_quality(self, tmp_path):
         measured = [
