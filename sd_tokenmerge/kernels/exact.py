@@ -37,7 +37,7 @@ def unit_vectors(tokens: Tensor) -> Tensor:
     Raises:
         ValueError: `tokens` are not finite.
     """
-    # a UNet's blocks store tokens channel by channel, of which rows are gathered at half the speed
+    # a UNet's blocks store tokens channel by channel, of which rows are gathered more slowly
     exact = tokens.to(torch.float64, memory_format=torch.contiguous_format)
     if tokens.dtype == torch.float64:  # squares of narrower floats cannot overflow in float64
         largest = exact.abs().amax(1, keepdim=True)

@@ -24,8 +24,8 @@ class UnitRows:
         error: how far `quick_similarities` can be from the exact ones.
 
     Args:
-        tokens: `[N, C]`, any float dtype; kept as they are, contiguous. Only where they are
-            float64, or very long or short, their unit vectors are kept instead.
+        tokens: `[N, C]`, any float dtype; kept as they are. Only where they are float64, or very
+            long or short, their unit vectors are kept instead.
 
     Raises:
         ValueError: `tokens` are not finite.
@@ -33,7 +33,6 @@ class UnitRows:
 
     def __init__(self, tokens: Tensor) -> None:
         self.error = float32_error(tokens.shape[1])
-        tokens = tokens.contiguous()
         self._tokens, self._length = tokens, tokens.new_ones(len(tokens), 1, dtype=torch.float64)
         if tokens.dtype != torch.float64:
             for part, length in blocks(_BLOCK_ROWS, tokens, self._length):
