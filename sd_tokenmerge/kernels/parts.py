@@ -28,9 +28,8 @@ _FEWEST_PARTS = 64
 PARTS_LISTED = 3
 _BLOCK_ELEMENTS = 1 << 19  # similarities looked at together: 1 MiB
 _MANY_CHANNELS = 160  # from here on, a longer product is worth twice as large blocks
-_LISTED_AT_ONCE = 1024  # rows
-_FEW_PAIRS = 1 << 12
-_WASTE = 2.5  # how much longer a product may get by padding
+_LISTED_AT_ONCE = 4096  # rows
+_FEW_PAIRS = 1 << 11  # of rows and parts: one padded product takes less time than one per part
 
 
 def parts_of(count: int) -> int:
@@ -163,7 +162,7 @@ class Columns:
         counts = torch.bincount(parts.flatten(), minlength=self.parts)
         most = int(counts.amax())
         place = torch.empty_like(order)
-        if most * self.parts <= max(_FEW_PAIRS, _WASTE * len(order)):
+        if most * self.parts <= _FEW_PAIRS:
             before = counts.cumsum(0).sub_(counts)
             first = torch.arange(0, most * self.parts, most, device=order.device) - before
             slot = first[parts.flatten()[order]] + torch.arange(len(order), device=order.device)
@@ -172,12 +171,13 @@ class Columns:
             table[slot] = row
             left = rows.index_select(0, table).view(self.parts, most, -1)
             values = torch.bmm(left, self.columns.mT).flatten(0, 1)
-        else:  # many rows look at the same parts
+        else:
             place[order] = torch.arange(len(order), device=order.device)
             values = rows.new_empty(len(order), self.width)
-            split = [torch.split(part, counts.tolist()) for part in (values, rows[row])]
-            for out, left, columns in zip(*split, self.columns, strict=True):
-                torch.mm(left, columns.T, out=out)
+            split = [torch.split(pairs, counts.tolist()) for pairs in (values, row)]
+            for out, of_part, columns in zip(*split, self.columns, strict=True):
+                # the rows of one part stay in the cache until they are multiplied
+                torch.mm(rows.index_select(0, of_part), columns.T, out=out)
         values = values.index_select(0, place).view(*parts.shape, self.width)
         if self.padding:
             self._leave_out_padding(values, parts)
