@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from sd_tokenmerge.methods.base import Grid, Method
+from sd_tokenmerge.methods.op import OUTSIDE_CUDA_GRAPHS
 from sd_tokenmerge.partitions import Partition
 from sd_tokenmerge.timesteps import TimestepReader
 
@@ -228,7 +229,7 @@ _KEYS = itertools.count()
 _SCHEDULES: weakref.WeakValueDictionary[int, Schedule] = weakref.WeakValueDictionary()
 
 
-@torch.library.custom_op("sd_tokenmerge::scheduled_labels", mutates_args=())
+@torch.library.custom_op("sd_tokenmerge::scheduled_labels", mutates_args=(), **OUTSIDE_CUDA_GRAPHS)
 def _scheduled_labels(
     tokens: Tensor,
     scores: Tensor | None,

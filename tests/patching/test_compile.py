@@ -189,6 +189,35 @@ def test_other_sizes_are_recompiled_once():
     assert backend.graphs == 2  # static, then dynamic
 
 
+@pytest.mark.skipif(not hasattr(torch.Tag, "cudagraph_unsafe"), reason="torch is too old")
+@pytest.mark.parametrize("name", ["scheduled_labels", "cluster_tokens"])
+def test_a_cuda_graph_does_not_replay_the_choice_of_one_step(name):
+    operator = getattr(torch.ops.sd_tokenmerge, name).default
+    assert torch.Tag.cudagraph_unsafe in operator.tags
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a GPU")
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.filterwarnings("ignore:TensorFloat32:UserWarning")
+@pytest.mark.parametrize(("every", "computed"), [(1, 8), (2, 4)])
+def test_cuda_graphs(every, computed):
+    # random clusters are others in every step, and rounding does not change them
+    options = {"method": "random", "refresh_every": every}
+    eager, unet = small_unet().cuda(), small_unet().cuda()
+    apply_patch(eager, **options)
+    handle = apply_patch(unet, **options)
+    unet.compile(fullgraph=True, mode="reduce-overhead")
+    inputs = {name: value.cuda() for name, value in unet_inputs().items()}
+    for timestep in torch.arange(900, 100, -100, device="cuda"):
+        with torch.no_grad():
+            got = unet(**{**inputs, "timestep": timestep}).sample.clone()
+            expected = eager(**{**inputs, "timestep": timestep}).sample
+        torch.testing.assert_close(got, expected, rtol=0, atol=1e-2)
+    row = handle.report().rows[0]
+    assert (row.times_computed, row.times_reused) == (computed, 8 - computed)
+
+
 def test_compiled_without_a_full_graph_inside_a_larger_function():
     eager, unet = small_unet(), small_unet()
     apply_patch(eager, **KEPT)
