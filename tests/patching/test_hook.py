@@ -161,7 +161,7 @@ def test_images_do_not_depend_on_their_batch(method):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize(("merge", "proportional"), MERGES)
 def test_half_precision(dtype, merge, proportional):
-    options = {"merge": merge, "proportional_attention": proportional, "keep_rate": 0.5}
+    options = {"merge": merge, "proportional_attention": proportional, "keep_rate": 0.3}
     single, half = tiny_unet(), tiny_unet().to(dtype)
     apply_patch(single, "grid", **options)  # clusters that rounding can't change
     apply_patch(half, "grid", **options)
@@ -169,6 +169,19 @@ def test_half_precision(dtype, merge, proportional):
     assert got.dtype == dtype
     tolerance = {torch.bfloat16: 0.06, torch.float16: 0.01}[dtype]
     torch.testing.assert_close(got.float(), expected, rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("features", ["input", "keys"])
+@pytest.mark.parametrize(("merge", "proportional"), MERGES)
+def test_autocast(merge, proportional, features):
+    unet = tiny_unet()
+    options = {"merge": merge, "proportional_attention": proportional, "features": features}
+    apply_patch(unet, "grid", keep_rate=0.3, **options)
+    expected = call_unet(unet)
+    with torch.autocast("cpu", torch.bfloat16):
+        got = call_unet(unet)
+    assert got.dtype == torch.bfloat16
+    torch.testing.assert_close(got.float(), expected, rtol=0, atol=0.06)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
