@@ -5,13 +5,14 @@ from __future__ import annotations
 import csv
 import importlib.metadata
 import os
-import platform
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+
+from sd_tokenmerge.machine import processor_model
 
 MACHINE_FIELDS = ("device", "threads", "load", "torch", "versions", "commit")
 """The columns of `describe_machine`."""
@@ -32,12 +33,7 @@ def describe_machine(device: str) -> dict[str, str]:
 
 def processor() -> str:
     """The CPU's name and its widest instructions."""
-    model = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        names = [line for line in info.read_text().splitlines() if line.startswith("model name")]
-        model = names[0].split(":")[1].strip() if names else model
-    return f"{model}, {torch.backends.cpu.get_cpu_capability()}"
+    return f"{processor_model()}, {torch.backends.cpu.get_cpu_capability()}"
 
 
 def describe_commit() -> str:

@@ -15,13 +15,16 @@ def usable_cores() -> int:
     return os.cpu_count() or 1
 
 
-def processor_name() -> str:
-    """The processor's model and how many of it this process may use."""
-    name = platform.processor() or platform.machine()
+def processor_model() -> str:
+    """The processor's model."""
     with suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
             if line.startswith("model name"):
-                name = line.partition(":")[2].strip()
-                break
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def processor_name() -> str:
+    """The processor's model and how many of it this process may use."""
     cores = usable_cores()
-    return f"{name} ({cores} core{'' if cores == 1 else 's'})"
+    return f"{processor_model()} ({cores} core{'' if cores == 1 else 's'})"
