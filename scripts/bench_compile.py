@@ -29,16 +29,17 @@ from bench_rows import MACHINE_FIELDS, append_rows, describe_machine, percentile
 from pipeline_contestants import CONTESTANTS, Contestant, oracle_name
 from timed_unet import (
     CASES,
-    QUICK_CONFIG,
-    QUICK_LATENT,
-    Case,
+    QUICK,
     TimedUNet,
+    add_model_arguments,
+    build_unet,
     milliseconds,
     read_config,
 )
 from torch import Tensor
 from torch._dynamo.utils import counters
 from torch._inductor.utils import fresh_inductor_cache
+from unet_gate import SMALL
 
 from sd_tokenmerge import PRESETS
 from sd_tokenmerge.cli.quiet import quiet_libraries
@@ -51,7 +52,7 @@ FIELDS = (
     *("compile_s", "graphs", "steps", "recompilations"),
     *MACHINE_FIELDS,
 )
-SAMPLE = "sample-512"
+SAMPLE, SAMPLE_LATENT = "sample-512", 64
 DEFAULT = (
     "unpatched",
     "oracle-qkv-50",
@@ -60,12 +61,9 @@ DEFAULT = (
     oracle_name(PRESETS["balanced"].merge, PRESETS["balanced"].keep_rate),
     "preset-balanced",
 )
-QUICK = ("unpatched", "atc-keys-50-refresh-10")
+QUICK_CONTESTANTS = ("unpatched", "atc-keys-50-refresh-10")
 GENERATION = 12
 """Steps of the generation that is walked through: more than a partition is kept for."""
-
-SMALL = (24, 16)
-"""Size of the latents in checks."""
 
 _NEAR = 0.2
 """Most distance from the merged output, over that between the merged and the unmerged one.
@@ -81,16 +79,12 @@ class Bench:
         """Build the UNet."""
         self.name = name
         self.arguments = arguments
-        batch, device, dtype = arguments.batch, arguments.device, arguments.dtype
-        if name == "quick":
-            config, latent = QUICK_CONFIG, QUICK_LATENT
-        elif name == SAMPLE:
-            case = Case("pipeline", 512)
-            config, latent = read_config(ROOT / "samples", case.config), case.latent
+        if name == SAMPLE:
+            config = read_config(ROOT / "samples", "pipeline")
+            model = (arguments.batch, arguments.device, arguments.dtype)
+            self.calls = TimedUNet(config, SAMPLE_LATENT, *model)
         else:
-            config = read_config(arguments.configs, CASES[name].config)
-            latent = CASES[name].latent
-        self.calls = TimedUNet(config, latent, batch, device, dtype)
+            self.calls = build_unet(name, arguments)
         unet = self.calls.unet
         shared = {id(t): t for t in [*unet.parameters(), *unet.buffers()]}
         self.unpatched = copy.deepcopy(unet, shared)  # another model of the same weights
@@ -206,15 +200,12 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    on_gpu = torch.cuda.is_available()
     parser.add_argument("--case", choices=[SAMPLE, *CASES], default=SAMPLE)
     parser.add_argument("--contestants", nargs="+", choices=list(CONTESTANTS), default=DEFAULT)
-    parser.add_argument("--configs", type=Path, default=ROOT.parent / "shared" / "model-configs")
+    add_model_arguments(parser)
     parser.add_argument("--minutes", type=float, default=3.0, help="of turns, for all together")
     parser.add_argument("--rounds", type=int, default=20, help="turns at most")
     parser.add_argument("--batch", type=int, default=2)
-    parser.add_argument("--device", default="cuda" if on_gpu else "cpu")
-    parser.add_argument("--dtype", default="float16" if on_gpu else "float32")
     parser.add_argument("--threads", type=int, help="of the CPU")
     parser.add_argument("--quick", action="store_true", help="a tiny model; rows are not saved")
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "benchmarks" / "compile.csv")
@@ -222,7 +213,8 @@ def parse_arguments() -> argparse.Namespace:
     if arguments.device == "cpu" and arguments.threads:
         torch.set_num_threads(arguments.threads)
     if arguments.quick:
-        arguments.case, arguments.contestants, arguments.minutes = "quick", QUICK, 0.1
+        arguments.case, arguments.contestants = QUICK, QUICK_CONTESTANTS
+        arguments.minutes = 0.1
     return arguments
 
 

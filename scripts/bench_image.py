@@ -29,7 +29,7 @@ import torch
 import transformers
 from bench_rows import MACHINE_FIELDS, append_rows, describe_machine, percentile
 from pipeline_contestants import CONTESTANTS, Contestant, rotated
-from timed_unet import CASES, Case, TimedUNet, add_model_arguments, milliseconds, read_config
+from timed_unet import CASES, QUICK, Case, TimedUNet, add_model_arguments, milliseconds, read_config
 from unet_gate import require_sound
 
 from sd_tokenmerge.cli.quiet import quiet_libraries
@@ -225,7 +225,7 @@ def main() -> None:
     arguments = parse_arguments()
     quiet_libraries()
     if arguments.quick:
-        painter = Painter(ROOT / "samples", "quick", Case("pipeline", 256), arguments)
+        painter = Painter(ROOT / "samples", QUICK, Case("pipeline", 256), arguments)
     else:
         case = CASES[arguments.case]
         painter = Painter(arguments.configs, arguments.case, case, arguments)

@@ -30,15 +30,7 @@ from typing import Any, Literal, get_args, get_origin
 
 from bench_rows import MACHINE_FIELDS, append_rows, describe_machine
 from pipeline_contestants import Contestant, oracle
-from timed_unet import (
-    CASES,
-    QUICK_CONFIG,
-    QUICK_LATENT,
-    TimedUNet,
-    add_model_arguments,
-    milliseconds,
-    read_config,
-)
+from timed_unet import CASES, QUICK, TimedUNet, add_model_arguments, build_unet, milliseconds
 from turns import Timings, take_turns
 from unet_gate import require_sound
 
@@ -195,15 +187,10 @@ def main() -> None:
     """Check and time the cells."""
     arguments = parse_arguments()
     quiet_libraries()
-    name = "quick" if arguments.quick else arguments.case
-    config, latent, rounds = QUICK_CONFIG, QUICK_LATENT, 1
-    if not arguments.quick:
-        case, rounds = CASES[name], arguments.rounds
-        config, latent = read_config(arguments.configs, case.config), case.latent
-    calls = TimedUNet(config, latent, arguments.batch, arguments.device, arguments.dtype)
-    matrix = Matrix(calls, name, cells(arguments.methods, arguments.keep))
+    name = QUICK if arguments.quick else arguments.case
+    matrix = Matrix(build_unet(name, arguments), name, cells(arguments.methods, arguments.keep))
     matrix.check()
-    rows = matrix.run(arguments.minutes * 60, rounds)
+    rows = matrix.run(arguments.minutes * 60, 1 if arguments.quick else arguments.rounds)
     if not arguments.quick:
         append_rows(arguments.out, FIELDS, rows)
         print(f"appended to {arguments.out}", file=sys.stderr)

@@ -24,14 +24,7 @@ import torch
 from bench_rows import MACHINE_FIELDS, append_rows, describe_machine
 from memory_trace import MemoryTrace, trace_memory, watched
 from pipeline_contestants import CONTESTANTS, Contestant
-from timed_unet import (
-    CASES,
-    QUICK_CONFIG,
-    QUICK_LATENT,
-    TimedUNet,
-    add_model_arguments,
-    read_config,
-)
+from timed_unet import CASES, QUICK, TimedUNet, add_model_arguments, build_unet
 from unet_gate import require_sound
 
 from sd_tokenmerge.cli.quiet import quiet_libraries
@@ -110,13 +103,11 @@ def main() -> None:
     """Measure each case."""
     arguments = parse_arguments()
     quiet_libraries()
-    model = (arguments.batch, arguments.device, arguments.dtype)
     if arguments.quick:
-        rows(TimedUNet(QUICK_CONFIG, QUICK_LATENT, *model), "quick", arguments)
+        rows(build_unet(QUICK, arguments), QUICK, arguments)
         return
     for name in arguments.cases:
-        case = CASES[name]
-        calls = TimedUNet(read_config(arguments.configs, case.config), case.latent, *model)
+        calls = build_unet(name, arguments)
         append_rows(arguments.out, FIELDS, rows(calls, name, arguments))
         del calls
         gc.collect()

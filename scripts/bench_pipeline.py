@@ -27,20 +27,8 @@ from pathlib import Path
 
 import torch
 from bench_rows import MACHINE_FIELDS, append_rows, describe_machine, percentile
-from pipeline_contestants import (
-    CONTESTANTS,
-    CPU_CONTESTANTS,
-)
-from timed_unet import (
-    CASES,
-    QUICK_CONFIG,
-    QUICK_LATENT,
-    Case,
-    TimedUNet,
-    add_model_arguments,
-    milliseconds,
-    read_config,
-)
+from pipeline_contestants import CONTESTANTS, CPU_CONTESTANTS
+from timed_unet import CASES, QUICK, add_model_arguments, build_unet, milliseconds
 from turns import Timings, take_turns
 from unet_gate import require_sound, require_twins_agree
 
@@ -69,18 +57,11 @@ CPU_CASES = ("sd15-512", "sd15-768")
 class Bench:
     """One case: a UNet, its inputs, and the contestants."""
 
-    def __init__(self, name: str, case: Case | None, arguments: argparse.Namespace) -> None:
-        """Build the UNet with random weights; `case` None: a tiny one."""
+    def __init__(self, name: str, arguments: argparse.Namespace) -> None:
+        """Build the UNet with random weights."""
         self.name = name
         self.arguments = arguments
-        config = QUICK_CONFIG if case is None else read_config(arguments.configs, case.config)
-        self.calls = TimedUNet(
-            config,
-            QUICK_LATENT if case is None else case.latent,
-            arguments.batch or (2 if case is None else case.batch),
-            arguments.device,
-            arguments.dtype,
-        )
+        self.calls = build_unet(name, arguments)
         self.contestants = [CONTESTANTS[name] for name in arguments.contestants]
 
     def check(self) -> None:
@@ -160,13 +141,13 @@ def main() -> None:
     arguments = parse_arguments()
     quiet_libraries()
     if arguments.quick:
-        bench = Bench("quick", None, arguments)
+        bench = Bench(QUICK, arguments)
         bench.check()
         bench.run(arguments.minutes * 60)
         return
     work = sum(CASES[name].latent ** 2 for name in arguments.cases)
     for name in arguments.cases:
-        bench = Bench(name, CASES[name], arguments)
+        bench = Bench(name, arguments)
         bench.check()
         share = CASES[name].latent ** 2 / work
         append_rows(arguments.out, FIELDS, bench.run(arguments.minutes * 60 * share))

@@ -35,6 +35,7 @@ from sd_tokenmerge.cli.quiet import quiet_libraries
 from sd_tokenmerge.fid.evaluate import Evaluator
 from sd_tokenmerge.fid.features import FeatureSet, extract_features
 from sd_tokenmerge.fid.image_change import paired_change
+from sd_tokenmerge.sampling.atomic import write_atomically
 from sd_tokenmerge.sampling.description import (
     content_differences,
     describe_run,
@@ -94,7 +95,7 @@ class Bench:
                 return known
         measured = self.compare(setting, folder, twins) | {"content": content}
         path.parent.mkdir(exist_ok=True)
-        path.write_text(json.dumps(measured))
+        write_atomically(path, json.dumps(measured).encode())
         return measured
 
     def features(self, folder: Path) -> FeatureSet:
@@ -220,7 +221,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--work", type=Path, default=ROOT / "runs" / "quality")
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "benchmarks")
     parser.add_argument("--list", action="store_true", help="print the settings' names")
-    parser.add_argument("--quick", action="store_true", help="three settings, nothing is kept")
+    parser.add_argument("--quick", action="store_true", help="four settings, nothing is kept")
     arguments = parser.parse_args()
     if arguments.quick:
         arguments.images_per_class, arguments.references_per_class = 2, 2

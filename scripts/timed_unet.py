@@ -40,6 +40,8 @@ CASES = {
     "sd21-768": Case("stable-diffusion-2-1", 768),
     "sdxl-1024": Case("stable-diffusion-xl-base-1.0", 1024),
 }
+QUICK = "quick"
+"""The case of a UNet that is made, and run, in a moment: does a script run?"""
 QUICK_LATENT = 32
 QUICK_CONFIG = {
     "in_channels": 4,
@@ -53,7 +55,6 @@ QUICK_CONFIG = {
     "attention_head_dim": 4,
     "cross_attention_dim": 32,
 }
-"""A UNet that is made, and run, in a moment."""
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
@@ -135,6 +136,23 @@ class TimedUNet:
     def timesteps(self) -> Tensor:
         """Those of a new generation."""
         return torch.linspace(981, 1, TIMESTEPS).long().to(self.device)
+
+
+def build_unet(case: str, arguments: argparse.Namespace) -> TimedUNet:
+    """The UNet of a case.
+
+    Args:
+        case: one of `CASES`, or `QUICK`.
+        arguments: of `add_model_arguments`, and `batch`, without which the case says it.
+
+    Raises:
+        SystemExit: its configuration is not there.
+    """
+    config, latent, batch = QUICK_CONFIG, QUICK_LATENT, 2
+    if case != QUICK:
+        one = CASES[case]
+        config, latent, batch = read_config(arguments.configs, one.config), one.latent, one.batch
+    return TimedUNet(config, latent, arguments.batch or batch, arguments.device, arguments.dtype)
 
 
 def read_config(folder: Path, name: str) -> dict[str, Any]:

@@ -17,6 +17,7 @@ import pytest
 import render_benchmarks
 import render_clustering
 import torch
+import unet_gate
 from bench_pipeline import Bench
 from bench_rows import MACHINE_FIELDS, append_rows, percentile, read_rows
 from bench_tables import counted
@@ -96,7 +97,7 @@ class TestPipeline:
         assert oracle(tokens, 128).check().num_clusters == 128
 
     def test_a_round_on_a_tiny_model(self, capsys):
-        bench = Bench("quick", None, arguments())
+        bench = Bench("quick", arguments())
         bench.check()
         rows = bench.run(0)
         assert [row["contestant"] for row in rows] == arguments().contestants
@@ -114,7 +115,7 @@ class TestPipeline:
             def on(self, unet):
                 yield
 
-        bench = Bench("quick", None, arguments(contestants=["unpatched"]))
+        bench = Bench("quick", arguments(contestants=["unpatched"]))
         bench.contestants.append(Idle("idle"))
         with pytest.raises(SystemExit, match="idle did nothing"):
             bench.check()
@@ -127,9 +128,30 @@ class TestPipeline:
                 unet.conv_out.bias.data += 1
                 yield
 
-        bench = Bench("quick", None, arguments(contestants=["unpatched"]))
+        bench = Bench("quick", arguments(contestants=["unpatched"]))
         bench.contestants.append(Messy("messy"))
         with pytest.raises(SystemExit, match="messy leaves something behind"):
+            bench.check()
+
+    def test_the_gate_stops_what_is_not_finite(self):
+        @dataclass(frozen=True)
+        class Broken(Contestant):
+            @contextmanager
+            def on(self, unet):
+                hook = unet.conv_out.register_forward_hook(lambda *call: call[-1] * math.nan)
+                yield
+                hook.remove()
+
+        bench = Bench("quick", arguments(contestants=["unpatched"]))
+        bench.contestants.append(Broken("broken"))
+        with pytest.raises(SystemExit, match="broken is not finite"):
+            bench.check()
+
+    @pytest.mark.parametrize(("ours", "theirs"), [("tome-sd", "tomesd"), ("atc", "scikit-learn")])
+    def test_the_gate_stops_twins_that_differ(self, ours, theirs, monkeypatch):
+        monkeypatch.setitem(unet_gate._TWINS, ours, {"method": "random"})
+        bench = Bench("quick", arguments(contestants=["unpatched"]))
+        with pytest.raises(SystemExit, match=f"quick: {ours} and {theirs} differ by"):
             bench.check()
 
 
