@@ -1,8 +1,10 @@
 # make demo   merge tokens in the embedded sample pipeline; pictures, a plot and a table in demo/
+#             (a quarter of an hour on one CPU core)
 # make test   the default test suite (add: make test-slow)
 # make test-faults   the fault tests alone: kills, Ctrl-C, damages, full disks (6 minutes)
-# make lint   ruff and mypy
+# make lint   ruff and mypy; make format corrects what ruff can
 # make bench  measure this machine: clustering, pictures, generation; rows go to docs/ (half an hour)
+# make clean  remove .venv, demo/ and caches
 # Every target first sets up .venv when it is missing or pyproject.toml or constraints.txt changed.
 
 PYTHON ?= python3
@@ -17,7 +19,11 @@ DEMO := demo
 DEMO_IMAGES_PER_CLASS ?= 4
 DEMO_REFERENCES_PER_CLASS ?= 40
 
-.PHONY: demo test test-slow test-faults lint format bench clean
+.PHONY: help demo test test-slow test-faults lint format bench clean
+.DEFAULT_GOAL := help
+
+help:
+	@sed -n '/^#/!q; s/^# \{0,1\}//p' $(firstword $(MAKEFILE_LIST))
 
 demo: $(READY)
 	$(BIN)/python scripts/render_sample_world.py --out $(DEMO)/reference \
