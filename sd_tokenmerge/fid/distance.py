@@ -68,15 +68,12 @@ class Gaussian:
         return cls(mean, factor, num_images)
 
     @classmethod
-    def from_statistics(
-        cls, mean: Tensor, covariance: Tensor, num_images: int | None = None
-    ) -> Gaussian:
-        """Wrap a mean and a covariance that were computed elsewhere.
+    def from_statistics(cls, mean: Tensor, covariance: Tensor) -> Gaussian:
+        """Wrap a mean and a covariance that were computed elsewhere, of unknown many images.
 
         Args:
             mean: `[D]`, any float dtype.
             covariance: `[D, D]`, symmetric up to rounding; the symmetric part is used.
-            num_images: N, where known.
 
         Raises:
             ValueError: shapes do not match, a value is not finite, or the matrix is not a
@@ -106,7 +103,7 @@ class Gaussian:
             )
         kept = values > values[-1] * size * torch.finfo(torch.float64).eps
         factor = (vectors[:, kept] * values[kept].sqrt()).T.contiguous()
-        return cls(mean, factor, num_images)
+        return cls(mean, factor, num_images=None)
 
 
 def frechet_distance(a: Gaussian | Tensor, b: Gaussian | Tensor) -> float:
