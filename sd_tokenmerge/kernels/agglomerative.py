@@ -91,12 +91,10 @@ def lowest_merges(
     dtype = search_dtype or default_search_dtype(tokens.device)
     if linkage == "complete":
         merges = merge_rounds(CompleteClusters(tokens.squeeze(0), dtype), count)
+    elif linkage == "average":
+        merges = merge_rounds(AverageClusters(tokens, dtype), count)
     else:
-        unit = unit_vectors(tokens.flatten(0, 1)).view(tokens.shape)
-        if linkage == "average":
-            merges = merge_rounds(AverageClusters(unit, dtype), count)
-        else:
-            merges = spanning_tree(unit.squeeze(0), count, dtype)
+        merges = spanning_tree(unit_vectors(tokens.squeeze(0)), count, dtype)
     return merges.lowest(count, tokens.shape[1])
 
 

@@ -20,9 +20,10 @@ import torch
 from torch import Tensor
 
 from sd_tokenmerge.kernels.batches import all_candidates, batch_lists, first_lists
+from sd_tokenmerge.kernels.cluster_means import ClusterMeans
 from sd_tokenmerge.kernels.exact import best_of_pairs, nearest_exact, pair_similarities
 from sd_tokenmerge.kernels.rounds import Clusters
-from sd_tokenmerge.kernels.search import LIST_LENGTH, float32_error, precise_dtype
+from sd_tokenmerge.kernels.search import LIST_LENGTH, blocks, float32_error
 
 # multiplications of a product of all clusters of an image with each other, from which on lists pay
 _FEW_PRODUCTS = 1 << 26
@@ -33,23 +34,21 @@ class AverageClusters(Clusters):
     """Clusters under average linkage.
 
     Args:
-        unit: `[B, N, C]` float64 unit vectors; overwritten.
+        tokens: `[B, N, C]`, any float dtype.
         search_dtype: see `nearest_lists`; small images are searched in `precise_dtype`.
     """
 
-    def __init__(self, unit: Tensor, search_dtype: torch.dtype) -> None:
-        batch, num_tokens, channels = unit.shape
-        super().__init__(batch, num_tokens, unit.device)
+    def __init__(self, tokens: Tensor, search_dtype: torch.dtype) -> None:
+        batch, num_tokens, channels = tokens.shape
+        super().__init__(batch, num_tokens, tokens.device)
         total = batch * num_tokens
-        self._sum = unit.view(total, channels)
-        self._size = unit.new_ones(total)
-        self._mean = self._sum.to(precise_dtype(unit.device), copy=True)
+        self._means = ClusterMeans(tokens.flatten(0, 1))
         self._search_dtype = search_dtype
         self._error = float32_error(channels)
         self._dormant = torch.zeros_like(self.alive)
         self._listed = self.root.new_zeros(total, LIST_LENGTH)
-        self._value = self._mean.new_zeros(total, LIST_LENGTH)
-        self._bound = unit.new_zeros(total)
+        self._value = self._means.rounded.new_zeros(total, LIST_LENGTH)
+        self._bound = self._means.size.new_zeros(total)
         self._time = 0
         self._merged_at = torch.zeros_like(self.root)
         self._listed_at = torch.zeros_like(self.root)
@@ -59,7 +58,7 @@ class AverageClusters(Clusters):
         """See `Clusters`."""
         if self._are_few():
             return self._choose_of_all(self.root, torch.full_like(self._bound, -torch.inf))
-        lists = first_lists(self._by_image(self._mean), self._search_dtype)
+        lists = first_lists(self._by_image(self._means.rounded), self._search_dtype)
         self._listed, self._value, self._bound = lists
         no_floor = torch.full_like(self._bound, -torch.inf)
         return self._choose(self.root, no_floor, searched=True)
@@ -73,18 +72,17 @@ class AverageClusters(Clusters):
 
     def similarity(self, left: Tensor, right: Tensor) -> Tensor:
         """See `Clusters`."""
-        step = max(1, _PAIR_ELEMENTS // self._sum.shape[1])
+        self._means.keep(torch.cat((left, right)))
+        step = max(1, _PAIR_ELEMENTS // self._means.rounded.shape[1])
         found = [
-            pair_similarities(self._exact_mean(one), self._exact_mean(other))
-            for one, other in zip(torch.split(left, step), torch.split(right, step), strict=True)
+            pair_similarities(self._means.exact(one), self._means.exact(other))
+            for one, other in blocks(step, left, right)
         ]
         return torch.cat(found)
 
     def merge(self, left: Tensor, right: Tensor) -> None:
         """See `Clusters`."""
-        self._sum.index_add_(0, left, self._sum.index_select(0, right))
-        self._size.index_add_(0, left, self._size.index_select(0, right))
-        self._mean[left] = self._exact_mean(left).to(self._mean.dtype)
+        self._means.merge(left, right)
         self.join(left, right)
         if not self._without_lists:
             self._merge_lists(left, right)
@@ -100,7 +98,7 @@ class AverageClusters(Clusters):
         self._listed[left] = listed.gather(1, place[:, :-1])
         self._value[left] = best[:, :-1]
         self._listed_at[left] = self._time
-        size, right_size = self._size[left], self._size[right]
+        size, right_size = self._means.size[left], self._means.size[right]
         shares = self._bound[left] * (size - right_size) + self._bound[right] * right_size
         unlisted = best[:, -1].double() + self._error
         self._bound[left] = torch.maximum(shares / size, unlisted)
@@ -118,8 +116,7 @@ class AverageClusters(Clusters):
         listed = self.root[former]
         value = self._value[clusters]
         row, place = torch.where(self._merged_at[former] > self._listed_at[clusters].unsqueeze(1))
-        left = self._mean.index_select(0, clusters[row])
-        value[row, place] = left.mul_(self._mean.index_select(0, listed[row, place])).sum(1)
+        value[row, place] = self._products(clusters[row], listed[row, place])
         value.masked_fill_(_repeated(listed) | (listed == clusters.unsqueeze(1)), -torch.inf)
         self._listed[clusters] = listed
         self._value[clusters] = value
@@ -127,20 +124,26 @@ class AverageClusters(Clusters):
 
     def _similarities(self, clusters: Tensor, others: Tensor) -> Tensor:
         """Of each cluster with its others, within `_error`, `[M], [M, L] -> [M, L]`."""
-        step = max(1, _PAIR_ELEMENTS // (others.shape[1] * self._mean.shape[1]))
+        vectors = self._means.rounded
+        step = max(1, _PAIR_ELEMENTS // (others.shape[1] * vectors.shape[1]))
         found = []
-        for part, listed in zip(
-            torch.split(clusters, step), torch.split(others, step), strict=True
-        ):
-            value = self._mean.index_select(0, listed.flatten()).view(*listed.shape, -1)
-            found.append(value.mul_(self._mean.index_select(0, part).unsqueeze(1)).sum(2))
+        for part, listed in blocks(step, clusters, others):
+            value = vectors.index_select(0, listed.flatten()).view(*listed.shape, -1)
+            found.append(value.mul_(vectors.index_select(0, part).unsqueeze(1)).sum(2))
+        return torch.cat(found)
+
+    def _products(self, left: Tensor, right: Tensor) -> Tensor:
+        """Similarities of pairs, within `_error`, `[P], [P] -> [P]`."""
+        vectors = self._means.rounded
+        step = max(1, _PAIR_ELEMENTS // vectors.shape[1])
+        found = [
+            vectors.index_select(0, one).mul_(vectors.index_select(0, other)).sum(1)
+            for one, other in blocks(step, left, right)
+        ]
         return torch.cat(found)
 
     def _by_image(self, values: Tensor) -> Tensor:
         return values.view(-1, self.num_tokens, *values.shape[1:])
-
-    def _exact_mean(self, clusters: Tensor) -> Tensor:
-        return self._sum.index_select(0, clusters).div_(self._size[clusters].unsqueeze(1))
 
     def _choose(self, clusters: Tensor, floor: Tensor, *, searched: bool) -> Tensor:
         """The nearest clusters where the lists prove them; the others are searched for."""
@@ -168,7 +171,7 @@ class AverageClusters(Clusters):
     def _search(self, clusters: Tensor, floor: Tensor) -> Tensor:
         """Nearest cluster of the given ones, and new lists for them."""
         columns = torch.where(self.alive & ~self._dormant)[0]
-        means = self._by_image(self._mean)
+        means = self._by_image(self._means.rounded)
         lists = batch_lists(means, clusters, columns, self._search_dtype)
         self._listed[clusters], self._value[clusters], self._bound[clusters] = lists
         self._listed_at[clusters] = self._time
@@ -178,7 +181,7 @@ class AverageClusters(Clusters):
         """Whether so few clusters are in play that lists cost more than they save, from now on."""
         if not self._without_lists:
             most = int(self._by_image(self.alive & ~self._dormant).sum(1).max())
-            self._without_lists = most**2 * self._mean.shape[1] <= _FEW_PRODUCTS
+            self._without_lists = most**2 * self._means.rounded.shape[1] <= _FEW_PRODUCTS
         return self._without_lists
 
     def _choose_of_all(self, clusters: Tensor, floor: Tensor) -> Tensor:
@@ -186,7 +189,7 @@ class AverageClusters(Clusters):
         if len(clusters) == 0:
             return clusters
         columns = torch.where(self.alive & ~self._dormant)[0]
-        highest, row, other = all_candidates(self._by_image(self._mean), clusters, columns)
+        highest, row, other = all_candidates(self._by_image(self._means.rounded), clusters, columns)
         hopeless = (highest < floor) | (highest == -torch.inf)
         self._dormant[clusters] = hopeless
         nearest = clusters.clone()
@@ -225,7 +228,7 @@ class AverageClusters(Clusters):
             here = torch.where(image == number)[0]
             in_play = self._by_image(self.alive & ~self._dormant)[number]
             columns = torch.where(in_play)[0]
-            rows, means = self._exact_mean(clusters[here]), self._exact_mean(first + columns)
+            rows, means = self._means.exact(clusters[here]), self._means.exact(first + columns)
             nearest[here] = first + nearest_exact(rows, clusters[here] - first, means, columns)
         return nearest
 

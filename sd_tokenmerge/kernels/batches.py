@@ -60,8 +60,7 @@ def batch_lists(vectors: Tensor, rows: Tensor, columns: Tensor, dtype: torch.dty
         if len(row) == 0:
             continue
         column = columns[column_ends[image] : column_ends[image + 1]]
-        left, right = flat.index_select(0, row), flat.index_select(0, column)
-        lists = nearest_lists(left, right, torch.searchsorted(column, row), dtype)
+        lists = nearest_lists(flat, row, column, torch.searchsorted(column, row), dtype)
         found.append(lists._replace(column=column[lists.column]))
     return join_lists(found)
 

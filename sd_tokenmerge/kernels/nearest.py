@@ -26,60 +26,71 @@ _FEW_ELEMENTS = 1 << 15  # of so few, the largest are found without parts
 
 
 def nearest_lists(
-    rows: Tensor, columns: Tensor, own: Tensor, dtype: torch.dtype, groups: Tensor | None = None
+    vectors: Tensor,
+    rows: Tensor,
+    columns: Tensor | None,
+    own: Tensor,
+    dtype: torch.dtype,
+    groups: Tensor | None = None,
 ) -> Lists:
-    """List each row's most similar columns, `[M, C], [N, C] -> [M, LIST_LENGTH]`.
+    """List each row's most similar columns, `[V, C], [M], [N] -> [M, LIST_LENGTH]`.
 
     Args:
-        rows: `[M, C]` of length at most one, in `precise_dtype`.
-        columns: `[N, C]` likewise.
+        vectors: `[V, C]` of length at most one, in `precise_dtype`.
+        rows: `[M]` int64, which of them are rows.
+        columns: `[N]` int64, which of them are columns; None means all. Lists name the places in
+            `columns`.
         own: `[M]` int64; the group of columns that each row leaves out.
-        dtype: of the first product; bfloat16, or that of `rows`. Rows whose nearest column bfloat16
-            does not prove are searched for again.
-        groups: `[N]` int64, the group of each column; None means its number.
+        dtype: of the first product; bfloat16, or that of `vectors`. Rows whose nearest column
+            bfloat16 does not prove are searched for again.
+        groups: `[N]` int64, the group of each column; None means its place in `columns`.
     """
-    if dtype == rows.dtype or len(columns) <= _DIRECT_COLUMNS or len(rows) <= _DIRECT_ROWS:
-        step = max(1, _BLOCK_ELEMENTS // len(columns))
+    count = len(vectors) if columns is None else len(columns)
+    if dtype == vectors.dtype or count <= _DIRECT_COLUMNS or len(rows) <= _DIRECT_ROWS:
+        right = vectors if columns is None else vectors.index_select(0, columns)
+        step = max(1, _BLOCK_ELEMENTS // count)
         found = [
-            _direct(part, part_own, columns, groups) for part, part_own in blocks(step, rows, own)
+            _direct(vectors.index_select(0, some), some_own, right, groups)
+            for some, some_own in blocks(step, rows, own)
         ]
         return join_lists(found)
-    searched = Columns(columns, groups, dtype)
+    searched = Columns(vectors, columns, groups, dtype)
     lists = searched.lists(rows, own, searched.part_maxima(rows, own))
-    return _prove(lists, rows, own, columns, groups, dtype)
+    del searched  # its memory is of use in another search
+    return _prove(lists, vectors, rows, columns, own, groups)
 
 
-def mutual_nearest_lists(rows: Tensor, dtype: torch.dtype) -> Lists:
-    """`nearest_lists` of all rows among themselves, for half of the product.
+def mutual_nearest_lists(vectors: Tensor, dtype: torch.dtype) -> Lists:
+    """`nearest_lists` of all vectors among themselves, for half of the product.
 
     Args:
-        rows: `[N, C]`.
+        vectors: `[N, C]`.
         dtype: of the product.
     """
-    own = torch.arange(len(rows), device=rows.device)
-    if len(rows) <= _DIRECT_COLUMNS:
-        return nearest_lists(rows, rows, own, dtype)
-    searched = Columns(rows, None, dtype)
-    lists = searched.lists(rows, own, searched.mutual_part_maxima())
-    return _prove(lists, rows, own, rows, None, dtype)
+    own = torch.arange(len(vectors), device=vectors.device)
+    if len(vectors) <= _DIRECT_COLUMNS:
+        return nearest_lists(vectors, own, None, own, dtype)
+    searched = Columns(vectors, None, None, dtype)
+    lists = searched.lists(own, own, searched.mutual_part_maxima())
+    del searched
+    return lists if dtype == vectors.dtype else _prove(lists, vectors, own, None, own, None)
 
 
 def _prove(
     lists: Lists,
+    vectors: Tensor,
     rows: Tensor,
+    columns: Tensor | None,
     own: Tensor,
-    columns: Tensor,
     groups: Tensor | None,
-    dtype: torch.dtype,
 ) -> Lists:
     """Search again, in `precise_dtype`, for rows whose nearest column is not proven."""
-    if dtype != rows.dtype:
-        best = lists.value.amax(1).double() - float32_error(rows.shape[1])
-        again = torch.where(best <= lists.bound)[0]
-        if len(again):
-            sharper = nearest_lists(rows[again], columns, own[again], rows.dtype, groups)
-            for old, new in zip(lists, sharper, strict=True):
-                old[again] = new
+    best = lists.value.amax(1).double() - float32_error(vectors.shape[1])
+    again = torch.where(best <= lists.bound)[0]
+    if len(again):
+        sharper = nearest_lists(vectors, rows[again], columns, own[again], vectors.dtype, groups)
+        for old, new in zip(lists, sharper, strict=True):
+            old[again] = new
     return lists
 
 

@@ -8,6 +8,7 @@ parts is an upper bound.
 
 from __future__ import annotations
 
+from itertools import islice
 from math import isqrt
 
 import torch
@@ -29,7 +30,7 @@ PARTS_LISTED = 3
 _BLOCK_ELEMENTS = 1 << 19  # similarities looked at together: 1 MiB
 _MANY_CHANNELS = 160  # from here on, a longer product is worth twice as large blocks
 _LISTED_AT_ONCE = 4096  # rows
-_FEW_PAIRS = 1 << 11  # of rows and parts: one padded product takes less time than one per part
+_GATHERED_AT_ONCE = 1 << 17  # numbers
 
 
 def parts_of(count: int) -> int:
@@ -50,48 +51,69 @@ class Columns:
         filter: `[parts * width, C]`, the columns in `dtype`.
 
     Args:
-        columns: `[N, C]`, in `precise_dtype`.
+        vectors: `[V, C]` of length at most one, in `precise_dtype`.
+        columns: `[N]` int64, which of them are columns; None means all.
         groups: `[N]` int64, the group of each column; None means its number.
-        dtype: of the first product; bfloat16, or that of `columns`.
+        dtype: of the first product; bfloat16, or that of `vectors`.
     """
 
-    def __init__(self, columns: Tensor, groups: Tensor | None, dtype: torch.dtype) -> None:
-        self.count, channels = columns.shape
+    def __init__(
+        self, vectors: Tensor, columns: Tensor | None, groups: Tensor | None, dtype: torch.dtype
+    ) -> None:
+        if columns is None:
+            columns = torch.arange(len(vectors), device=vectors.device)
+        self.count = len(columns)
         self.parts = parts_of(self.count)
         self.width = -(-self.count // self.parts)
         self.padding = self.parts * self.width - self.count
-        # a padded column is a zero vector: it raises its part's largest value to 0 at most
-        padded = pad(columns, (0, 0, 0, self.padding)) if self.padding else columns
-        self.columns = padded.view(self.parts, self.width, channels)
-        # the first columns of all parts, then the second ones, and so on: maxima are then taken
-        # over a dimension that is not the last, for a fifth of the time
-        self.filter = self._interleaved(padded).to(dtype)
+        self._vectors = vectors
+        self._error = float32_error(vectors.shape[1])
+        self._columns = pad(columns, (0, self.padding), value=int(columns[0]))
+        self.filter = self._filter(dtype)
         self.groups = self.interleaved_groups = None
         if groups is not None:
             self.groups = pad(groups, (0, self.padding), value=-1)
             self.interleaved_groups = self._interleaved(self.groups)
 
+    def _filter(self, dtype: torch.dtype) -> Tensor:
+        # the first columns of all parts, then the second ones, and so on: maxima are then taken
+        # over a dimension that is not the last, for a fifth of the time
+        order = self._interleaved(self._columns)
+        columns = self._vectors.new_empty(len(order), self._vectors.shape[1], dtype=dtype)
+        for into, some in blocks(max(1, _GATHERED_AT_ONCE // columns.shape[1]), columns, order):
+            into.copy_(self._vectors.index_select(0, some))
+        if self.padding:  # a zero vector raises its part's largest value to 0 at most
+            number = torch.arange(len(order), device=order.device)
+            columns[self._interleaved(number) >= self.count] = 0
+        return columns
+
     def _interleaved(self, values: Tensor) -> Tensor:
-        by_part = values.view(self.parts, self.width, *values.shape[1:])
-        return by_part.transpose(0, 1).reshape(values.shape)
+        return values.view(self.parts, self.width).T.flatten()
 
     def _block_elements(self) -> int:
-        wide = self.columns.shape[2] >= _MANY_CHANNELS
+        wide = self.filter.shape[1] >= _MANY_CHANNELS
         return _BLOCK_ELEMENTS * 2 if wide else _BLOCK_ELEMENTS
 
     def part_maxima(self, rows: Tensor, own: Tensor) -> Tensor:
-        """Largest product of each row with each part, `[M, C] -> [M, parts]`."""
+        """Largest product of each row with each part, `[M] -> [M, parts]`.
+
+        Args:
+            rows: `[M]` int64, which of the vectors.
+            own: `[M]` int64, the group of columns that each leaves out.
+        """
         step = max(1, self._block_elements() // len(self.filter))
         place = own % self.width * self.parts + own // self.width
         maxima = []
-        for block, block_own, block_place in blocks(step, rows.to(self.filter.dtype), own, place):
+        for some, block_own, block_place in blocks(step, rows, own, place):
+            block = self._vectors.index_select(0, some).to(self.filter.dtype)
             product = _ordered(block @ self.filter.T)
             if self.interleaved_groups is None:
                 clear(product, block_place)
             else:
                 inside = block_own.unsqueeze(1) == self.interleaved_groups
                 product.masked_fill_(inside, lowest_of(product.dtype))
-            maxima.append(product.view(len(block), self.width, self.parts).amax(1))
+            maxima.append(product.view(len(some), self.width, self.parts).amax(1))
+            del product  # before the next one takes memory
         return _values(torch.cat(maxima))
 
     def mutual_part_maxima(self) -> Tensor:
@@ -108,6 +130,7 @@ class Columns:
             if stop < count:
                 below = product.view(-1, self.parts, count - start)[:, :, stop - start :].amax(0)
                 torch.maximum(of_columns[:, stop:], below, out=of_columns[:, stop:])
+            del product
         maxima = torch.maximum(torch.cat(of_rows), of_columns.T)
         by_part = maxima.view(self.width, self.parts, self.parts).transpose(0, 1)
         return _values(by_part.reshape(count, self.parts)[: self.count])
@@ -123,11 +146,11 @@ class Columns:
 
     def _lists(self, rows: Tensor, own: Tensor, maxima: Tensor) -> Lists:
         lists, beyond = self._within_best_parts(rows, own, maxima)
-        best = lists.value.amax(1).double() - float32_error(rows.shape[1])
+        best = lists.value.amax(1).double() - self._error
         again = torch.where((best <= beyond) & (best > lists.bound))[0]
         if len(again):  # the next parts may prove the nearest
             more, beyond[again] = self._within_best_parts(rows[again], own[again], maxima[again])
-            both = union(Lists(*(field[again] for field in lists)), more, rows.shape[1])
+            both = union(Lists(*(field[again] for field in lists)), more, self.filter.shape[1])
             for old, new in zip(lists, both, strict=True):
                 old[again] = new
         return lists._replace(bound=torch.maximum(lists.bound, beyond))
@@ -142,42 +165,34 @@ class Columns:
         else:
             inside = self.groups.view(-1, self.width)[parts] == own.view(-1, 1, 1)
             values.masked_fill_(inside, -torch.inf)
-        found = list_largest(values.flatten(1), float32_error(rows.shape[1]))
+        found = list_largest(values.flatten(1), self._error)
         part = parts.gather(1, found.column // self.width)
         column = (part * self.width + found.column % self.width).clamp_(max=self.count - 1)
         return found._replace(column=column), self._upper_bound(rest.double())
 
     def _upper_bound(self, product: Tensor) -> Tensor:
         """What the exact similarity is at most, given the largest computed one."""
-        channels = self.columns.shape[2]
         if self.filter.dtype == torch.bfloat16:
             # 8 bits each for the factors and for the result; the sum is float32
-            return product + (product.abs() + 1.01) * 2.0**-8 + channels * 2.0**-22
-        return product + float32_error(channels)
+            sum_error = self.filter.shape[1] * 2.0**-22
+            return product + (product.abs() + 1.01) * 2.0**-8 + sum_error
+        return product + self._error
 
     def _columns_of_parts(self, rows: Tensor, parts: Tensor) -> Tensor:
-        """Similarities with all columns of the given parts, `[M, L] -> [M, L, width]`."""
+        """Similarities with all columns of the given parts, `[M], [M, L] -> [M, L, width]`."""
         order = torch.argsort(parts.flatten())  # pairs of a row and a part, by part
-        row = order // parts.shape[1]
-        counts = torch.bincount(parts.flatten(), minlength=self.parts)
-        most = int(counts.amax())
+        counts = torch.bincount(parts.flatten(), minlength=self.parts).tolist()
+        values = self._vectors.new_empty(len(order), self.width)
+        row_of_pair = rows[order // parts.shape[1]]
+        pairs = zip(torch.split(values, counts), torch.split(row_of_pair, counts), strict=True)
+        at_once = max(1, _GATHERED_AT_ONCE // (self.width * self._vectors.shape[1]))
+        for some in torch.split(self._columns.view(self.parts, self.width), at_once):
+            columns = self._vectors.index_select(0, some.flatten()).view(*some.shape, -1)
+            for part, (out, of_part) in zip(columns, islice(pairs, len(some)), strict=True):
+                if len(of_part):  # so few vectors stay in the cache
+                    torch.mm(self._vectors.index_select(0, of_part), part.T, out=out)
         place = torch.empty_like(order)
-        if most * self.parts <= _FEW_PAIRS:
-            before = counts.cumsum(0).sub_(counts)
-            first = torch.arange(0, most * self.parts, most, device=order.device) - before
-            slot = first[parts.flatten()[order]] + torch.arange(len(order), device=order.device)
-            place[order] = slot
-            table = row.new_zeros(self.parts * most)
-            table[slot] = row
-            left = rows.index_select(0, table).view(self.parts, most, -1)
-            values = torch.bmm(left, self.columns.mT).flatten(0, 1)
-        else:
-            place[order] = torch.arange(len(order), device=order.device)
-            values = rows.new_empty(len(order), self.width)
-            split = [torch.split(pairs, counts.tolist()) for pairs in (values, row)]
-            for out, of_part, columns in zip(*split, self.columns, strict=True):
-                # the rows of one part stay in the cache until they are multiplied
-                torch.mm(rows.index_select(0, of_part), columns.T, out=out)
+        place[order] = torch.arange(len(order), device=order.device)
         values = values.index_select(0, place).view(*parts.shape, self.width)
         if self.padding:
             self._leave_out_padding(values, parts)

@@ -98,8 +98,9 @@ class _Forest:
 
     def _search(self, tokens: Tensor) -> None:
         lists = nearest_lists(
-            self._rows[tokens],
             self._rows,
+            tokens,
+            None,
             self._component[tokens],
             self._search_dtype,
             groups=self._component,

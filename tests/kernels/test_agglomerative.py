@@ -200,7 +200,7 @@ def test_blocks_lists_threads_and_search_dtype_change_no_bit(linkage, image, mon
                 patch.setattr(module, "_BLOCK_ELEMENTS", 5000)
             patch.setattr(parts, "_LISTED_AT_ONCE", 50)
             patch.setattr(nearest, "_FEW_ELEMENTS", 1)
-            patch.setattr(parts, "_FEW_PAIRS", 1)
+            patch.setattr(parts, "_GATHERED_AT_ONCE", 900)
             patch.setattr(ranking, "_FEW_VALUES", 1)
             patch.setattr(complete, "_CANDIDATES_PER_ROW", 1)
             patch.setattr(least, "_BLOCK_ELEMENTS", 3000)

@@ -63,7 +63,18 @@ def test_lists_of_some_rows(number, dtype, count):
     unit = unit_vectors(fields()[number])
     some = torch.randperm(len(unit), generator=torch.Generator().manual_seed(count))[:count]
     own = torch.arange(len(unit)) == some.unsqueeze(1)
-    check(nearest_lists(unit[some].float(), unit.float(), some, dtype), unit[some], unit, own)
+    check(nearest_lists(unit.float(), some, None, some, dtype), unit[some], unit, own)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("number", range(9))
+def test_lists_of_some_rows_among_some_columns(number, dtype):
+    unit = unit_vectors(fields()[number])
+    columns = torch.arange(0, len(unit), 2) if number % 2 else torch.arange(5, len(unit))
+    own = torch.randperm(len(columns), generator=torch.Generator().manual_seed(number))[:150]
+    lists = nearest_lists(unit.float(), columns[own], columns, own, dtype)
+    left_out = torch.arange(len(columns)) == own.unsqueeze(1)
+    check(lists, unit[columns[own]], unit[columns], left_out)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -71,7 +82,7 @@ def test_lists_of_some_rows(number, dtype, count):
 def test_lists_leave_out_the_own_group(dtype, num_columns):
     unit = unit_vectors(white_tokens(num_columns, 16))
     groups = torch.arange(num_columns) // 3 % 40
-    lists = nearest_lists(unit.float(), unit.float(), groups, dtype, groups)
+    lists = nearest_lists(unit.float(), torch.arange(num_columns), None, groups, dtype, groups)
     check(lists, unit, unit, groups == groups.unsqueeze(1))
 
 
@@ -98,12 +109,12 @@ def test_bfloat16_stays_within_its_bound(channels):
     step = torch.randint(0, 3, (900, channels), generator=torch.Generator().manual_seed(0))
     tokens = torch.tensor([1 + 2.0**-8 + 2.0**-12, 1 + 3 * 2.0**-8 - 2.0**-12, 1.0])[step]
     unit = unit_vectors(tokens)
-    columns = Columns(unit.float(), None, torch.bfloat16)
+    columns = Columns(unit.float(), None, None, torch.bfloat16)
     own = torch.arange(len(unit))
     exact = torch.nn.functional.pad(
         (unit @ unit.T).fill_diagonal_(-torch.inf), (0, columns.padding)
     ).view(len(unit), columns.parts, columns.width)
-    for maxima in (columns.part_maxima(unit.float(), own), columns.mutual_part_maxima()):
+    for maxima in (columns.part_maxima(own, own), columns.mutual_part_maxima()):
         assert (exact.amax(2) <= columns._upper_bound(maxima.double())).all()
 
 

@@ -11,7 +11,6 @@ from sd_tokenmerge.kernels import complete
 from sd_tokenmerge.kernels.agglomerative import LINKAGES, agglomerative_labels, lowest_merges
 from sd_tokenmerge.kernels.average import AverageClusters
 from sd_tokenmerge.kernels.complete import CompleteClusters
-from sd_tokenmerge.kernels.exact import unit_vectors
 from sd_tokenmerge.kernels.rounds import merge_rounds
 from tests.kernels.token_fields import nearing_tokens, white_tokens
 from tests.reference import agglomerative as reference
@@ -132,7 +131,7 @@ class CountingComplete(CompleteClusters):
     "tokens", [torch.ones(256, 3), torch.zeros(256, 3), torch.eye(256)], ids=["ones", "zero", "eye"]
 )
 def test_total_ties_take_log2_rounds(tokens):
-    average = CountingAverage(unit_vectors(tokens)[None], torch.float32)
+    average = CountingAverage(tokens[None], torch.float32)
     complete = CountingComplete(tokens, torch.bfloat16)
     for clusters in (average, complete):
         assert len(merge_rounds(clusters, 255).left) == 255

@@ -80,17 +80,11 @@ def test_is_at_most_that_of_unmerged_attention(unet, method, options):
 @pytest.mark.parametrize("options", [{}, {"features": "keys"}], ids=str)
 @pytest.mark.parametrize("keep_rate", [0.5, 0.1])
 @pytest.mark.parametrize(("batch", "side"), [(1, 64), (2, 96), (1, 96)])
-def test_of_complete_linkage_at_any_size(
-    unet, batch, side, keep_rate, options, search_dtype, monkeypatch
+@pytest.mark.parametrize("linkage", ["average", "complete"])
+def test_of_linkages_at_any_size(
+    unet, linkage, batch, side, keep_rate, options, search_dtype, monkeypatch
 ):
     monkeypatch.setattr(agglomerative, "default_search_dtype", lambda device: search_dtype)
     unmerged = peak_of_attention(unet, batch, side)
-    with apply_patch(unet, "atc:linkage=complete", keep_rate=keep_rate, **options):
+    with apply_patch(unet, f"atc:linkage={linkage}", keep_rate=keep_rate, **options):
         assert peak_of_attention(unet, batch, side) <= unmerged
-
-
-@pytest.mark.slow
-def test_of_average_linkage_at_768_pixels(unet):
-    unmerged = peak_of_attention(unet, 2, 96)
-    with apply_patch(unet, "atc", keep_rate=0.5):
-        assert peak_of_attention(unet, 2, 96) <= unmerged
