@@ -47,12 +47,10 @@ def number(value: float | None, decimals: int = 2, *, signed: bool = False) -> s
     return text.replace("-", "\N{MINUS SIGN}").replace("inf", "\N{INFINITY}")
 
 
-def with_error(
-    value: float | None, error: float | None, decimals: int = 2, *, signed: bool = False
-) -> str:
+def with_error(value: float | None, error: float | None, *, signed: bool = False) -> str:
     """`value ± error`, or what of it is known."""
-    text = number(value, decimals, signed=signed)
-    return text if value is None or error is None else f"{text} ± {number(error, decimals)}"
+    text = number(value, signed=signed)
+    return text if value is None or error is None else f"{text} ± {number(error)}"
 
 
 def keep_rate_text(keep_rate: float) -> str:

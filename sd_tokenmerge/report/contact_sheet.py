@@ -9,6 +9,8 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
+from sd_tokenmerge.report.captions import fold
+
 _BACKGROUND = "white"
 _INK = "#1a1a1a"
 _FAINT = "#6b6b6b"
@@ -152,7 +154,7 @@ def _compose(
     font: ImageFont.FreeTypeFont,
     caption: str,
 ) -> Image.Image:
-    texts = _fold(caption, font, width - 2 * gap) if caption else []
+    texts = fold(caption, lambda line: _width(font, line) > width - 2 * gap)
     line_height = round(font.size * 1.4)
     sheet = Image.new("RGB", (width, height + line_height * len(texts)), _BACKGROUND)
     y = gap
@@ -199,17 +201,6 @@ def _shorten(text: str, font: ImageFont.FreeTypeFont, width: float) -> str:
     while text and _width(font, text + "…") > width:
         text = text[:-1]
     return text.rstrip() + "…"
-
-
-def _fold(text: str, font: ImageFont.FreeTypeFont, width: float) -> list[str]:
-    lines = [""]
-    for word in text.split():
-        longer = f"{lines[-1]} {word}".strip()
-        if lines[-1] and _width(font, longer) > width:
-            lines.append(word)
-        else:
-            lines[-1] = longer
-    return lines
 
 
 def _width(font: ImageFont.FreeTypeFont, text: str) -> float:

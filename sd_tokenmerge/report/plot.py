@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import io
 import math
-import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from sd_tokenmerge.report.captions import fold
 from sd_tokenmerge.report.cells import keep_rate_text
 from sd_tokenmerge.report.rows import (
     SweepRow,
@@ -46,7 +46,7 @@ def plot_distance(
         caption: conditions, printed small below the plot.
 
     Returns:
-        The figure; `figure_bytes` encodes it.
+        The figure; `png_bytes` encodes it.
 
     Raises:
         ValueError: the rows are not comparable, or none has a distance.
@@ -91,7 +91,7 @@ def plot_change(rows: Sequence[SweepRow], *, caption: str = "") -> Figure:
         caption: conditions, printed small below the plot.
 
     Returns:
-        The figure; `figure_bytes` encodes it.
+        The figure; `png_bytes` encodes it.
 
     Raises:
         ValueError: a setting occurs twice, or no row has a finite PSNR.
@@ -119,22 +119,11 @@ def plot_change(rows: Sequence[SweepRow], *, caption: str = "") -> Figure:
     return figure
 
 
-def figure_bytes(figure: Figure, format: str = "png") -> bytes:
-    """Encode a figure, the same bytes for the same figure.
-
-    Args:
-        figure: what `plot_distance` or `plot_change` returned.
-        format: `"png"`, `"svg"` or `"pdf"`.
-    """
+def png_bytes(figure: Figure) -> bytes:
+    """What `plot_distance` or `plot_change` returned as a PNG file; equal figures, equal bytes."""
     out = io.BytesIO()
-    figure.savefig(out, format=format, dpi=160, metadata=_NO_DATE.get(format))
+    figure.savefig(out, format="png", dpi=160)
     return out.getvalue()
-
-
-_NO_DATE: dict[str, dict[str, str | None]] = {
-    "svg": {"Date": None},
-    "pdf": {"CreationDate": None},
-}
 
 
 def _figure(width: float, height: float, caption: str) -> Figure:
@@ -143,7 +132,7 @@ def _figure(width: float, height: float, caption: str) -> Figure:
 
     figure = Figure(figsize=(width, height), layout="constrained")
     if caption:
-        text = textwrap.fill(caption, int(width * 17))
+        text = "\n".join(fold(caption, lambda line: len(line) > width * 17))
         figure.supxlabel(text, x=0.01, ha="left", fontsize=7.5, color="0.35")
     return figure
 

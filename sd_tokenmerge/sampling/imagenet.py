@@ -45,26 +45,27 @@ CLASSES: tuple[ImagenetClass, ...] = _read_classes()
 
 
 def class_prompt(
-    class_index: int, template: str = PAPER_TEMPLATE, class_names: NameStyle = "atc"
+    class_index: int, prompt_template: str = PAPER_TEMPLATE, class_names: NameStyle = "atc"
 ) -> str:
     """The prompt for one class.
 
     Args:
         class_index: 0 to 999.
-        template: text with `{class}` where the name goes.
+        prompt_template: text with `{class}` where the name goes.
         class_names: `"atc"` for all synonyms (ATC's protocol), `"short"` for one name.
 
     Raises:
         ValueError: the template has no `{class}`, or an argument is out of range.
     """
-    if "{class}" not in template:
-        raise ValueError(f"`template` must contain {{class}}, got {template!r}.")
+    if "{class}" not in prompt_template:
+        raise ValueError(f"`prompt_template` must contain {{class}}, got {prompt_template!r}.")
     if class_names not in ("atc", "short"):
         raise ValueError(f"`class_names` must be 'atc' or 'short', got {class_names!r}.")
     if not 0 <= class_index < len(CLASSES):
         raise ValueError(f"`class_index` must be in [0, {len(CLASSES)}), got {class_index}.")
     entry = CLASSES[class_index]
-    return template.replace("{class}", entry.atc_name if class_names == "atc" else entry.short_name)
+    name = entry.atc_name if class_names == "atc" else entry.short_name
+    return prompt_template.replace("{class}", name)
 
 
 def find_class(text: str) -> ImagenetClass:

@@ -10,7 +10,7 @@ from sd_tokenmerge.keep_rate_strings import parse_keep_rates
 from sd_tokenmerge.keep_rates import KeepRate
 from sd_tokenmerge.methods import parse_method
 from sd_tokenmerge.patcher import apply_patch, choose_sites
-from sd_tokenmerge.sampling.options import NO_METHOD, ResolvedOptions
+from sd_tokenmerge.sampling.options import NO_METHOD, GenerateOptions, ResolvedOptions
 from sd_tokenmerge.sites import find_denoiser
 
 
@@ -29,14 +29,21 @@ def patched(pipe: Any, options: ResolvedOptions) -> AbstractContextManager[Any]:
         options.method,
         keep_rate=options.keep_rate,
         levels=_levels(options),
-        features=options.features,
-        merge=options.merge,
-        refresh_every=options.refresh_every,
-        share_layers=options.share_layers,
-        proportional_attention=options.proportional_attention,
-        seed=options.merge_seed,
+        **merging_arguments(options),
     )
     return handle
+
+
+def merging_arguments(options: GenerateOptions) -> dict[str, Any]:
+    """What `apply_patch` is told besides method, keep rate and levels."""
+    return {
+        "features": options.features,
+        "merge": options.merge,
+        "refresh_every": options.refresh_every,
+        "share_layers": options.share_layers,
+        "proportional_attention": options.proportional_attention,
+        "seed": options.merge_seed,
+    }
 
 
 def require_reachable(pipe: Any, options: ResolvedOptions) -> None:

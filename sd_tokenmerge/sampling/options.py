@@ -30,6 +30,12 @@ DEFAULT_METHOD, DEFAULT_KEEP_RATE = PRESETS["exact"].method, PRESETS["exact"].ke
 NO_METHOD = "none"
 """The method string of an unpatched pipeline."""
 
+MERGING = (
+    *("levels", "features", "merge", "refresh_every"),
+    *("share_layers", "proportional_attention", "merge_seed"),
+)
+"""How is merged, besides method and keep rate."""
+
 DType = Literal["float32", "float16", "bfloat16"]
 Offload = Literal["none", "model", "sequential"]
 AttentionBackend = Literal["default", "eager", "sliced", "xformers", "flash", "efficient", "math"]
@@ -157,6 +163,12 @@ class GenerateOptions:
             value = getattr(self, name)
             if value is not None and value not in choices:
                 raise ValueError(f"`{name}` must be one of {', '.join(choices)}, got {value!r}.")
+        if self.prompts is None and self.seed_scheme == "paper" and self.images_per_class > 10:
+            raise ValueError(
+                f"`images_per_class` must be at most 10 with the paper's seeds, got "
+                f"{self.images_per_class}: they would collide (class 1, image 10 and class 11, "
+                f"image 0). Use the hashed `seed_scheme`."
+            )
         if self.keep_rate is not None:
             self._check_keep_rate(self.keep_rate)
         if self.guidance_scale is not None and not 0 <= self.guidance_scale < float("inf"):

@@ -109,10 +109,3 @@ def encode_png(pixels: NDArray[np.float32], text: Mapping[str, str]) -> bytes:
     image = Image.fromarray((pixels * 255).round().astype(np.uint8))
     image.save(buffer, "png", pnginfo=info, compress_type=zlib.Z_RLE)
     return buffer.getvalue()
-
-
-def read_png_text(path: Path) -> dict[str, str]:
-    """The text that `encode_png` put into a file."""
-    with Image.open(path) as image:
-        image.load()
-        return {str(key): str(value) for key, value in image.info.items()}

@@ -167,6 +167,11 @@ def _describe_reference(options: SweepOptions) -> Any:
     if options.reference is None:
         return None
     path = Path(options.reference)
+    if not path.exists():
+        raise ValueError(
+            f"`reference` must be a folder of images or an .npz file, got {options.reference!r}, "
+            f"which does not exist."
+        )
     is_file = path.suffix == ".npz" and path.is_file()
     content: Any = file_sha256(path) if is_file else list_content(path)[1]
     extractor = find_extractor(

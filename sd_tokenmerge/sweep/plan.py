@@ -18,6 +18,7 @@ from sd_tokenmerge.sampling.description import (
 )
 from sd_tokenmerge.sampling.folder import check_folder
 from sd_tokenmerge.sampling.manifest import load_manifest, manifest_files
+from sd_tokenmerge.sampling.merging import merging_arguments
 from sd_tokenmerge.sampling.options import GenerateOptions, ResolvedOptions
 from sd_tokenmerge.sampling.plan import ImageJob, plan_images
 from sd_tokenmerge.sampling.resolve import resolve_options
@@ -158,17 +159,8 @@ def _find_unreachable(
 
 def _check_merging(options: GenerateOptions, outline: Outline) -> None:
     """Refuse what `apply_patch` would refuse, with a method that can reach every keep rate."""
-    apply_patch(
-        outline.unet,
-        "atc",
-        levels=options.levels,
-        features=options.features,
-        merge=options.merge,
-        refresh_every=options.refresh_every,
-        share_layers=options.share_layers,
-        proportional_attention=options.proportional_attention,
-        seed=options.merge_seed,
-    ).remove()
+    patch = apply_patch(outline.unet, "atc", levels=options.levels, **merging_arguments(options))
+    patch.remove()
 
 
 def _plan_run(setting: Setting, jobs: list[ImageJob], overwrite: bool) -> PlannedRun:

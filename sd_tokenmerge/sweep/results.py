@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from importlib.metadata import version
 from pathlib import Path
 from statistics import median
@@ -15,18 +14,19 @@ from PIL import Image
 
 from sd_tokenmerge.report.cells import keep_rate_text
 from sd_tokenmerge.report.contact_sheet import PictureGrid, contact_sheet, side_by_side
-from sd_tokenmerge.report.plot import figure_bytes, plot_change, plot_distance
+from sd_tokenmerge.report.plot import plot_change, plot_distance, png_bytes
 from sd_tokenmerge.report.published import ATC_SOURCE, atc_table2
 from sd_tokenmerge.report.rows import BASELINE, Conditions, SweepRow
 from sd_tokenmerge.report.table import csv_text, json_text, latex, markdown
 from sd_tokenmerge.sampling.description import read_description
 from sd_tokenmerge.sampling.imagenet import CLASSES
 from sd_tokenmerge.sampling.manifest import ImageRecord, read_manifest
+from sd_tokenmerge.sampling.options import MERGING, GenerateOptions
 from sd_tokenmerge.sweep.options import SweepOptions
 from sd_tokenmerge.sweep.settings import Setting
 from sd_tokenmerge.sweep.state import Measurement, content_key
 
-RESULTS = 2
+RESULTS = 3
 """Version of what is drawn and written: a new one writes everything again."""
 
 
@@ -64,9 +64,9 @@ class Results:
         plots = {}
         if any(row.fid is not None for row in merged):
             figure = plot_distance(self.rows, published=self.published, caption=caption)
-            plots["distance.png"] = figure_bytes(figure)
+            plots["distance.png"] = png_bytes(figure)
         if any(row.psnr_db not in (None, float("inf")) for row in merged):
-            plots["change.png"] = figure_bytes(plot_change(self.rows, caption=caption))
+            plots["change.png"] = png_bytes(plot_change(self.rows, caption=caption))
         return plots
 
     def key(self, pictures: Sequence[str]) -> str:
@@ -217,19 +217,10 @@ def _conditions(
 
 def _merging_text(made_with: Mapping[str, Any]) -> dict[str, str]:
     """How was merged, where it is not as in the papers."""
-    usual = {
-        "levels": 1,
-        "features": "input",
-        "merge": "qkv",
-        "refresh_every": 1,
-        "share_layers": False,
-        "proportional_attention": False,
-        "merge_seed": 0,
-    }
     return {
-        name.replace("_", " "): str(made_with[name])
-        for name, default in usual.items()
-        if made_with[name] != default
+        f.name.replace("_", " "): str(made_with[f.name])
+        for f in fields(GenerateOptions)
+        if f.name in MERGING and made_with[f.name] != f.default
     }
 
 
@@ -254,8 +245,3 @@ def _encode(picture: Image.Image, suffix: str) -> bytes:
     else:
         picture.save(out, format="png", optimize=True)
     return out.getvalue()
-
-
-def sha256(data: bytes) -> str:
-    """SHA-256 in hexadecimal."""
-    return hashlib.sha256(data).hexdigest()

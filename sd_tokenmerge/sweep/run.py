@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -27,7 +28,6 @@ from sd_tokenmerge.sweep.results import (
     draw_pictures,
     make_results,
     picture_hashes,
-    sha256,
 )
 from sd_tokenmerge.sweep.settings import Setting
 from sd_tokenmerge.sweep.state import STATE_FILE, Measurement, SweepState
@@ -248,7 +248,7 @@ class _Sweep:
         for name, data in files.items():
             write_atomically(self._folder / name, data)
         self._num_written = len(files)
-        written = {name: sha256(data) for name, data in files.items()}
+        written = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
         self._state.results = {"key": key, "files": written if key else before | written}
         self._state.write(self._folder)
 

@@ -8,19 +8,9 @@ from pathlib import Path
 
 from sd_tokenmerge.methods import parse_method
 from sd_tokenmerge.report.cells import keep_rate_text
-from sd_tokenmerge.sampling.options import NO_METHOD, GenerateOptions
+from sd_tokenmerge.sampling.options import MERGING, NO_METHOD, GenerateOptions
 from sd_tokenmerge.sweep.options import SweepOptions
 from sd_tokenmerge.sweep.state import RUNS
-
-_MERGING = (
-    "levels",
-    "features",
-    "merge",
-    "refresh_every",
-    "share_layers",
-    "proportional_attention",
-    "merge_seed",
-)
 
 
 @dataclass(frozen=True)
@@ -64,7 +54,7 @@ def make_settings(options: SweepOptions) -> list[Setting]:
         ValueError: a method string is bad, or two mean the same method.
     """
     runs = Path(options.out) / RUNS
-    defaults = {f.name: f.default for f in fields(GenerateOptions) if f.name in _MERGING}
+    defaults = {f.name: f.default for f in fields(GenerateOptions) if f.name in MERGING}
     unmerged = replace(
         options.generation,
         out=str(runs / "unmerged"),

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sd_tokenmerge.report.plot import figure_bytes, plot_change, plot_distance
+from sd_tokenmerge.report.plot import plot_change, plot_distance, png_bytes
 from sd_tokenmerge.report.published import atc_table2
 from tests.report.example import CONDITIONS, example_rows
 
@@ -81,7 +81,7 @@ def test_nothing_to_plot_is_an_error():
 
 @pytest.mark.parametrize("make", [plot_distance, plot_change])
 def test_the_same_rows_give_the_same_file_and_it_is_a_picture(make):
-    first, second = (figure_bytes(make(example_rows(), caption=CONDITIONS.line())) for _ in "ab")
+    first, second = (png_bytes(make(example_rows(), caption=CONDITIONS.line())) for _ in "ab")
     assert first == second
     with Image.open(io.BytesIO(first)) as picture:
         assert picture.width > 900

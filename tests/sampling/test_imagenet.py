@@ -54,7 +54,7 @@ def test_prompt(arguments: tuple[int, str], prompt: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((0, "a class"), "`template` must contain {class}"),
+        ((0, "a class"), "`prompt_template` must contain {class}"),
         ((1000,), "`class_index` must be in"),
         ((-1,), "`class_index` must be in"),
         ((0, "{class}", "long"), "`class_names` must be"),

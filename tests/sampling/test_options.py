@@ -45,7 +45,7 @@ from sd_tokenmerge.sampling.resolve import resolve_options
         ({"guidance_scale": -1.0}, "`guidance_scale` must be"),
         ({"guidance_scale": float("nan")}, "`guidance_scale` must be"),
         ({"prompts": "p.txt", "classes": (1,)}, "`prompts` and `classes` exclude each other"),
-        ({"prompt_template": "a"}, "`template` must contain"),
+        ({"prompt_template": "a"}, "`prompt_template` must contain"),
         ({"classes": ()}, "`classes` must name at least one"),
         ({"classes": (1, 1000)}, "`class_index` must be in"),
         ({"shard": "0/4"}, "`shard` must be i/n with i from 1 to n, such as 3/16, got '0/4'"),

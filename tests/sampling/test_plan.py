@@ -34,9 +34,16 @@ def test_prompt_files_number_their_lines_and_count_seeds_up(tmp_path: Path) -> N
     ]
 
 
-def test_more_than_ten_images_per_class_need_hashed_seeds() -> None:
+def test_more_than_ten_images_per_class_need_hashed_seeds(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"`images_per_class` must be at most 10.*got 11"):
+        GenerateOptions(out="-", classes=(1,), images_per_class=11)
+    path = tmp_path / "p.jsonl"
+    path.write_text('{"prompt": "a", "seed": 70}\n')
+    options = GenerateOptions(out="-", prompts=str(path), images_per_class=11)
+    assert [job.seed for job in plan_images(options)] == list(range(70, 81))
+    path.write_text('{"prompt": "a"}\n')
     with pytest.raises(ValueError, match="use the hashed scheme"):
-        plan_images(GenerateOptions(out="-", classes=(1,), images_per_class=11))
+        plan_images(options)
     options = GenerateOptions(out="-", classes=(1,), images_per_class=11, seed_scheme="hashed")
     assert len({job.seed for job in plan_images(options)}) == 11
 

@@ -21,7 +21,6 @@ from sd_tokenmerge.sampling.lock import lock_folder
 from sd_tokenmerge.sampling.manifest import MANIFEST, read_manifest
 from sd_tokenmerge.sampling.run import RunStopped, generate
 from sd_tokenmerge.sampling.status import run_status
-from sd_tokenmerge.sampling.writer import read_png_text
 from tests.sampling.conftest import MakeOptions
 
 ALL = [f"{c}_{i}.png" for c in range(3) for i in range(2)]
@@ -87,7 +86,9 @@ def test_a_run_leaves_images_manifest_and_description(
     assert {record.file: record.sha256 for record in records} == images(folder)
     assert [record.seed for record in records] == [40, 41, 50, 51, 60, 61]
     assert len(set(images(folder).values())) == 6
-    assert read_png_text(folder / "1_1.png") == {
+    with Image.open(folder / "1_1.png") as picture:
+        text = picture.info
+    assert text == {
         "prompt": "A high quality photograph of a goldfish, Carassius auratus.",
         "seed": "51",
         "method": "tome-sd",
@@ -337,7 +338,7 @@ def test_pictures_that_are_no_part_of_the_run_are_reported_and_kept(
         ({"method": "tome-sd:stride=x"}, "stride must be"),
         ({"levels": 9}, "`levels` must be in"),
         ({"model": "/nowhere"}, "`model` must exist"),
-        ({"images_per_class": 11}, "use the hashed scheme"),
+        ({"seed": 2**63 - 1}, "`base` must leave seeds below"),
         ({"classes": None, "prompts": "/nowhere.txt"}, "No such file"),
     ],
 )
