@@ -65,14 +65,14 @@ def _help_style() -> dict[str, Any]:
     return {} if width >= _PANELS_FROM_COLUMNS else {"rich_markup_mode": None}
 
 
-def _in_users_words(callback: Callable[..., Any], flags: Mapping[str, str]) -> Callable[..., Any]:
+def _in_users_words(callback: Callable[..., Any], flags: dict[str, str]) -> Callable[..., Any]:
     """Name flags in errors, and report Ctrl-C with what the command says: typer drops that."""
 
     def command(*args: Any, **kwargs: Any) -> Any:
         try:
             return callback(*args, **kwargs)
         except UserError as error:
-            error.name_flags(flags)
+            error.name_flags(flags | _stand_ins(kwargs))
             raise
         except KeyboardInterrupt as error:
             raise UserError(str(error) or "interrupted.", exit_code=130) from error
@@ -85,6 +85,12 @@ def _flags(command: Any) -> dict[str, str]:
     options = [parameter for parameter in command.params if parameter.opts[0].startswith("--")]
     spelled = {flag[2:].replace("-", "_"): flag for option in options for flag in option.opts}
     return spelled | {option.name: option.opts[0] for option in options}
+
+
+def _stand_ins(given: Mapping[str, Any]) -> dict[str, str]:
+    """Flags that were given in place of those that an error names."""
+    is_square = given.get("size") is not None
+    return dict.fromkeys(("height", "width"), "--size") if is_square else {}
 
 
 def _unwrap(text: str) -> str:

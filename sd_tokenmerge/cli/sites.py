@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from sd_tokenmerge.cli.columns import in_columns
 from sd_tokenmerge.cli.errors import user_errors
 from sd_tokenmerge.sampling.options import DEFAULT_KEEP_RATE, DEFAULT_METHOD
 
@@ -44,7 +45,7 @@ def sites_command(
     ] = None,
     height: Annotated[int | None, typer.Option(help="Instead of --size.")] = None,
     width: Annotated[int | None, typer.Option(help="Instead of --size.")] = None,
-    revision: Annotated[str | None, typer.Option(help="Of a hub id.")] = None,
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub id.")] = None,
     local_files_only: Annotated[
         bool, typer.Option("--local-files-only", help="Never ask the hub.")
     ] = False,
@@ -52,7 +53,8 @@ def sites_command(
 ) -> None:
     """Show what would be merged where: blocks, grids, tokens before and after.
 
-    Needs no weights: the UNet is built from its configuration alone.
+    Needs no weights: the UNet is built from its configuration alone. With --json also heads and
+    channels.
     """
     from sd_tokenmerge.cli.quiet import quiet_libraries
 
@@ -96,13 +98,9 @@ def _summary(sites: list[PlannedSite], method: str, keep_rate: str) -> str:
 
 
 def _table(sites: list[PlannedSite]) -> str:
-    rows = [["block", "level", "grid", "heads", "channels", "tokens", "after"]]
+    rows = [["block", "level", "grid", "tokens", "after"]]
     for site in sites:
-        after = f"{site.tokens_after:,}" if site.merged else "not merged"
-        counts = (site.heads, site.channels, f"{site.tokens_before:,}", after)
         grid = f"{site.grid.height}x{site.grid.width}"
-        rows.append([site.block, str(site.level), grid, *map(str, counts)])
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join(
-        "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows
-    )
+        after = f"{site.tokens_after:,}" if site.merged else "-"
+        rows.append([site.block, str(site.level), grid, f"{site.tokens_before:,}", after])
+    return in_columns(rows)

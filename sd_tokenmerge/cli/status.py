@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from sd_tokenmerge.cli.columns import in_columns
 from sd_tokenmerge.cli.errors import user_errors
 from sd_tokenmerge.keep_rate_strings import format_keep_rates, parse_keep_rates
 
@@ -32,26 +34,22 @@ def status_command(
     if as_json:
         print(json.dumps({"complete": status.is_complete, **asdict(status)}, indent=2))
     else:
-        _print_runs(status.runs)
+        _print_runs(status.runs, Path(folder))
         for sweep in status.sweeps:
             _print_sweep(sweep)
     if not status.is_complete:
         raise typer.Exit(1)
 
 
-def _print_runs(runs: tuple[RunStatus, ...]) -> None:
+def _print_runs(runs: tuple[RunStatus, ...], folder: Path) -> None:
     rows = [["folder", "method", "keep", "images", "done", "missing", "broken", ""]]
     for run in runs:
         counts = (run.total, run.done, run.missing, run.broken)
         keep = format_keep_rates(parse_keep_rates(run.keep_rate))
-        rows.append([run.folder, run.method, keep, *map(str, counts), run.state])
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    for row in rows:
-        cells = [
-            cell.rjust(width) if 2 <= column < 7 else cell.ljust(width)
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ]
-        print("  ".join(cells).rstrip())
+        path = Path(run.folder)
+        name = path if path == folder else path.relative_to(folder)
+        rows.append([str(name), run.method, keep, *map(str, counts), run.state])
+    print(in_columns(rows, left=(0, 1, 7)))
     for run in runs:
         for finding in run.findings:
             print(f"{run.folder}: {finding}")

@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+from sd_tokenmerge.cli.columns import in_columns
 from sd_tokenmerge.cli.errors import user_errors
 from sd_tokenmerge.cli.progress import format_count, format_duration
 from sd_tokenmerge.sweep.measure import measured_settings
@@ -28,9 +29,7 @@ def print_plan(options: SweepOptions, *, overwrite: bool, as_json: bool) -> None
         counts = (run.num_images, run.num_done, run.num_missing)
         name = f"{run.setting}{' (replaced)' if run.is_replaced else ''}"
         rows.append([name, *map(str, counts), time, "yes" if is_measured else "no"])
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        print("  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]))
+    print(in_columns(rows))
     for note in plan.skipped:
         print(note)
     print(f"To do: {_todo(plan, measured)}.")

@@ -48,11 +48,15 @@ def test_generate_then_status(
     assert run(["status", str(tmp_path)]) == 0
     table = capsys.readouterr().out.splitlines()
     assert table[0].split() == ["folder", "method", "keep", "images", "done", "missing", "broken"]
-    assert table[1].split() == [str(out), "tome-sd", "0.5", "4", "4", "0", "0", "complete"]
+    assert table[1].split() == ["run", "tome-sd", "0.5", "4", "4", "0", "0", "complete"]
 
     (out / "3_0.png").write_bytes(b"")
     assert run(["status", str(out)]) == 1
-    assert "1 x image with another content than recorded: 3_0.png" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert said.splitlines()[1].split() == [
+        *(str(out), "tome-sd", "0.5", "4", "3", "0", "1", "damaged")
+    ]
+    assert "1 x image with another content than recorded: 3_0.png" in said
     assert run(["status", str(out), "--json"]) == 1
     assert json.loads(capsys.readouterr().out)["runs"][0]["broken"] == 1
 
@@ -156,7 +160,9 @@ def test_keep_rates_that_change(
         (["--out", "run", "--model", "/nowhere"], "--model must exist"),
         (["--out", "run", "--model", "."], "without a model_index.json"),
         (["--out", "run", "--size", "32", "--height", "32"], "--size excludes --height"),
-        (["--out", "run", "--size", "33"], "--height must be a positive multiple of 8, got 33."),
+        (["--out", "run", "--size", "33"], "--size must be a positive multiple of 8, got 33."),
+        (["--out", "run", "--height", "33"], "--height must be a positive multiple of 8, got 33."),
+        (["--out", "run", "--prompt-template", "a"], "--prompt-template must contain {class}"),
         (["--out", "file/run"], "Not a directory: `"),
         (["--out", "full"], "'mine.txt' in it"),
         (["--out", "run", "--prompts", "none.txt"], "No such file or directory: `none.txt`"),

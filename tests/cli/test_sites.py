@@ -23,13 +23,21 @@ def test_sd15_merges_5_of_16_blocks(shared, capsys):
         "5 of 16 self-attentions are merged by atc at keep rate 0.5: 4,096 -> 2,048 tokens."
     )
     assert blank == ""
-    assert table[0].split() == ["block", "level", "grid", "heads", "channels", "tokens", "after"]
+    assert table[0].split() == ["block", "level", "grid", "tokens", "after"]
     assert table[1].split() == [
         "down_blocks.0.attentions.0.transformer_blocks.0",
-        *("0", "64x64", "8", "320", "4,096", "2,048"),
+        *("0", "64x64", "4,096", "2,048"),
     ]
-    assert sum(line.endswith("not merged") for line in table) == 11
+    assert sum(line.endswith(" -") for line in table) == 11
     assert len(table) == 17
+
+
+@pytest.mark.parametrize("model", ["stable-diffusion-v1-5", "stable-diffusion-xl-base-1.0"])
+def test_tables_fit_a_terminal_up_to_2048_pixels(model, shared, capsys):
+    folder = shared / "model-configs" / model
+    assert run(["sites", "--model", str(folder), "--size", "2048", "--keep-rate", "0.9"]) == 0
+    _, _, *table = capsys.readouterr().out.splitlines()
+    assert max(map(len, table)) <= 80
 
 
 def test_options_and_json(model, capsys):
@@ -85,7 +93,8 @@ def test_the_size_a_sample_was_made_for_is_its_default(model, tmp_path, capsys):
             ["--keep-rate", "0=0.5", "--levels", "1"],
             "--levels must be left out where --keep-rate names them",
         ),
-        (["--size", "100"], "--height must be a positive multiple of 8, got 100"),
+        (["--size", "100"], "--size must be a positive multiple of 8, got 100"),
+        (["--width", "100"], "--width must be a positive multiple of 8, got 100"),
         (["--size", "64", "--width", "64"], "--size excludes --height and --width"),
         (["--levels", "0"], "--levels must be at least 1"),
         (["--model", "/nowhere/at/all"], "--model must be a diffusers folder"),
