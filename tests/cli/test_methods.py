@@ -24,6 +24,18 @@ def test_every_method_is_listed_with_a_summary_and_a_source(listed):
     assert "Haroun" in listed["lotm"]["source"]
 
 
+def test_every_option_is_explained(listed, monkeypatch, capsys):
+    meanings = [option["meaning"] for method in listed.values() for option in method["options"]]
+    assert len(meanings) >= 9
+    assert min(map(len, meanings)) > 20
+    assert all("`" not in meaning for meaning in meanings)
+    monkeypatch.setenv("COLUMNS", "80")
+    assert run(["methods"]) == 0
+    printed = capsys.readouterr().out
+    assert max(map(len, printed.splitlines())) <= 80
+    assert all(meaning in " ".join(printed.split()) for meaning in meanings)
+
+
 def test_every_listed_option_can_be_written_and_its_default_is_the_default(listed):
     for name, method in listed.items():
         options = []
