@@ -56,6 +56,34 @@ def user_errors(*types: type[Exception]) -> Iterator[None]:
         raise UserError(describe(error), names_options=is_own) from error
 
 
+@contextmanager
+def memory_errors() -> Iterator[None]:
+    """Say what to do where the device's memory does not suffice.
+
+    Raises:
+        UserError: that is so.
+    """
+    import torch
+
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise UserError(
+            "the device's memory does not suffice: use a smaller --batch-size or --offload model. "
+            "The same command, so changed, goes on where this one stopped.",
+            exit_code=1,
+        ) from error
+
+
+def interruption(error: OSError) -> UserError:
+    """What to say where a disk fills up, or fails, amid the work."""
+    return UserError(
+        f"{describe(error)}. What is there is whole; when this is solved, run the same command "
+        f"again.",
+        exit_code=1,
+    )
+
+
 def describe(error: Exception) -> str:
     """An exception's message on one line, with the file's name where the system left it out."""
     if isinstance(error, OSError) and error.strerror:

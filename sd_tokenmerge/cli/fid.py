@@ -14,6 +14,16 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sd_tokenmerge.cli.errors import UserError, user_errors
+from sd_tokenmerge.cli.feature_options import (
+    AllowUnknownWeights,
+    AssumeProtocol,
+    Cache,
+    DownloadWeights,
+    Extractor,
+    Precision,
+    Protocol,
+    Weights,
+)
 from sd_tokenmerge.cli.progress import ConsoleProgress
 
 if TYPE_CHECKING:
@@ -29,44 +39,33 @@ def fid_command(
     ],
     generated: Annotated[
         Path | None,
-        typer.Argument(help="The other set; left out only with --save-statistics."),
+        typer.Argument(help="Those to be judged, likewise; left out only with --save-statistics."),
     ] = None,
     baseline: Annotated[
         Path | None,
         typer.Option(help="Unmerged images of the same names: adds the difference to them."),
     ] = None,
-    extractor: Annotated[
-        str, typer.Option(help="inception (an FID), efficientnet-lite0 (offline), clip or dinov2.")
-    ] = "inception",
-    protocol: Annotated[
-        str, typer.Option(help="How images are prepared: atc, pytorch-fid or torchmetrics.")
-    ] = "atc",
-    weights: Annotated[
-        Path | None, typer.Option(help="The network's weight file; default: the usual places.")
-    ] = None,
-    download_weights: Annotated[
-        bool, typer.Option("--download-weights", help="Fetch missing weights (96 MB).")
-    ] = False,
-    allow_unknown_weights: Annotated[
-        bool,
-        typer.Option("--allow-unknown-weights", help="Accept weights with another checksum."),
-    ] = False,
-    precision: Annotated[
-        str, typer.Option(help="float32, or bfloat16 or float16 (faster, other numbers).")
-    ] = "float32",
-    batch_size: Annotated[int, typer.Option(help="Images per forward pass.", min=1)] = 32,
-    workers: Annotated[
-        int | None, typer.Option(help="Threads that read images; default: all processors.", min=1)
-    ] = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps, ...")] = None,
-    cache: Annotated[
-        Path | None, typer.Option(help="Folder of cached features; default: the user's cache.")
-    ] = None,
+    extractor: Extractor = "inception",
+    protocol: Protocol = "atc",
+    weights: Weights = None,
+    download_weights: DownloadWeights = False,
+    allow_unknown_weights: AllowUnknownWeights = False,
+    precision: Precision = "float32",
+    cache: Cache = None,
     no_cache: Annotated[
         bool, typer.Option("--no-cache", help="Neither read nor write the cache.")
     ] = False,
+    assume_protocol: AssumeProtocol = None,
+    batch_size: Annotated[int, typer.Option(help="Images per forward pass.", min=1)] = 32,
+    workers: Annotated[
+        int | None,
+        typer.Option(help="Threads that read images; default: one per core, at most 16.", min=1),
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option(help="cpu, cuda, cuda:1, mps; default: the GPU if there is one.")
+    ] = None,
     no_standard_errors: Annotated[
-        bool, typer.Option("--no-standard-errors", help="Skip them: they take longest.")
+        bool, typer.Option("--no-standard-errors", help="Leave them out: they take longest.")
     ] = False,
     manifold: Annotated[
         bool, typer.Option("--manifold", help="Add precision, recall, density and coverage.")
@@ -74,10 +73,6 @@ def fid_command(
     kid_subset_size: Annotated[
         int | None,
         typer.Option(help="Also average KID over 100 random subsets of this size.", min=2),
-    ] = None,
-    assume_protocol: Annotated[
-        str | None,
-        typer.Option(help="How the images of a foreign .npz file were prepared."),
     ] = None,
     force: Annotated[
         bool, typer.Option("--force", help="Compare with a baseline of another size.")
@@ -117,6 +112,8 @@ def fid_command(
             cache=False if no_cache else cache or True,
             progress=progress,
         )
+        for folder in filter(None, (reference, generated, baseline)):
+            _require_one_set(folder)
         load = partial(load_set, assume_protocol=assume_protocol, **extraction)
         first = load(reference)
         second = None if generated is None else load(generated)
@@ -144,6 +141,18 @@ def fid_command(
     for warning in result.warnings:
         print(f"note: {warning}", file=sys.stderr)
     print(format_comparison(result, change))
+
+
+def _require_one_set(folder: Path) -> None:
+    """Refuse to take the images of several runs, or a sweep's pictures and plots, for one set."""
+    from sd_tokenmerge.sampling.status import find_runs
+
+    others = [run for run in find_runs(folder) if run != folder] if folder.is_dir() else []
+    if others:
+        raise UserError(
+            f"`{folder}` must be one set of images, but there are runs in it: give the folder of "
+            f"one of them, such as `{others[0]}`."
+        )
 
 
 def _to_json(result: Comparison, change: PairedChange | None) -> dict[str, object]:

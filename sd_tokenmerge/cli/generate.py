@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sd_tokenmerge.cli.errors import UserError, describe, user_errors
+from sd_tokenmerge.cli.errors import interruption, memory_errors, user_errors
 from sd_tokenmerge.presets import find_preset
 from sd_tokenmerge.sampling.imagenet import PAPER_TEMPLATE, parse_classes
 from sd_tokenmerge.sampling.options import (
@@ -62,7 +63,10 @@ def generate_command(
         ),
     ] = "atc",
     negative_prompt: Annotated[
-        str | None, typer.Option(help="What to steer away from.", rich_help_panel=_IMAGES)
+        str | None,
+        typer.Option(
+            help="What to steer away from; default: the pipeline's own.", rich_help_panel=_IMAGES
+        ),
     ] = None,
     seed: Annotated[int, typer.Option(help="Base of all seeds.", rich_help_panel=_IMAGES)] = 0,
     seed_scheme: Annotated[
@@ -195,10 +199,12 @@ def generate_command(
         ),
     ] = None,
     revision: Annotated[
-        str | None, typer.Option(help="Of a hub id.", rich_help_panel=_MODEL)
+        str | None,
+        typer.Option(help="Branch, tag or commit of a hub id.", rich_help_panel=_MODEL),
     ] = None,
     variant: Annotated[
-        str | None, typer.Option(help="Of the weight files, such as fp16.", rich_help_panel=_MODEL)
+        str | None,
+        typer.Option(help="Variant of the weight files, such as fp16.", rich_help_panel=_MODEL),
     ] = None,
     dtype: Annotated[
         str | None,
@@ -209,7 +215,9 @@ def generate_command(
     ] = None,
     device: Annotated[
         str | None,
-        typer.Option(help="cpu, cuda, cuda:1, mps; default: a GPU.", rich_help_panel=_MODEL),
+        typer.Option(
+            help="cpu, cuda, cuda:1, mps; default: the GPU if there is one.", rich_help_panel=_MODEL
+        ),
     ] = None,
     compile: Annotated[
         bool,
@@ -247,7 +255,9 @@ def generate_command(
     safety_checker: Annotated[
         bool,
         typer.Option(
-            "--safety-checker", help="Run the model's own (black images).", rich_help_panel=_MODEL
+            "--safety-checker",
+            help="Run the model's own, which blacks images out.",
+            rich_help_panel=_MODEL,
         ),
     ] = False,
     local_files_only: Annotated[
@@ -318,14 +328,13 @@ def _fill_in_preset(values: dict[str, Any]) -> None:
     name = values.pop("preset", None)
     if name is not None and values.get("method") == NO_METHOD:
         raise ValueError(f"--preset excludes --method {NO_METHOD}, got both.")
-    preset = find_preset("exact" if name is None else name)
-    options = ["method", "features", "merge", "refresh_every"]
-    options += ["share_layers", "proportional_attention"]
-    if name is not None:
-        options.append("keep_rate")
-    for option in options:
+    preset = asdict(find_preset("exact" if name is None else name))
+    del preset["summary"]
+    if name is None:  # left open: it depends on the method
+        del preset["keep_rate"]
+    for option, value in preset.items():
         if values.get(option) is None:
-            values[option] = getattr(preset, option)
+            values[option] = value
 
 
 def run_generation(options: GenerateOptions, *, overwrite: bool = False) -> RunSummary | None:
@@ -342,34 +351,21 @@ def run_generation(options: GenerateOptions, *, overwrite: bool = False) -> RunS
 
     quiet_libraries()
 
-    import torch
-
     from sd_tokenmerge.sampling.run import open_run
 
-    with ExitStack() as stack:
+    with memory_errors(), ExitStack() as stack:
         with user_errors():
             opened = open_run(options, overwrite=overwrite, progress=ConsoleProgress())
             run = stack.enter_context(opened)
         try:
             summary = run.execute()
         except OSError as error:
-            raise UserError(
-                f"{describe(error)}. The images that are there are whole; when this is solved, "
-                f"run the same command again.",
-                exit_code=1,
-            ) from error
-        except torch.OutOfMemoryError as error:
-            raise UserError(
-                "the device's memory does not suffice: use a smaller --batch-size or --offload "
-                "model. The same command, so changed, goes on where this one stopped.",
-                exit_code=1,
-            ) from error
+            raise interruption(error) from error
     return summary if run.is_first_process else None
 
 
 def _print_summary(summary: RunSummary, shard: str | None, as_json: bool) -> None:
     import json
-    from dataclasses import asdict
 
     from sd_tokenmerge.cli.progress import format_count, format_duration, format_rate
 

@@ -11,7 +11,23 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sd_tokenmerge.cli.errors import UserError, describe, user_errors
+from sd_tokenmerge.cli.errors import (
+    UserError,
+    describe,
+    interruption,
+    memory_errors,
+    user_errors,
+)
+from sd_tokenmerge.cli.feature_options import (
+    AllowUnknownWeights,
+    AssumeProtocol,
+    Cache,
+    DownloadWeights,
+    Extractor,
+    Precision,
+    Protocol,
+    Weights,
+)
 from sd_tokenmerge.cli.generate import generate_command, read_options
 from sd_tokenmerge.sweep.options import PAPER_KEEP_RATES, PAPER_METHODS, SweepOptions
 
@@ -19,7 +35,6 @@ if TYPE_CHECKING:
     from sd_tokenmerge.sampling.progress import Progress
     from sd_tokenmerge.sweep.run import SweepSummary
 
-_DISTANCE = "Distance"
 _NOT_SHARED = {"out", "method", "keep_rate", "overwrite", "as_json"}
 """Parameters of `generate` that a sweep sets itself, or has with another meaning."""
 
@@ -52,6 +67,13 @@ def _with_generation_options(command: Callable[..., None]) -> Callable[..., None
 def sweep_command(
     *,
     out: Annotated[str, typer.Option(help="The sweep's folder, new or to be resumed.")],
+    reference: Annotated[
+        str | None,
+        typer.Option(
+            help="Folder of reference images, or .npz statistics; default: no distance, only the "
+            "change to the unmerged images."
+        ),
+    ] = None,
     methods: Annotated[
         list[str] | None,
         typer.Option(
@@ -88,68 +110,14 @@ def sweep_command(
         bool, typer.Option("--overwrite", help="Replace runs with other options in the folder.")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-    # Distance
-    reference: Annotated[
-        str | None,
-        typer.Option(
-            help="Folder of reference images, or .npz statistics; default: no distance, only the "
-            "change to the unmerged images.",
-            rich_help_panel=_DISTANCE,
-        ),
-    ] = None,
-    extractor: Annotated[
-        str,
-        typer.Option(
-            help="inception (an FID), efficientnet-lite0 (offline), clip or dinov2.",
-            rich_help_panel=_DISTANCE,
-        ),
-    ] = "inception",
-    protocol: Annotated[
-        str,
-        typer.Option(
-            help="How images are prepared: atc, pytorch-fid or torchmetrics.",
-            rich_help_panel=_DISTANCE,
-        ),
-    ] = "atc",
-    weights: Annotated[
-        str | None,
-        typer.Option(
-            help="The network's weight file; default: the usual places.", rich_help_panel=_DISTANCE
-        ),
-    ] = None,
-    download_weights: Annotated[
-        bool,
-        typer.Option(
-            "--download-weights", help="Fetch missing weights (96 MB).", rich_help_panel=_DISTANCE
-        ),
-    ] = False,
-    allow_unknown_weights: Annotated[
-        bool,
-        typer.Option(
-            "--allow-unknown-weights",
-            help="Accept weights with another checksum.",
-            rich_help_panel=_DISTANCE,
-        ),
-    ] = False,
-    precision: Annotated[
-        str,
-        typer.Option(
-            help="Of the network: float32, bfloat16 or float16.", rich_help_panel=_DISTANCE
-        ),
-    ] = "float32",
-    cache: Annotated[
-        str | None,
-        typer.Option(
-            help="Folder of cached features; default: the user's cache.", rich_help_panel=_DISTANCE
-        ),
-    ] = None,
-    assume_protocol: Annotated[
-        str | None,
-        typer.Option(
-            help="How the images of a foreign .npz reference were prepared.",
-            rich_help_panel=_DISTANCE,
-        ),
-    ] = None,
+    extractor: Extractor = "inception",
+    protocol: Protocol = "atc",
+    weights: Weights = None,
+    download_weights: DownloadWeights = False,
+    allow_unknown_weights: AllowUnknownWeights = False,
+    precision: Precision = "float32",
+    cache: Cache = None,
+    assume_protocol: AssumeProtocol = None,
     **generation: Any,
 ) -> None:
     """Compare methods and keep rates: images, distances, tables, plots.
@@ -252,28 +220,16 @@ class _SweepConsole:
 
 
 def _run(options: SweepOptions, overwrite: bool) -> SweepSummary | None:
-    import torch
-
     from sd_tokenmerge.sweep.run import run_sweep
 
     console = _SweepConsole()
     try:
-        with user_errors(ValueError, TypeError):
+        with memory_errors(), user_errors(ValueError, TypeError):
             return run_sweep(options, overwrite=overwrite, progress=console)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise UserError(describe(error)) from error
-        raise UserError(
-            f"{describe(error)}. What is there is whole; when this is solved, run the same command "
-            f"again.",
-            exit_code=1,
-        ) from error
-    except torch.OutOfMemoryError as error:
-        raise UserError(
-            "the device's memory does not suffice: use a smaller --batch-size or --offload model. "
-            "The same command, so changed, goes on where this one stopped.",
-            exit_code=1,
-        ) from error
+        raise interruption(error) from error
     finally:
         console.stop()
 

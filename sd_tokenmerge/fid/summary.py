@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from sd_tokenmerge.fid.comparison import Comparison
 from sd_tokenmerge.fid.image_change import PairedChange
+from sd_tokenmerge.fid.jackknife import NUM_GROUPS
 
 
 def format_comparison(result: Comparison, change: PairedChange | None = None) -> str:
@@ -28,11 +29,11 @@ def format_comparison(result: Comparison, change: PairedChange | None = None) ->
         ]
     if change is not None:
         rows += [
-            ("PSNR to baseline", f"{change.psnr:.2f} dB ({change.num_identical} identical)"),
-            ("SSIM to baseline", f"{change.ssim:.4f}"),
+            ("PSNR to baseline", f"{change.psnr:.2f} dB, mean ({change.num_identical} identical)"),
+            ("SSIM to baseline", f"{change.ssim:.4f}, mean"),
         ]
         if change.feature_distance is not None:
-            rows.append(("features to baseline", f"{change.feature_distance:.4f}"))
+            rows.append(("features to baseline", f"{change.feature_distance:.4f}, mean"))
     if result.manifold is not None:
         rows += [
             ("precision, recall", f"{result.manifold.precision:.4f}, {result.manifold.recall:.4f}"),
@@ -46,6 +47,8 @@ def format_comparison(result: Comparison, change: PairedChange | None = None) ->
     ]
     if result.groups is not None:
         rows.append(("standard errors", f"jackknife, {result.groups}"))
+    elif result.num_generated is not None and result.num_generated < 2 * NUM_GROUPS:
+        rows.append(("standard errors", f"none with fewer than {2 * NUM_GROUPS} images"))
     width = max(len(label) for label, _ in rows)
     return "\n".join(f"{label:<{width}}  {value}" for label, value in rows)
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
+import torch
 
 from sd_tokenmerge.cli.app import run
 from sd_tokenmerge.cli.errors import UserError, user_errors
@@ -36,8 +39,9 @@ def test_a_message_of_the_command_line_stays() -> None:
 
 
 def test_each_command_names_its_own_flags(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    monkeypatch.chdir(tmp_path)
     for command, message in {
         "generate --out x --method atk": "--method must be one of",
         "sweep --out x --method atk": "--method must be one of",
@@ -64,3 +68,21 @@ def test_what_to_do_is_said_with_flags(tmp_path: Path, capsys: pytest.CaptureFix
     error = capsys.readouterr().err
     assert "make all images anew: with --overwrite, or in another --out." in error
     assert run([*command, "--steps", "2", "--overwrite"]) == 0
+
+
+def test_too_little_memory_says_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*arguments: object) -> NoReturn:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
+
+    monkeypatch.setattr("sd_tokenmerge.sampling.run.Sampler.__call__", fail)
+    tiny_sd15().save_pretrained(tmp_path / "tiny")
+    command = ["--model", str(tmp_path / "tiny"), "--classes", "1", "--size", "32"]
+    command += ["--device", "cpu", "--out", str(tmp_path / "out")]
+    for name in ("generate", "sweep"):
+        assert run([name, *command]) == 1
+        error = capsys.readouterr().err.splitlines()[-1]
+        assert error.startswith("error: the device's memory does not suffice")
+        assert "--batch-size" in error
+        shutil.rmtree(tmp_path / "out")

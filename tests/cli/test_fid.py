@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -81,10 +82,36 @@ def test_text_names_everything_that_matters(
     assert "±" in values["FD"]
     assert values["FD - baseline"].startswith(("+", "-"))
     assert "2 SE" in values["FD - baseline"]
-    assert values["PSNR to baseline"].endswith("dB (0 identical)")
-    assert "SSIM to baseline" in values
-    assert float(values["features to baseline"]) > 0
+    assert values["PSNR to baseline"].endswith("dB, mean (0 identical)")
+    assert values["SSIM to baseline"].endswith(", mean")
+    assert float(values["features to baseline"].removesuffix(", mean")) > 0
     assert "precision, recall" in values
+
+
+def test_few_images_have_no_error_and_that_is_said(
+    folders: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    few = tmp_path / "few"
+    few.mkdir()
+    for picture in sorted(folders["merged"].iterdir())[:39]:
+        shutil.copy(picture, few)
+    for folder, is_said in ((few, True), (folders["merged"], False)):
+        assert fid(folders["reference"], folder, "--extractor", "toy") == 0
+        output = capsys.readouterr().out
+        assert ("standard errors  none with fewer than 40 images" in output) is is_said
+        assert ("±" in output) is not is_said
+
+
+def test_several_runs_are_not_one_set(
+    folders: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("a", "b"):
+        shutil.copytree(folders["merged"], tmp_path / "runs" / name)
+        (tmp_path / "runs" / name / "run.json").write_text("{}")
+    line = failure(capsys, folders["reference"], tmp_path / "runs", "--extractor", "toy")
+    assert "must be one set of images, but there are runs in it" in line
+    assert line.endswith(f"such as `{tmp_path / 'runs' / 'a'}`.")
+    assert fid(folders["reference"], tmp_path / "runs" / "a", "--extractor", "toy") == 0
 
 
 def test_statistics_can_be_saved_and_used(
