@@ -48,6 +48,11 @@ class Method(ABC):
         return False
 
     @property
+    def uses_tokens(self) -> bool:
+        """Whether the result depends on what the tokens are, and not only on how many."""
+        return True
+
+    @property
     def uses_scores(self) -> bool:
         """Whether `scores` (significance of each token) must be given."""
         return False
@@ -99,7 +104,13 @@ class Method(ABC):
             own = torch.arange(num_clusters, device=tokens.device).repeat(len(tokens), 1)
             return Partition(own, num_clusters, own.clone() if self.has_representatives else None)
         with torch.autocast(tokens.device.type, enabled=False):
-            return self._cluster(_precise(tokens), num_clusters, grid, seed, scores)
+            return self._cluster(
+                _precise(tokens) if self.uses_tokens else tokens.detach(),
+                num_clusters,
+                grid,
+                seed,
+                scores,
+            )
 
     @abstractmethod
     def _cluster(
@@ -107,9 +118,10 @@ class Method(ABC):
     ) -> Partition:
         """The method itself; see `__call__`.
 
-        `tokens` and `scores` are detached, float32 (float64 where the caller's are), and finite: at
-        most 1e15, so that sums of squares are finite too. Autocast is off, K is within reach and
-        below N, and `scores` are there exactly where `uses_scores`.
+        `tokens` and `scores` are detached, contiguous, float32 (float64 where the caller's are),
+        and finite: at most 1e15, so that sums of squares are finite too. Only where not
+        `uses_tokens`, the tokens are as they come. Autocast is off, K is within reach and below N,
+        and `scores` are there exactly where `uses_scores`.
         """
 
     def smallest_num_clusters(self, grid: Grid) -> int:
@@ -172,12 +184,11 @@ def _require_type(method: str, option: str, value: object, hint: object) -> None
 
 
 def _precise(tensor: Tensor) -> Tensor:
-    """Detached, at least float32, and finite, squares and their sums included."""
-    tensor = tensor.detach()
-    if tensor.dtype != torch.float64:
-        tensor = tensor.float()
-    finite = torch.nan_to_num(tensor, nan=0.0, posinf=0.0, neginf=0.0)
-    return finite.clamp_(-_LARGEST, _LARGEST)
+    """A copy, detached, contiguous, at least float32, and finite, squares and sums included."""
+    dtype = torch.float64 if tensor.dtype == torch.float64 else torch.float32
+    # a UNet's blocks store tokens channel by channel, of which rows are gathered slowly
+    copy = tensor.detach().to(dtype, copy=True, memory_format=torch.contiguous_format)
+    return copy.nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0).clamp_(-_LARGEST, _LARGEST)
 
 
 def _spell(value: object) -> str:

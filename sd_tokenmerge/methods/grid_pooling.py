@@ -27,6 +27,11 @@ class GridPooling(Method):
 
     name: ClassVar[str] = "grid"
 
+    @property
+    def uses_tokens(self) -> bool:
+        """Never."""
+        return False
+
     def _cluster(
         self, tokens: Tensor, num_clusters: int, grid: Grid, seed: int, scores: Tensor | None
     ) -> Partition:

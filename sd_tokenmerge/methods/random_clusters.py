@@ -28,6 +28,11 @@ class RandomClusters(Method):
         """Always."""
         return True
 
+    @property
+    def uses_tokens(self) -> bool:
+        """Never."""
+        return False
+
     def _cluster(
         self, tokens: Tensor, num_clusters: int, grid: Grid, seed: int, scores: Tensor | None
     ) -> Partition:

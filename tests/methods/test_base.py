@@ -5,6 +5,7 @@ import torch
 
 from sd_tokenmerge.methods import ATC, METHODS, Grid, KMeans, ToMe, ToMeSD
 from sd_tokenmerge.methods.base import option_types
+from tests.methods.variants import VARIANTS, random_tokens, run
 
 
 @pytest.mark.parametrize(
@@ -60,3 +61,31 @@ def test_float64_tokens_are_compared_in_float64():
     tokens = torch.tensor([[[1.0, 0.0], [1.0, 3e-9], [1.0, 1e-9]]], dtype=torch.float64)
     labels = KMeans()(tokens, 2, grid=Grid(1, 3)).labels
     assert labels.tolist() == [[0, 1, 0]]
+
+
+def test_methods_get_tokens_row_by_row_and_leave_the_callers_alone():
+    seen = []
+
+    @dataclasses.dataclass(frozen=True)
+    class Recorder(ToMe):
+        def _cluster(self, tokens, *args):
+            seen.append(tokens.clone())
+            assert tokens.is_contiguous()
+            tokens.zero_()
+            return super()._cluster(tokens, *args)
+
+    for dtype in (torch.float16, torch.float32, torch.float64):
+        by_channel = torch.randn(2, 3, 16).to(dtype).transpose(1, 2)
+        for tokens in (by_channel, by_channel.contiguous()):
+            expected = tokens.clone()
+            Recorder()(tokens, 9, grid=Grid(4, 4))
+            assert torch.equal(tokens, expected)
+            assert seen[-1].dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+            assert torch.equal(seen[-1], expected.to(seen[-1].dtype))
+
+
+@pytest.mark.parametrize("method", VARIANTS, ids=str)
+def test_tokens_that_are_not_used_change_nothing(method):
+    grid = Grid(6, 6)
+    one, other = (run(method, random_tokens(2, grid, seed=seed), 25, grid) for seed in (0, 1))
+    assert torch.equal(one.labels, other.labels) == (not method.uses_tokens)

@@ -75,6 +75,16 @@ def test_an_image_does_not_see_its_batch(method, dtype, grid):
             assert torch.equal(alone[0], together[image])
 
 
+@every_grid
+@every_method
+def test_how_tokens_are_stored_changes_nothing(method, grid):
+    tokens = random_tokens(2, grid, channels=40)
+    by_channel = tokens.transpose(1, 2).contiguous().transpose(1, 2)  # as a UNet's blocks do
+    for num_clusters in reachable(method, grid):
+        labels = run(method, tokens, num_clusters, grid).labels
+        assert torch.equal(run(method, by_channel, num_clusters, grid).labels, labels)
+
+
 @every_method
 def test_only_the_seed_decides(method):
     grid = GRIDS[0]
