@@ -15,10 +15,14 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from sd_tokenmerge.kernels.backend import needs_fixed_shapes
 from sd_tokenmerge.methods.base import Grid, Method
+from sd_tokenmerge.methods.centers import tokens_at
 from sd_tokenmerge.methods.distances import center_tokens, nearest, row_blocks, squared_distances
 from sd_tokenmerge.methods.numbering import labels_from_roots
 from sd_tokenmerge.partitions import Partition
+
+_NEIGHBOURS = 8  # among which one of higher density is looked for first
 
 
 @dataclass(frozen=True)
@@ -46,8 +50,7 @@ class DPCKNN(Method):
         tokens = center_tokens(tokens) / tokens.shape[-1] ** 0.5
         score = torch.stack([_center_score(image, self.k) for image in tokens])
         centers = score.argsort(dim=1, descending=True, stable=True)[:, :num_clusters]
-        index = centers.unsqueeze(-1).expand(-1, -1, tokens.shape[-1])
-        _, labels = nearest(tokens, tokens.gather(1, index))
+        _, labels = nearest(tokens, tokens_at(tokens, centers))
         roots = centers.gather(1, labels)
         roots.scatter_(1, centers, centers)  # a center among duplicates still keeps its own cluster
         return Partition(labels_from_roots(roots), num_clusters)
@@ -57,21 +60,26 @@ def _center_score(tokens: Tensor, k: int) -> Tensor:
     """Logarithm of density times separation, `[N, C] -> [N]`; logarithms do not underflow."""
     count = len(tokens)
     log_density = torch.empty_like(tokens[:, 0])
-    largest = torch.zeros_like(log_density)
+    distance = tokens.new_empty(count, min(k, _NEIGHBOURS))
+    neighbour = torch.empty_like(distance, dtype=torch.int64)
+    largest = log_density.new_zeros(())
     for rows in row_blocks(count, count):
-        distance = _squared(tokens, rows)
+        block = squared_distances(tokens[rows], tokens)
+        block.diagonal(rows.start).zero_()
+        values, index = block.topk(k, largest=False)
         # density of token i: exp(-mean of the squared distances to its k nearest neighbours)
-        log_density[rows] = -distance.topk(k, largest=False).values.mean(1)
-        largest[rows] = distance.amax(1)
-    separation = torch.empty_like(log_density)
-    for rows in row_blocks(count, count):
-        denser = log_density > log_density[rows].unsqueeze(1)
-        # distance to the nearest token of higher density; to the farthest of all pairs if none
-        separation[rows] = torch.where(denser, _squared(tokens, rows), largest.amax()).amin(1)
+        log_density[rows] = -values.mean(1)
+        distance[rows], neighbour[rows] = values[:, :_NEIGHBOURS], index[:, :_NEIGHBOURS]
+        largest = torch.maximum(largest, block.amax())
+    # distance to the nearest token of higher density; to the farthest of all pairs if none
+    denser = log_density[neighbour] > log_density.unsqueeze(1)
+    separation = torch.where(denser, distance, torch.inf).amin(1)
+    others = torch.arange(count, device=tokens.device)
+    if not needs_fixed_shapes(tokens):
+        others = others[~denser.any(1)]
+    for rows in row_blocks(len(others), count):
+        token = others[rows]
+        denser = log_density > log_density[token].unsqueeze(1)
+        block = squared_distances(tokens[token], tokens)
+        separation[token] = torch.where(denser, block, largest).amin(1)
     return log_density + 0.5 * separation.log()
-
-
-def _squared(tokens: Tensor, rows: slice) -> Tensor:
-    distance = squared_distances(tokens[rows], tokens)
-    distance.diagonal(rows.start).zero_()
-    return distance

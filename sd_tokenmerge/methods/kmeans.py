@@ -17,8 +17,9 @@ from torch import Tensor
 
 from sd_tokenmerge.kernels.segments import segment_sum
 from sd_tokenmerge.methods.base import Grid, Method
-from sd_tokenmerge.methods.centers import farthest_first, highest_scores
-from sd_tokenmerge.methods.distances import center_tokens, nearest
+from sd_tokenmerge.methods.centers import farthest_first, highest_scores, tokens_at
+from sd_tokenmerge.methods.distances import center_tokens
+from sd_tokenmerge.methods.nearest_centers import NearestCenters
 from sd_tokenmerge.methods.numbering import cheapest_members, number_by_first_token
 from sd_tokenmerge.partitions import Partition
 
@@ -55,15 +56,16 @@ class KMeans(Method):
         self, tokens: Tensor, num_clusters: int, grid: Grid, seed: int, scores: Tensor | None
     ) -> Partition:
         tokens = center_tokens(tokens)
+        nearest = NearestCenters(tokens)
         if scores is None:
-            start = farthest_first(tokens, num_clusters)
+            start = farthest_first(nearest, num_clusters)
         else:
             start = highest_scores(scores, num_clusters)
-        centers = tokens.gather(1, start.unsqueeze(-1).expand(-1, -1, tokens.shape[-1]))
+        centers = tokens_at(tokens, start)
         for _ in range(self.iterations):
-            labels = _assign(tokens, centers)
+            labels = _assign(nearest, centers)
             centers = weighted_means(tokens, labels, num_clusters, scores)
-        labels = _assign(tokens, centers)
+        labels = _assign(nearest, centers)
         return Partition(number_by_first_token(labels, num_clusters), num_clusters)
 
 
@@ -85,10 +87,10 @@ def weighted_means(
     return sums / segment_sum(weights, labels, num_clusters)
 
 
-def _assign(tokens: Tensor, centers: Tensor) -> Tensor:
+def _assign(nearest: NearestCenters, centers: Tensor) -> Tensor:
     """Label each token with its nearest center, then give empty clusters one token each."""
     num_clusters = centers.shape[1]
-    distance, labels = nearest(tokens, centers)
+    distance, labels = nearest.of(centers)
     sizes = Partition(labels, num_clusters).sizes
     # The nearest token of each cluster stays; of the others, the farthest move first.
     stays = cheapest_members(labels, distance, num_clusters).gather(1, labels)

@@ -18,9 +18,10 @@ import torch
 from torch import Tensor
 
 from sd_tokenmerge.methods.base import Grid, Method
-from sd_tokenmerge.methods.centers import farthest_first, highest_scores
-from sd_tokenmerge.methods.distances import center_tokens, nearest, row_blocks, squared_distances
+from sd_tokenmerge.methods.centers import farthest_first, highest_scores, tokens_at
+from sd_tokenmerge.methods.distances import center_tokens, row_blocks, squared_distances
 from sd_tokenmerge.methods.kmeans import weighted_means
+from sd_tokenmerge.methods.nearest_centers import NearestCenters
 from sd_tokenmerge.methods.numbering import cheapest_members, labels_from_roots
 from sd_tokenmerge.partitions import Partition
 
@@ -69,27 +70,28 @@ class KMedoids(Method):
         self, tokens: Tensor, num_clusters: int, grid: Grid, seed: int, scores: Tensor | None
     ) -> Partition:
         tokens = center_tokens(tokens)
+        nearest = NearestCenters(tokens)
         if scores is None:
-            medoids = farthest_first(tokens, num_clusters)
+            medoids = farthest_first(nearest, num_clusters)
         else:
             medoids = highest_scores(scores, num_clusters)
         public_cost = _public_cost(tokens, scores) if self.medoid == "public" else None
         for _ in range(self.iterations):
-            labels = _assign(tokens, medoids)
+            labels = _assign(nearest, tokens, medoids)
             if public_cost is not None:
                 medoids = cheapest_members(labels, public_cost, num_clusters)
                 continue
             means = weighted_means(tokens, labels, num_clusters, scores)
-            cost = (tokens - _gather_tokens(means, labels)).square().sum(-1)
+            cost = (tokens - tokens_at(means, labels)).square().sum(-1)
             cost.scatter_(1, medoids, cost.gather(1, medoids) * (1 - ROUNDING))
             medoids = cheapest_members(labels, cost, num_clusters)
-        roots = medoids.gather(1, _assign(tokens, medoids))
+        roots = medoids.gather(1, _assign(nearest, tokens, medoids))
         return Partition(labels_from_roots(roots), num_clusters, medoids.sort(dim=1).values)
 
 
-def _assign(tokens: Tensor, medoids: Tensor) -> Tensor:
+def _assign(nearest: NearestCenters, tokens: Tensor, medoids: Tensor) -> Tensor:
     """Label each token with its nearest medoid, and each medoid with itself."""
-    _, labels = nearest(tokens, _gather_tokens(tokens, medoids))
+    _, labels = nearest.of(tokens_at(tokens, medoids))
     own = torch.arange(medoids.shape[1], device=tokens.device).expand_as(medoids)
     return labels.scatter(1, medoids, own)
 
@@ -102,7 +104,3 @@ def _public_cost(tokens: Tensor, scores: Tensor | None) -> Tensor:
             distances = squared_distances(tokens[image, rows], tokens[image]).sqrt_()
             total[image, rows] = distances.sum(1)
     return total if scores is None else total * scores
-
-
-def _gather_tokens(tokens: Tensor, index: Tensor) -> Tensor:
-    return tokens.gather(1, index.unsqueeze(-1).expand(-1, -1, tokens.shape[-1]))
