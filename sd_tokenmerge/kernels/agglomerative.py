@@ -23,7 +23,6 @@ from sd_tokenmerge.kernels.average import AverageClusters
 from sd_tokenmerge.kernels.backend import needs_fixed_shapes
 from sd_tokenmerge.kernels.complete import CompleteClusters
 from sd_tokenmerge.kernels.device.labels import fixed_shape_labels
-from sd_tokenmerge.kernels.exact import unit_vectors
 from sd_tokenmerge.kernels.hierarchy import Merges
 from sd_tokenmerge.kernels.images import are_small
 from sd_tokenmerge.kernels.rounds import merge_rounds
@@ -94,7 +93,7 @@ def lowest_merges(
     elif linkage == "average":
         merges = merge_rounds(AverageClusters(tokens, dtype), count)
     else:
-        merges = spanning_tree(unit_vectors(tokens.squeeze(0)), count, dtype)
+        merges = spanning_tree(tokens.squeeze(0), count, dtype)
     return merges.lowest(count, tokens.shape[1])
 
 

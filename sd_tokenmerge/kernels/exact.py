@@ -22,7 +22,6 @@ from torch import Tensor
 
 _HIGH_BITS = 26  # two of them make 52: sums of high * high stay below 2^53
 _BLOCK_ELEMENTS = 1 << 19  # float64 similarities looked at together: 4 MiB
-_PAIR_ELEMENTS = 1 << 17  # of float64 vectors compared pair by pair: 1 MiB
 _SQUARES = 1 << 16  # added together: 512 KiB
 
 
@@ -70,16 +69,6 @@ def pair_similarities(left: Tensor, right: Tensor) -> Tensor:
     right_high, right_low = _split(right)
     cross = left_low.mul_(right_high).sum(1) + right_low.mul_(left_high).sum(1)
     return left_high.mul_(right_high).sum(1) + cross
-
-
-def similarities_of(vectors: Tensor, left: Tensor, right: Tensor) -> Tensor:
-    """`pair_similarities` of rows given by their numbers, `[N, C], [P], [P] -> [P]` float64."""
-    step = max(1, _PAIR_ELEMENTS // vectors.shape[1])
-    found = [
-        pair_similarities(vectors.index_select(0, one), vectors.index_select(0, other))
-        for one, other in zip(torch.split(left, step), torch.split(right, step), strict=True)
-    ]
-    return torch.cat(found)
 
 
 def similarity_block(rows: Tensor, columns: Tensor) -> Tensor:

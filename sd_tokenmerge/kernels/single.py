@@ -16,26 +16,24 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sd_tokenmerge.kernels.exact import rows_per_block, similarities_of, similarity_block
+from sd_tokenmerge.kernels.exact import rows_per_block, similarity_block
 from sd_tokenmerge.kernels.hierarchy import Merges, concatenate
 from sd_tokenmerge.kernels.nearest import mutual_nearest_lists, nearest_lists
-from sd_tokenmerge.kernels.search import (
-    float32_error,
-    precise_dtype,
-)
+from sd_tokenmerge.kernels.search import float32_error, precise_dtype
+from sd_tokenmerge.kernels.unit_rows import UnitRows
 
 
-def spanning_tree(unit: Tensor, num_edges: int, search_dtype: torch.dtype) -> Merges:
+def spanning_tree(tokens: Tensor, num_edges: int, search_dtype: torch.dtype) -> Merges:
     """The shortest `num_edges` edges of the minimum spanning tree, and usually some more.
 
     Args:
-        unit: `[N, C]` float64 unit vectors.
+        tokens: `[N, C]`, any float dtype.
         num_edges: N - K, in [1, N - 1].
         search_dtype: see `nearest_lists`.
     """
-    forest = _Forest(unit, search_dtype)
+    forest = _Forest(tokens, search_dtype)
     made: list[Merges] = []
-    bound = torch.tensor(torch.inf, dtype=torch.float64, device=unit.device)
+    bound = torch.tensor(torch.inf, dtype=torch.float64, device=tokens.device)
     while len((edges := forest.grow(bound)).left):
         made.append(edges)
         heights = torch.cat([part.height for part in made])
@@ -47,12 +45,12 @@ def spanning_tree(unit: Tensor, num_edges: int, search_dtype: torch.dtype) -> Me
 class _Forest:
     """Components of the tree found so far."""
 
-    def __init__(self, unit: Tensor, search_dtype: torch.dtype) -> None:
-        self._unit = unit
-        self._rows = unit.to(precise_dtype(unit.device))
+    def __init__(self, tokens: Tensor, search_dtype: torch.dtype) -> None:
+        self._unit = UnitRows(tokens)
+        self._rows = self._unit.rounded(precise_dtype(tokens.device))
         self._search_dtype = search_dtype
-        self._error = float32_error(unit.shape[1])
-        self._component = torch.arange(len(unit), device=unit.device)
+        self._error = float32_error(tokens.shape[1])
+        self._component = torch.arange(len(tokens), device=tokens.device)
         self._lists = mutual_nearest_lists(self._rows, search_dtype)
 
     def grow(self, bound: Tensor) -> Merges:
@@ -114,18 +112,19 @@ class _Forest:
         near = value >= largest.unsqueeze(1) - 2 * self._error
         row, place = torch.where(near & (value.double() + self._error >= floor) & value.isfinite())
         other = self._lists.column[row, place]
-        return row, other, similarities_of(self._unit, row, other)
+        return row, other, self._unit.similarities(row, other)
 
     def _nearest_outside(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """The lowest of the exactly nearest tokens outside each token's component; similarity."""
         found, values = [], []
-        for part in torch.split(tokens, rows_per_block(len(self._unit))):
-            similarity = similarity_block(self._unit[part], self._unit)
+        everyone = torch.arange(len(self._unit), device=tokens.device)
+        everything = self._unit.exact(everyone)
+        for part in torch.split(tokens, rows_per_block(len(everyone))):
+            similarity = similarity_block(everything[part], everything)
             inside = self._component[part].unsqueeze(1) == self._component
             similarity.masked_fill_(inside, -torch.inf)
             best = similarity.amax(1, keepdim=True)
-            everyone = torch.arange(len(self._unit), device=part.device)
-            found.append(torch.where(similarity == best, everyone, len(self._unit)).amin(1))
+            found.append(torch.where(similarity == best, everyone, len(everyone)).amin(1))
             values.append(best.squeeze(1))
         return torch.cat(found), torch.cat(values)
 

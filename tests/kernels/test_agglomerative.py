@@ -212,7 +212,6 @@ def test_blocks_lists_threads_and_search_dtype_change_no_bit(linkage, image, mon
             patch.setattr(cluster_pairs, "_BLOCK_COLUMNS", 7)
             patch.setattr(cluster_pairs, "_CLUSTERS_AT_ONCE", 3)
             patch.setattr(exact, "_BLOCK_ELEMENTS", 3000)
-            patch.setattr(exact, "_PAIR_ELEMENTS", 700)
             patch.setattr(unit_rows, "_PAIR_ELEMENTS", 700)
             patch.setattr(unit_rows, "_BLOCK_ROWS", 50)
             patch.setattr(average, "_PAIR_ELEMENTS", 700)

@@ -80,7 +80,7 @@ def test_is_at_most_that_of_unmerged_attention(unet, method, options):
 @pytest.mark.parametrize("options", [{}, {"features": "keys"}], ids=str)
 @pytest.mark.parametrize("keep_rate", [0.5, 0.1])
 @pytest.mark.parametrize(("batch", "side"), [(1, 64), (2, 96), (1, 96)])
-@pytest.mark.parametrize("linkage", ["average", "complete"])
+@pytest.mark.parametrize("linkage", ["single", "complete", "average"])
 def test_of_linkages_at_any_size(
     unet, linkage, batch, side, keep_rate, options, search_dtype, monkeypatch
 ):
