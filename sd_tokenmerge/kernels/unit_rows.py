@@ -41,7 +41,6 @@ class UnitRows:
         if tokens.dtype == torch.float64 or not bool(is_safe.all()):
             self._tokens = unit_vectors(tokens)
             self._length.fill_(1)
-        self._by_channel = self._tokens.stride(0) == 1  # as a UNet's blocks store their input
 
     def __len__(self) -> int:
         """N."""
@@ -49,15 +48,13 @@ class UnitRows:
 
     def exact(self, rows: Tensor) -> Tensor:
         """Some of them, `[M] -> [M, C]` float64."""
-        exact = self._gather(rows).to(torch.float64, memory_format=torch.contiguous_format)
+        exact = self._tokens.index_select(0, rows).double()
         return exact.div_(self._length.index_select(0, rows))
 
     def rounded(self, dtype: torch.dtype) -> Tensor:
         """All of them, `[N, C]`."""
         vectors = self._tokens.new_empty(self._tokens.shape, dtype=dtype)
         for into, tokens, length in blocks(_BLOCK_ROWS, vectors, self._tokens, self._length):
-            if self._by_channel:  # a block of its own is transposed three times as fast
-                tokens = tokens.T.contiguous().T.contiguous()
             into.copy_(tokens.double() / length)
         return vectors
 
@@ -82,9 +79,4 @@ class UnitRows:
         return torch.cat(found)
 
     def _as_float32(self, rows: Tensor) -> Tensor:
-        return self._gather(rows).float()
-
-    def _gather(self, rows: Tensor) -> Tensor:
-        if self._by_channel:  # fewer cache misses
-            return self._tokens.T.index_select(1, rows).T
-        return self._tokens.index_select(0, rows)
+        return self._tokens.index_select(0, rows).float()
