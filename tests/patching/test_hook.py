@@ -47,6 +47,32 @@ def test_block_equals_the_slow_twin(kind, merge, proportional, size):
     assert change.abs().max() > 1e-2  # the block does something
 
 
+@pytest.mark.parametrize(("merge", "proportional"), MERGES)
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_in_every_form_equals_the_slow_twin(method, merge, proportional, monkeypatch):
+    unet, partitions = tiny_unet(), []
+    options = {"merge": merge, "proportional_attention": proportional, "features": "keys"}
+    apply_patch(unet, method, **options)
+    call_unet(unet)  # now the grid is known
+    attention = find_sites(unet)[0].attention
+    choose = attention._merger.partition
+
+    def chosen(*arguments):
+        partitions.append(choose(*arguments))
+        return partitions[-1]
+
+    monkeypatch.setattr(attention._merger, "partition", chosen)
+    tokens = torch.randn(2, 256, 32, generator=torch.Generator().manual_seed(2))
+    with torch.no_grad():
+        got = attention(tokens)
+    found = partitions[0].check()
+    assert found.num_clusters == 128
+    expected = merged_attention(
+        attention, tokens, found.labels, merge, proportional, found.representatives
+    )
+    torch.testing.assert_close(got.double(), expected, rtol=0, atol=1e-5)
+
+
 @pytest.mark.parametrize("merge", ["qkv", "kv", "q"])
 def test_only_self_attention_sees_fewer_tokens(merge):
     unet = tiny_unet()

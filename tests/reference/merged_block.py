@@ -7,16 +7,20 @@ import copy
 import torch
 
 
-def merged_attention(attention, tokens, labels, merge="qkv", proportional_attention=False):
+def merged_attention(
+    attention, tokens, labels, merge="qkv", proportional_attention=False, representatives=None
+):
     """Self-attention in float64 over clusters, `[B, N, C] -> [B, N, C]`."""
     attention = copy.deepcopy(attention).double()
     outputs = []
-    for image, clusters in zip(tokens.double(), labels, strict=True):
+    for number, (image, clusters) in enumerate(zip(tokens.double(), labels, strict=True)):
         members = [torch.nonzero(clusters == k).flatten() for k in range(int(clusters.max()) + 1)]
-        means = torch.stack([image[index].mean(0) for index in members])
+        merged = torch.stack([image[index].mean(0) for index in members])
+        if representatives is not None:
+            merged = torch.stack([image[index] for index in representatives[number]])
         sizes = torch.tensor([len(index) for index in members], dtype=torch.float64)
-        query_tokens = means if merge in ("qkv", "q") else image
-        key_tokens = means if merge in ("qkv", "kv") else image
+        query_tokens = merged if merge in ("qkv", "q") else image
+        key_tokens = merged if merge in ("qkv", "kv") else image
 
         queries = attention.to_q(query_tokens).unflatten(-1, (attention.heads, -1))
         keys = attention.to_k(key_tokens).unflatten(-1, (attention.heads, -1))
