@@ -158,7 +158,9 @@ class Depth(KeepRate):
     """Merges much in the first block and nothing in the last (ATC, eq. 5).
 
     ATC's blocks remove tokens for good; here each block merges anew, so what decreases is the
-    fraction that a block removes.
+    fraction that a block removes. Where blocks are compiled one by one, each of them gets a graph
+    of its own, and `torch.compile` by default makes 8: compile the whole UNet of a model with more
+    merged blocks (SDXL has 10).
 
     Attributes:
         rate: average over the blocks, in (0.5, 1]: the first removes twice as much as the average.

@@ -256,6 +256,21 @@ class TestOverBlocksAndLevels:
         ]  # 5th: all
         assert [row.tokens_after for row in handle.report().rows if row.merged] == [*counts, 256]
 
+    @pytest.mark.parametrize(
+        ("how", "graphs"), [("wrapped", 1), ("block by block", 4)]
+    )  # three merged blocks, and the middle one
+    def test_depth_is_compiled(self, how, graphs):
+        torch._dynamo.reset()
+        eager, unet, backend = small_unet(), small_unet(), Backend()
+        handle = apply_patch(unet, "tome-sd", keep_rate=Depth(0.7))
+        apply_patch(eager, "tome-sd", keep_rate=Depth(0.7))
+        module = compiled(unet, how, backend)
+        for timestep in (900, 500):
+            got, expected = (call_unet(m, timestep=timestep) for m in (module, eager))
+            torch.testing.assert_close(got, expected, rtol=0, atol=1e-6)
+        assert len({row.tokens_after for row in handle.report().rows if row.merged}) == 3
+        assert backend.graphs == graphs
+
     def test_levels_by_number(self):
         unet, spy = tiny_unet(), SpyMethod()
         handle = apply_patch(unet, spy, keep_rate={2: 0.5, 0: Linear(0.9, 0.6)})
