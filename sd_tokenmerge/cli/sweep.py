@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import errno
 import inspect
+import os
 import re
 import sys
+import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -199,10 +201,18 @@ class _SweepConsole:
         from sd_tokenmerge.cli.progress import ConsoleProgress
 
         self._features = ConsoleProgress("Features")
+        self._first: tuple[int, float] | None = None
 
     def generating(self, name: str, number: int, count: int) -> Progress:
-        from sd_tokenmerge.cli.progress import ConsoleProgress
+        from sd_tokenmerge.cli.progress import ConsoleProgress, format_duration
 
+        now = time.monotonic()
+        if self._first is None:
+            self._first = number, now
+        first, started = self._first
+        if number > first and os.environ.get("RANK", "0") == "0":
+            left = (now - started) / (number - first) * (count - number + 1)
+            self.note(f"{number - 1} of {count} settings done, {format_duration(left)} left.")
         return ConsoleProgress(f"{name} ({number} of {count})")
 
     def extracting(self, done: int, total: int) -> None:

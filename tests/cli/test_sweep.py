@@ -202,6 +202,21 @@ def test_generation_options_reach_the_runs(command, tmp_path, capsys):
     assert "merge kv; proportional attention True" in table
 
 
+def test_the_time_left_is_that_of_the_settings_made_so_far(monkeypatch, capsys):
+    console, clock = cli_sweep._SweepConsole(), iter([100.0, 160.0, 280.0])
+    monkeypatch.setattr(cli_sweep.time, "monotonic", lambda: next(clock))
+    for number in (3, 4, 5):  # those before were there already
+        console.generating("random", number, 10)
+    assert capsys.readouterr().err.splitlines() == [
+        "3 of 10 settings done, 7 min 00 s left.",
+        "4 of 10 settings done, 9 min 00 s left.",
+    ]
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setattr(cli_sweep.time, "monotonic", lambda: 400.0)
+    console.generating("random", 6, 10)
+    assert capsys.readouterr().err == ""
+
+
 def test_a_stopped_sweep_says_how_to_go_on(command, monkeypatch, capsys):
     def stop(*args, **kwargs):
         raise RunStopped("stopped after the current batch. Run the same command again to go on.")
