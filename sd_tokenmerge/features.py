@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-_CHUNK_ELEMENTS = 2**21
-"""Attention weights held at a time: 8 MiB in float32, and as much again for their softmax."""
+_CHUNK_ELEMENTS = 2**20
+"""Attention weights held at a time: 4 MiB in float32, and as much again for their softmax."""
 _COMPILED_CHUNK_ELEMENTS = 2**24
 """As many while compiling, where every chunk becomes a part of the graph."""
 

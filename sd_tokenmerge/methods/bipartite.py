@@ -33,8 +33,9 @@ def match_bipartite(
     """
     batch, count, _ = tokens.shape
     roots = torch.arange(count, device=tokens.device).repeat(batch, 1)
-    unit = unit_tokens(tokens)
-    similarity, match = most_similar(unit[:, sources], unit[:, destinations])
+    similarity, match = most_similar(
+        unit_tokens(tokens[:, sources]), unit_tokens(tokens[:, destinations])
+    )
     edges = similarity.argsort(dim=1, descending=True, stable=True)[:, : count - num_clusters]
     roots.scatter_(1, sources[edges], destinations[match.gather(1, edges)])
     return labels_from_roots(roots)

@@ -11,8 +11,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-BLOCK_SIZE = 2**21
-"""Elements of the largest block of distances held at a time: 8 MiB in float32."""
+BLOCK_SIZE = 2**20
+"""Elements of the largest block of distances held at a time: 4 MiB in float32."""
 
 
 def row_blocks(num_rows: int, num_columns: int) -> Iterator[slice]:

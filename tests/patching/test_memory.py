@@ -37,7 +37,7 @@ def unet():
         return UNet2DConditionModel(**config).eval()
 
 
-def peak_of_attention(unet, batch=2, side=SIDE):
+def peak_of_attention(unet, batch, side=SIDE):
     """The most bytes allocated at a time while the first self-attention runs as in its block."""
     site = find_sites(unet)[0]
     image = torch.randn(batch, CHANNELS, side, side, generator=torch.Generator().manual_seed(0))
@@ -66,13 +66,14 @@ def peak_of_attention(unet, batch=2, side=SIDE):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("batch", [1, 2])
 @pytest.mark.parametrize("options", [{}, {"features": "keys"}, KV], ids=str)
 @pytest.mark.parametrize("method", ALL_METHODS)
-def test_is_at_most_that_of_unmerged_attention(unet, method, options):
-    unmerged = peak_of_attention(unet)
-    assert unmerged >= 4 * 2 * SIDE**2 * CHANNELS * 4  # queries, keys, values and output
+def test_is_at_most_that_of_unmerged_attention(unet, method, options, batch):
+    unmerged = peak_of_attention(unet, batch)
+    assert unmerged >= 4 * batch * SIDE**2 * CHANNELS * 4  # queries, keys, values and output
     with apply_patch(unet, method, keep_rate=0.5, **options):
-        assert peak_of_attention(unet) <= unmerged
+        assert peak_of_attention(unet, batch) <= unmerged
 
 
 @pytest.mark.slow
