@@ -34,7 +34,8 @@ class ClusterMeans:
     def __init__(self, tokens: Tensor) -> None:
         count, channels = tokens.shape
         precise = precise_dtype(tokens.device)
-        if channels <= _FEW_CHANNELS:
+        self._keeps_all = channels <= _FEW_CHANNELS
+        if self._keeps_all:
             self._sums = unit_vectors(tokens)
             self._place = torch.arange(count, device=tokens.device)  # of clusters in `_sums`
             self.rounded = self._sums.to(precise, copy=True)
@@ -49,19 +50,19 @@ class ClusterMeans:
     def exact(self, clusters: Tensor) -> Tensor:
         """The means of some clusters, `[M] -> [M, C]` float64."""
         place = self._place[clusters]
-        single = torch.where(place < 0)[0]
-        if len(single) == 0:
+        if self._keeps_all or bool((place >= 0).all()):
             sums = self._sums.index_select(0, place)
             return sums.div_(self.size[clusters].unsqueeze(1))
-        if len(single) == len(clusters):
-            return self._unit.exact(clusters)
         means = self._unit.exact(clusters)
         kept = torch.where(place >= 0)[0]
-        means[kept] = self.exact(clusters[kept])
+        if len(kept):
+            means[kept] = self.exact(clusters[kept])
         return means
 
     def keep(self, clusters: Tensor) -> None:
         """Keep what `exact` needs of some clusters, until they are merged into another."""
+        if self._keeps_all:
+            return
         single = clusters[self._place[clusters] < 0]
         if len(single):
             single = torch.unique(single)
