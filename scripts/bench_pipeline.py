@@ -2,6 +2,7 @@
 
     python scripts/bench_pipeline.py --minutes 16     # this device's default cases
     python scripts/bench_pipeline.py --cases sd15-768 --contestants unpatched oracle-qkv-50
+    python scripts/bench_pipeline.py --part self-attention   # only what merging changes: less noise
     python scripts/bench_pipeline.py --quick          # a tiny model: does it run?
 
 Every case is one UNet at one size. Before timing, each contestant is checked on small latents: the
@@ -14,6 +15,9 @@ mean of these two, because a machine is not equally fast for minutes on end.
 with `refresh_every=n` is called twice in a turn, with a new partition and with a kept one, and its
 step time is that of the first plus n - 1 times the second, over n.
 
+With `--part self-attention` the turns are those of the merged self-attentions alone, choosing and
+merging included, on what they get in a call of the unpatched UNet: see `attention_calls`.
+
 Rows are appended to a CSV file; `scripts/render_benchmarks.py` puts them into docs/benchmarks.md.
 """
 
@@ -23,9 +27,11 @@ import argparse
 import gc
 import statistics
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import torch
+from attention_calls import AttentionCalls
 from bench_rows import MACHINE_FIELDS, append_rows, describe_machine, percentile
 from pipeline_contestants import CONTESTANTS, CPU_CONTESTANTS
 from timed_unet import CASES, QUICK, add_model_arguments, build_unet, milliseconds
@@ -52,6 +58,9 @@ FIELDS = (
     *MACHINE_FIELDS,
 )
 CPU_CASES = ("sd15-512", "sd15-768")
+UNET, SELF_ATTENTION = "unet", "self-attention"
+OUT = {UNET: "pipeline.csv", SELF_ATTENTION: "attention.csv"}
+BENCHMARKS = {UNET: "unet-step", SELF_ATTENTION: "self-attention-step"}
 
 
 class Bench:
@@ -76,7 +85,11 @@ class Bench:
 
     def run(self, seconds: float) -> list[dict[str, object]]:
         """Take turns for so long, at least one round; rows."""
-        return self.rows(take_turns(self.calls, self.contestants, seconds, self.arguments.rounds))
+        rounds = self.arguments.rounds
+        if self.arguments.part == UNET:
+            return self.rows(take_turns(self.calls, self.contestants, seconds, rounds))
+        in_all_rounds = [replace(one, rounds=None) for one in self.contestants]
+        return self.rows(take_turns(AttentionCalls(self.calls), in_all_rounds, seconds, rounds))
 
     def rows(self, timings: dict[str, Timings]) -> list[dict[str, object]]:
         """One row for each contestant."""
@@ -87,7 +100,7 @@ class Bench:
             steps = taken.steps()
             step = statistics.median(steps)
             row: dict[str, object] = {
-                "benchmark": "unet-step",
+                "benchmark": BENCHMARKS[self.arguments.part],
                 "case": self.name,
                 "contestant": one.name,
                 "dtype": self.arguments.dtype,
@@ -118,14 +131,16 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--cases", nargs="+", choices=list(CASES))
     parser.add_argument("--contestants", nargs="+", choices=list(CONTESTANTS))
+    parser.add_argument("--part", choices=list(OUT), default=UNET, help="what is timed")
     add_model_arguments(parser)
     parser.add_argument("--minutes", type=float, default=16.0, help="for all cases together")
     parser.add_argument("--rounds", type=int, default=20, help="at most")
     parser.add_argument("--batch", type=int, help="default: 2, the two branches of guidance")
     parser.add_argument("--threads", type=int, help="of the CPU")
     parser.add_argument("--quick", action="store_true", help="a tiny model; rows are not saved")
-    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "benchmarks" / "pipeline.csv")
+    parser.add_argument("--out", type=Path, help="default: in docs/benchmarks")
     arguments = parser.parse_args()
+    arguments.out = arguments.out or ROOT / "docs" / "benchmarks" / OUT[arguments.part]
     is_cpu = arguments.device == "cpu"
     if is_cpu and arguments.threads:
         torch.set_num_threads(arguments.threads)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 from bench_rows import read_rows
@@ -16,39 +17,70 @@ MODEL = ("device", "dtype", "batch", "threads")
 
 def pipeline(folder: Path) -> str:
     """Step times by case, device and run."""
+    head = "| | step, ms (20 to 80 %) | turns | speed-up | of the oracle's saving "
     parts = []
-    for (case, *_), group in grouped(last_runs(folder), ("case", *MODEL, "commit")):
-        first = group[0]
-        speedups = {row["contestant"]: float(row["speedup"]) for row in group}
-        lines = [
-            f"**{case}**, {first['dtype']}, batch {first['batch']}; {conditions(first)}",
-            "",
-            "| | step, ms (20 to 80 %) | turns | speed-up | of the oracle's saving "
-            "| of its own clusters' |",
-            "|---|---|---|---|---|---|",
-        ]
+    for first, group, speedups in runs(folder / "pipeline.csv"):
+        lines = [first, "", head + "| of its own clusters' |", "|---|---|---|---|---|---|"]
         for row in group:
-            spread = f"{row['step_ms']} ({row['step_ms_20']} to {row['step_ms_80']})"
             share = oracle_share(row["contestant"], speedups)
             lines.append(
-                f"| {row['contestant']} | {spread} | {row['repeats']} | {row['speedup']} "
+                f"| {row['contestant']} | {spread(row)} | {row['repeats']} | {row['speedup']} "
                 f"| {share} | {own_share(row)} |"
             )
         parts.append("\n".join(lines))
     return "\n\n".join(parts) or NOT_RUN
 
 
-def last_runs(folder: Path) -> list[Row]:
+def attention(folder: Path) -> str:
+    """Times of the merged self-attentions by case, device and run."""
+    head = "| | in a call, ms (20 to 80 %) | turns | of unmerged | longer than the oracle, ms "
+    parts = []
+    for first, group, speedups in runs(folder / "attention.csv"):
+        unmerged = next(float(row["step_ms"]) for row in group if row["contestant"] == "unpatched")
+        lines = [
+            first,
+            "",
+            head + "| of the oracle's saving | of its own clusters' |",
+            "|---|---|---|---|---|---|---|",
+        ]
+        for row in group:
+            name = row["contestant"]
+            oracle = oracle_of(name)
+            longer = "-"
+            if not is_bound(name) and oracle in speedups:
+                longer = f"{unmerged * (1 / speedups[name] - 1 / speedups[oracle]):.0f}"
+            lines.append(
+                f"| {name} | {spread(row)} | {row['repeats']} | {1 / speedups[name]:.2f} "
+                f"| {longer} | {oracle_share(name, speedups)} | {own_share(row)} |"
+            )
+        parts.append("\n".join(lines))
+    return "\n\n".join(parts) or NOT_RUN
+
+
+def runs(path: Path) -> Iterator[tuple[str, list[Row], dict[str, float]]]:
+    """Of each run that is shown, the conditions, the rows, and speed-ups by contestant."""
+    for (case, *_), group in grouped(last_runs(path), ("case", *MODEL, "commit")):
+        first = group[0]
+        title = f"**{case}**, {first['dtype']}, batch {first['batch']}; {conditions(first)}"
+        yield title, group, {row["contestant"]: float(row["speedup"]) for row in group}
+
+
+def spread(row: Row) -> str:
+    """A step's median and percentiles."""
+    return f"{row['step_ms']} ({row['step_ms_20']} to {row['step_ms_80']})"
+
+
+def last_runs(path: Path) -> list[Row]:
     """Each contestant's last row, with the unpatched UNet and the oracles of the same run."""
     run = ("case", *MODEL, "commit")
-    rows = latest(read_rows(folder / "pipeline.csv"), ("contestant", *run))
+    rows = latest(read_rows(path), ("contestant", *run))
     settings = [row for row in rows if not is_bound(row["contestant"])]
     last = latest(settings, ("contestant", "case", *MODEL))
-    runs = {tuple(row[name] for name in run) for row in last}
+    shown_runs = {tuple(row[name] for name in run) for row in last}
     shown = [
         row
         for row in rows
-        if row in last or (is_bound(row["contestant"]) and tuple(row[n] for n in run) in runs)
+        if row in last or (is_bound(row["contestant"]) and tuple(row[n] for n in run) in shown_runs)
     ]
     cases = list(dict.fromkeys(row["case"] for row in shown))
     return sorted(shown, key=lambda row: cases.index(row["case"]))
@@ -59,12 +91,17 @@ def is_bound(contestant: str) -> bool:
     return contestant == "unpatched" or contestant.startswith("oracle")
 
 
+def oracle_of(contestant: str) -> str:
+    """The oracle that merges as much: a preset's own, else qkv at 50 %."""
+    if not contestant.startswith("preset-"):
+        return "oracle-qkv-50"
+    preset = PRESETS[contestant.removeprefix("preset-")]
+    return oracle_name(preset.merge, preset.keep_rate)
+
+
 def oracle_share(contestant: str, speedups: dict[str, float]) -> str:
-    """How much of what an oracle saves this contestant saves: a preset's own, else qkv at 50 %."""
-    oracle = "oracle-qkv-50"
-    if contestant.startswith("preset-"):
-        preset = PRESETS[contestant.removeprefix("preset-")]
-        oracle = oracle_name(preset.merge, preset.keep_rate)
+    """How much of what its oracle saves this contestant saves."""
+    oracle = oracle_of(contestant)
     if is_bound(contestant) or oracle not in speedups:
         return "-"
     most = 1 - 1 / speedups[oracle]

@@ -11,6 +11,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from attention_calls import AttentionCalls
 from pipeline_contestants import Contestant, rotated
 from timed_unet import TimedUNet
 
@@ -48,12 +49,15 @@ class Timings:
 
 
 def take_turns(
-    calls: TimedUNet, contestants: Sequence[Contestant], seconds: float, rounds: int
+    calls: TimedUNet | AttentionCalls,
+    contestants: Sequence[Contestant],
+    seconds: float,
+    rounds: int,
 ) -> dict[str, Timings]:
     """Time contestants in rounds, each in another order.
 
     Args:
-        calls: of the UNet.
+        calls: of the UNet, or of its self-attentions.
         contestants: what takes turns; the unpatched UNet does anyway.
         seconds: no further round is begun that would end later; the first one always is.
         rounds: at most so many.
@@ -89,7 +93,7 @@ def take_turns(
     return timings
 
 
-def _take_turn(calls: TimedUNet, one: Contestant, timings: Timings) -> None:
+def _take_turn(calls: TimedUNet | AttentionCalls, one: Contestant, timings: Timings) -> None:
     steps = calls.timesteps()
     with one.on(calls.unet):
         timings.fresh.append(calls.timed(steps[10]))
