@@ -11,9 +11,8 @@ from torch import Tensor
 
 from sd_tokenmerge.kernels.exact import unit_vectors
 from sd_tokenmerge.kernels.search import blocks, precise_dtype
-from sd_tokenmerge.kernels.unit_rows import UnitRows
+from sd_tokenmerge.kernels.unit_rows import FEW_CHANNELS, UnitRows
 
-_FEW_CHANNELS = 128  # so few take little memory: all unit vectors are kept as sums, to save calls
 _KEPT_AT_ONCE = 1024
 
 
@@ -34,7 +33,7 @@ class ClusterMeans:
     def __init__(self, tokens: Tensor) -> None:
         count, channels = tokens.shape
         precise = precise_dtype(tokens.device)
-        self._keeps_all = channels <= _FEW_CHANNELS
+        self._keeps_all = channels <= FEW_CHANNELS
         if self._keeps_all:
             self._sums = unit_vectors(tokens)
             self._place = torch.arange(count, device=tokens.device)  # of clusters in `_sums`

@@ -12,6 +12,8 @@ from torch import Tensor
 from sd_tokenmerge.kernels.exact import lengths, pair_similarities, unit_vectors
 from sd_tokenmerge.kernels.search import blocks, float32_error
 
+FEW_CHANNELS = 128
+"""So few take little memory even in float64, and calls take longer than arithmetic."""
 _BLOCK_ROWS = 512
 _PAIR_ELEMENTS = 1 << 16  # of float64 vectors compared pair by pair: 512 KiB
 _SAFE_LENGTH = 2.0**40  # products of so long and of so short vectors are in float32's range
@@ -24,8 +26,8 @@ class UnitRows:
         error: how far `quick_similarities` can be from the exact ones.
 
     Args:
-        tokens: `[N, C]`, any float dtype; kept as they are. Only where they are float64, or very
-            long or short, their unit vectors are kept instead.
+        tokens: `[N, C]`, any float dtype; kept as they are. Only where they have few channels, are
+            float64, or very long or short, their unit vectors are kept instead.
 
     Raises:
         ValueError: `tokens` are not finite.
@@ -34,11 +36,12 @@ class UnitRows:
     def __init__(self, tokens: Tensor) -> None:
         self.error = float32_error(tokens.shape[1])
         self._tokens, self._length = tokens, tokens.new_ones(len(tokens), 1, dtype=torch.float64)
-        if tokens.dtype != torch.float64:
+        keeps_unit = tokens.dtype == torch.float64 or tokens.shape[1] <= FEW_CHANNELS
+        if not keeps_unit:
             for part, length in blocks(_BLOCK_ROWS, tokens, self._length):
                 length.copy_(lengths(part.double()))
         is_safe = (self._length < _SAFE_LENGTH) & (self._length > 1 / _SAFE_LENGTH)
-        if tokens.dtype == torch.float64 or not bool(is_safe.all()):
+        if keeps_unit or not bool(is_safe.all()):
             self._tokens = unit_vectors(tokens)
             self._length.fill_(1)
 

@@ -10,13 +10,14 @@ from sd_tokenmerge.kernels.unit_rows import UnitRows
 from tests.kernels.token_fields import white_tokens
 
 
+@pytest.mark.parametrize("channels", [37, 137])
 @pytest.mark.parametrize("by_channel", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 @pytest.mark.parametrize("scale", [1.0, 1e-20, 1e20, 1e-38, 3e37])
-def test_rows_and_similarities_are_those_of_unit_vectors(dtype, scale, by_channel):
+def test_rows_and_similarities_are_those_of_unit_vectors(dtype, scale, by_channel, channels):
     if dtype == torch.float16 and scale != 1.0:
         pytest.skip("out of float16's range")
-    tokens = (white_tokens(1100, 37) * scale).to(dtype)
+    tokens = (white_tokens(1100, channels) * scale).to(dtype)
     tokens[5] = 0
     if by_channel:
         tokens = tokens.T.contiguous().T
