@@ -24,6 +24,11 @@ def grouped(rows: Iterable[Row], key: Sequence[str]) -> list[tuple[tuple[str, ..
     return list(groups.items())
 
 
+def conditions_of(rows: Sequence[Row]) -> str:
+    """As `conditions`, of rows that may be of several commits."""
+    return conditions(rows[0] | {"commit": ", ".join(dict.fromkeys(row["commit"] for row in rows))})
+
+
 def conditions(row: Row) -> str:
     """Device, threads, versions and commit of a row."""
     is_gpu = row["device"].startswith("NVIDIA")

@@ -6,7 +6,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from bench_rows import read_rows
-from bench_tables import NOT_RUN, Row, conditions, counted, grouped, latest, number, table
+from bench_tables import (
+    NOT_RUN,
+    Row,
+    conditions,
+    conditions_of,
+    counted,
+    grouped,
+    latest,
+    number,
+    table,
+)
 from pipeline_contestants import oracle_name
 
 from sd_tokenmerge import PRESETS
@@ -194,7 +204,7 @@ def memory(folder: Path) -> str:
             )
         head = ["", "around a merged self-attention, MiB", "relative", "whole call, MiB"]
         parts.append(
-            f"**{case}**, {first['dtype']}, batch {first['batch']}; {conditions(first)}\n\n"
+            f"**{case}**, {first['dtype']}, batch {first['batch']}; {conditions_of(group)}\n\n"
             + table(head, lines)
         )
     return "\n\n".join(parts) or NOT_RUN
@@ -246,7 +256,7 @@ def matrix(folder: Path) -> str:
         head = ["method", *(f"{form}, {keep} %" for form, keep in columns)]
         parts.append(
             f"**{case}**, {first['dtype']}, batch {first['batch']}, {turns} per cell; "
-            f"{conditions(first)}\n\n" + table(head, lines, numbers=len(columns))
+            f"{conditions_of(group)}\n\n" + table(head, lines, numbers=len(columns))
         )
     return "\n\n".join(parts) or NOT_RUN
 
