@@ -10,6 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import bench_key_bias
+import bench_memory
 import bench_pipeline
 import bench_quality
 import bench_quality_time
@@ -271,6 +272,26 @@ class TestDocuments:
         assert "| oracle-qkv-50 | 1 (1 to 1) | 1 | 2 | - | - |" in third
         assert "| tomesd-50 | 1 (1 to 1) | 1 | 1.6 | 75 % | - |" in third
         assert "| preset-fast | 1 (1 to 1) | 1 | 1.8 | - | 80 % |" in third
+
+    def test_attention_says_how_much_longer_than_the_oracle_it_takes(self, tmp_path):
+        row = dict.fromkeys(bench_pipeline.FIELDS, "1") | {"case": "sd15-512", "device": "a CPU"}
+        row |= {"step_ms": "1000", "kept_ms": ""}
+        speedups = {"unpatched": 1, "oracle-qkv-50": 4, "preset-exact": 1.25, "preset-fast": 2}
+        append_rows(
+            tmp_path / "attention.csv",
+            bench_pipeline.FIELDS,
+            [{**row, "contestant": n, "speedup": str(one)} for n, one in speedups.items()],
+        )
+        text = render_benchmarks.attention(tmp_path)
+        assert "| oracle-qkv-50 | 1000 (1 to 1) | 1 | 0.25 | - | - | - |" in text
+        assert "| preset-exact | 1000 (1 to 1) | 1 | 0.80 | 550 | 27 % | - |" in text
+        assert "| preset-fast | 1000 (1 to 1) | 1 | 0.50 | - | - | - |" in text  # its oracle is not
+
+    def test_tables_name_all_commits(self, tmp_path):
+        row = dict.fromkeys(bench_memory.FIELDS, "1") | {"case": "sd15-512", "device": "a CPU"}
+        rows = [{**row, "contestant": n, "commit": c} for n, c in (("one", "ab"), ("two", "cd"))]
+        append_rows(tmp_path / "memory.csv", bench_memory.FIELDS, rows)
+        assert "commit ab, cd." in render_benchmarks.memory(tmp_path)
 
     def test_quality(self, tmp_path):
         measured = [
