@@ -39,6 +39,7 @@ def arguments(**changes):
         "contestants": ["unpatched", "oracle-qkv-50", "preset-fast", "tomesd-50"],
         "configs": Path(),
         "rounds": 1,
+        "part": "unet",
     }
     return argparse.Namespace(**values | changes)
 
@@ -97,13 +98,15 @@ class TestPipeline:
         assert oracle(tokens, 128) is oracle(tokens, 128)
         assert oracle(tokens, 128).check().num_clusters == 128
 
-    def test_a_round_on_a_tiny_model(self, capsys):
-        bench = Bench("quick", arguments())
+    @pytest.mark.parametrize("part", ["unet", "self-attention"])
+    def test_a_round_on_a_tiny_model(self, part, capsys):
+        bench = Bench("quick", arguments(part=part))
         bench.check()
         rows = bench.run(0)
         assert [row["contestant"] for row in rows] == arguments().contestants
         for row in rows:
             assert row.keys() == set(bench_pipeline.FIELDS)
+            assert row["benchmark"] == f"{part}-step"
             assert row["repeats"] == (2 if row["contestant"] == "unpatched" else 1)
             assert float(row["step_ms"]) > 0
             assert bool(row["kept_ms"]) == (row["refresh_every"] > 1)
