@@ -19,8 +19,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from sd_tokenmerge.kernels.backend import OUTSIDE_CUDA_GRAPHS
 from sd_tokenmerge.methods.base import Grid, Method
-from sd_tokenmerge.methods.op import OUTSIDE_CUDA_GRAPHS
 from sd_tokenmerge.partitions import Partition
 from sd_tokenmerge.timesteps import TimestepReader
 

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from sd_tokenmerge.kernels.average import AverageClusters
-from sd_tokenmerge.kernels.backend import needs_fixed_shapes
+from sd_tokenmerge.kernels.backend import OUTSIDE_CUDA_GRAPHS, needs_fixed_shapes
 from sd_tokenmerge.kernels.complete import CompleteClusters
 from sd_tokenmerge.kernels.device.labels import fixed_shape_labels
 from sd_tokenmerge.kernels.hierarchy import Merges
@@ -124,6 +124,7 @@ _operator = torch.library.custom_op(
     _cluster,
     mutates_args=(),
     schema="(Tensor tokens, int num_clusters, str linkage, ScalarType? search_dtype) -> Tensor",
+    **OUTSIDE_CUDA_GRAPHS,
 )
 
 

@@ -6,22 +6,13 @@ compiled graph every method is therefore the same single operator, whose output 
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
+from sd_tokenmerge.kernels.backend import OUTSIDE_CUDA_GRAPHS
 from sd_tokenmerge.methods import METHODS, parse_method
 from sd_tokenmerge.methods.base import Grid, Method
 from sd_tokenmerge.partitions import Partition
-
-OUTSIDE_CUDA_GRAPHS: dict[str, Any] = (
-    {"tags": (torch.Tag.cudagraph_unsafe,)} if hasattr(torch.Tag, "cudagraph_unsafe") else {}
-)
-"""For `custom_op`: a CUDA graph would replay, in every call, what happened while it was recorded.
-
-Versions of torch without this tag record no graph that is given a tensor on the CPU.
-"""
 
 
 def cluster(
