@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sd_tokenmerge.kernels.segments import segment_sum
 from sd_tokenmerge.methods.base import Grid
-from sd_tokenmerge.methods.distances import BLOCK_SIZE, unit_tokens
+from sd_tokenmerge.methods.distances import row_blocks, unit_tokens
 from sd_tokenmerge.methods.numbering import labels_from_roots
 
 
@@ -55,7 +55,7 @@ def merge_on_grid(tokens: Tensor, num_clusters: int, grid: Grid) -> Tensor:
         unit = unit_tokens(segment_sum(tokens[None], roots[None], grid.num_tokens)[0])
         one, other = roots[first], roots[second]
         # eq. (13)
-        similarity = _of_pairs(unit, one, other).masked_fill_(one == other, -torch.inf)
+        similarity = _edge_similarities(unit, one, other).masked_fill_(one == other, -torch.inf)
         order = similarity.argsort(descending=True, stable=True)
         one, other = one[order], other[order]
         pairs = match_greedily(one, other, grid.num_tokens)
@@ -69,11 +69,11 @@ def merge_on_grid(tokens: Tensor, num_clusters: int, grid: Grid) -> Tensor:
     return labels_from_roots(roots[None])[0]
 
 
-def _of_pairs(unit: Tensor, one: Tensor, other: Tensor) -> Tensor:
-    """Products of rows, `[N, C], [E], [E] -> [E]`, without both ends of all edges at a time."""
-    step = max(1, BLOCK_SIZE // (4 * unit.shape[1]))
-    pairs = zip(torch.split(one, step), torch.split(other, step), strict=True)
-    return torch.cat([unit[ends].mul_(unit[others]).sum(-1) for ends, others in pairs])
+def _edge_similarities(unit: Tensor, one: Tensor, other: Tensor) -> Tensor:
+    """Cosine of both ends of each edge, `[N, C], [E], [E] -> [E]`."""
+    both_ends = 2 * unit.shape[1]
+    edges = row_blocks(len(one), both_ends)
+    return torch.cat([unit[one[some]].mul_(unit[other[some]]).sum(-1) for some in edges])
 
 
 def match_greedily(one: Tensor, other: Tensor, num_nodes: int) -> Tensor:
