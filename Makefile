@@ -63,7 +63,6 @@ bench: $(READY)
 	$(BIN)/python scripts/bench_quality_time.py --minutes 5
 	$(BIN)/python scripts/bench_compile.py
 	$(BIN)/python scripts/render_benchmarks.py
-	$(BIN)/python scripts/bench_generate.py --store
 
 clean:
 	rm -rf $(VENV) $(DEMO) build *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -20,7 +20,7 @@ from pathlib import Path
 from bench_rows import read_rows, write_or_check
 from bench_tables import NOT_RUN, conditions, latest, number, plus_minus, table
 from plot_quality import latest_times
-from render_times import attention, compiled, images, key_bias, matrix, memory, pipeline
+from render_times import attention, compiled, images, memory, pipeline
 
 from sd_tokenmerge import PRESETS
 
@@ -179,12 +179,10 @@ BLOCKS: Blocks = {
     "pipeline": pipeline,
     "attention": attention,
     "image": images,
-    "matrix": matrix,
     "memory": memory,
     "compile": compiled,
     "quality": quality,
     "paired": paired,
-    "key-bias": key_bias,
 }
 DOCUMENTS: Mapping[Path, Blocks] = {
     ROOT / "docs" / "benchmarks.md": BLOCKS,

@@ -11,7 +11,6 @@ from bench_tables import (
     Row,
     conditions,
     conditions_of,
-    counted,
     grouped,
     latest,
     number,
@@ -160,30 +159,6 @@ def compiled(folder: Path) -> str:
     return "\n\n".join(parts) or NOT_RUN
 
 
-def key_bias(folder: Path) -> str:
-    """Ways to count cluster sizes."""
-    key = ("device", "dtype", "batch", "threads", "heads", "width", "queries", "keys")
-    rows = latest(read_rows(folder / "key_bias.csv"), ("way", *key))
-    parts = []
-    for _, group in grouped(rows, key[:4]):
-        lines = [
-            f"{group[0]['dtype']}, batch {group[0]['batch']}; {conditions(group[0])}",
-            "",
-            "| heads x width | queries x keys | none, ms | mask | channel |",
-            "|---|---|---|---|---|",
-        ]
-        for _, sizes in grouped(group, key):
-            ways = {row["way"]: row for row in sizes}
-            one = sizes[0]
-            lines.append(
-                f"| {one['heads']} x {one['width']} | {one['queries']} x {one['keys']} "
-                f"| {ways['none']['ms']} | {ways['mask']['times_none']}x "
-                f"| {ways['channel']['times_none']}x |"
-            )
-        parts.append("\n".join(lines))
-    return "\n\n".join(parts) or NOT_RUN
-
-
 def memory(folder: Path) -> str:
     """Peak memory by case and device."""
     rows = latest(read_rows(folder / "memory.csv"), ("case", "contestant", *MODEL))
@@ -235,34 +210,3 @@ def images(folder: Path) -> str:
             f"the UNet with two images; {conditions(first)}\n\n" + table(head, lines)
         )
     return "\n\n".join(parts) or NOT_RUN
-
-
-def matrix(folder: Path) -> str:
-    """Step times of methods, forms and keep rates, by case and device."""
-    rows = latest(read_rows(folder / "matrix.csv"), ("case", "method", "form", "keep", *MODEL))
-    parts = []
-    for (case, *_), group in grouped(rows, ("case", *MODEL)):
-        first = group[0]
-        columns = list(dict.fromkeys((row["form"], row["keep"]) for row in group))
-        cells = {(row["method"], row["form"], row["keep"]): row for row in group}
-        lines = []
-        for method in dict.fromkeys(row["method"] for row in group):
-            found = [cells.get((method, *column)) for column in columns]
-            lines.append([f"`{method}`", *(matrix_cell(row) for row in found)])
-        repeats = sorted({int(row["repeats"]) for row in group if not row["refused"]})
-        turns = counted(repeats[-1], "turn")
-        if repeats[0] < repeats[-1]:
-            turns = f"{repeats[0]} to {turns}"
-        head = ["method", *(f"{form}, {keep} %" for form, keep in columns)]
-        parts.append(
-            f"**{case}**, {first['dtype']}, batch {first['batch']}, {turns} per cell; "
-            f"{conditions_of(group)}\n\n" + table(head, lines, numbers=len(columns))
-        )
-    return "\n\n".join(parts) or NOT_RUN
-
-
-def matrix_cell(row: Row | None) -> str:
-    """A step's time relative to unpatched, or why there is none."""
-    if row is None:
-        return "-"
-    return "refused" if row["refused"] else f"{float(row['relative']):.2f}"

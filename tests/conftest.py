@@ -21,7 +21,7 @@ _cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else o
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", _cores)))
 
 FAULT_COUNTS = ("kills survived", "damages found and repaired", "images lost")
-"""What fault tests record; `scripts/count_faults.py` keeps the sums."""
+"""Counts that fault tests record; their sums are printed at the end of a run."""
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 """Reference material kept beside the repository; absent in most checkouts."""

@@ -179,18 +179,6 @@ def test_a_baseline_of_other_size_needs_force(
     assert "the difference is biased" in capsys.readouterr().err
 
 
-def test_the_script_is_the_command(folders: dict[str, Path]) -> None:
-    finished = subprocess.run(
-        [sys.executable, "scripts/compute_fid.py", folders["reference"], "/missing"],
-        cwd=REPOSITORY,
-        capture_output=True,
-        text=True,
-    )
-    assert finished.returncode == 2
-    assert finished.stderr.startswith("error: ")
-    assert finished.stdout == ""
-
-
 def test_importing_the_command_imports_no_torch() -> None:
     program = "import sys, sd_tokenmerge.cli.fid; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], cwd=REPOSITORY).returncode == 0

@@ -1,7 +1,7 @@
 """Faults for real: killed processes, damaged files, full disks, read-only folders.
 
 A few kills and one damage of each kind are part of every test run, the rest is slow.
-`scripts/count_faults.py` runs all of it and prints what was survived.
+`make test-faults` runs them all and prints the counts of kills survived and damages found.
 """
 
 from __future__ import annotations

@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 
-import bench_key_bias
 import bench_memory
 import bench_pipeline
 import bench_quality
@@ -196,20 +195,6 @@ class TestQuality:
         assert numbers["ssim_se"] == pytest.approx(0.1 / math.sqrt(3))
         assert numbers["feature_distance"] == pytest.approx(4 / 3)
         assert set(numbers) <= set(bench_quality.FIELDS)
-
-
-class TestKeyBias:
-    @pytest.mark.parametrize("heads", [1, 3])
-    def test_both_ways_count_a_key_as_often_as_it_has_tokens(self, heads):
-        q = torch.randn(2, heads, 6, 8)
-        k, v = torch.randn(2, heads, 4, 8), torch.randn(2, heads, 4, 8)
-        sizes = torch.tensor([[3, 1, 2, 1], [1, 1, 1, 4]])
-        bias = sizes.log().unsqueeze(1)
-        for image in range(2):
-            repeated = [x[image : image + 1].repeat_interleave(sizes[image], 2) for x in (k, v)]
-            expected = bench_key_bias.none(q[image : image + 1], *repeated, bias)[0]
-            for way in (bench_key_bias.mask, bench_key_bias.channel):
-                torch.testing.assert_close(way(q, k, v, bias)[image], expected)
 
 
 class TestDocuments:
