@@ -1,7 +1,7 @@
 """Merging methods, by name.
 
-To add one, write a module with a `Method` subclass and add it to `METHODS`: the contract test and
-the command line pick it up.
+To add one, write a module with a `Method` subclass and list it in `METHODS`, which the contract
+tests and the command line go through.
 """
 
 from __future__ import annotations
@@ -39,10 +39,11 @@ METHODS: dict[str, type[Method]] = {
 
 
 def parse_method(method: str | Method) -> Method:
-    """A method from its string, for example `"atc:linkage=complete"`; an instance passes through.
+    """Parse a method string such as `"atc:linkage=complete"`; an instance is returned as it is.
 
     Raises:
-        ValueError: unknown method, unknown option or bad value; the message lists what is allowed.
+        ValueError: unknown method, unknown option or invalid value; the message lists what is
+            allowed.
         TypeError: `method` is neither a string nor a `Method`.
     """
     if isinstance(method, Method):
@@ -61,27 +62,26 @@ def partition(
     seed: int = 0,
     scores: Tensor | None = None,
 ) -> Partition:
-    """Cluster each image's tokens, `[B, N, C]` -> K clusters.
+    """Cluster each image's tokens `[B, N, C]` into K clusters, with all arguments checked.
 
-    The checks wait for the device; inside a denoiser, `methods.op.cluster` does without them.
+    Some checks wait for the device; calling the method itself skips them.
 
     Args:
-        tokens: `[B, N, C]` float, row by row over the grid.
+        tokens: `[B, N, C]` float, in row-major order of the grid.
         method: a method, or its string such as `"atc:linkage=complete"`.
-        num_clusters: K, in [1, N]; some methods can't reach the smallest. `clusters_to_keep` gives
-            the K of a keep rate.
+        num_clusters: K, in [1, N]; some methods cannot reach the smallest. `clusters_to_keep`
+            converts a keep rate.
         grid: height and width in tokens; their product is N.
-        seed: what a random method draws from, in [0, 2^63); other methods don't use it.
-        scores: `[B, N]` significance of each token, non-negative; for weighted methods, and only
-            for them.
+        seed: seed of a random method, in [0, 2^63); ignored by other methods.
+        scores: `[B, N]` non-negative significance of each token, for weighted methods only.
 
     Returns:
-        A checked partition: K clusters, none of them empty.
+        A checked partition into K non-empty clusters.
 
     Raises:
-        TypeError: an argument is of the wrong type.
-        ValueError: an argument is of the wrong shape or out of range, K is out of the method's
-            reach, `tokens` or `scores` are not finite, or `scores` are missing or would be unused.
+        TypeError: an argument has the wrong type.
+        ValueError: an argument has the wrong shape or is out of range, the method cannot reach K,
+            `tokens` or `scores` are not finite, or `scores` are missing or not used.
     """
     method = parse_method(method)
     _check_tokens(tokens)

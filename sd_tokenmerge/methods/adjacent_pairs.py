@@ -9,14 +9,14 @@ from torch import Tensor
 
 from sd_tokenmerge.kernels.segments import segment_sum
 from sd_tokenmerge.methods.base import Grid
-from sd_tokenmerge.methods.distances import row_blocks, unit_tokens
+from sd_tokenmerge.methods.distances import unit_tokens
 from sd_tokenmerge.methods.numbering import labels_from_roots
 
 
 def next_size(num_tokens: int, num_clusters: int) -> int:
-    """How many of M tokens to keep in the next application on the way to K: M (K/M)^(1/n).
+    """Number of tokens left after the next of n applications from M to K: M (K/M)^(1/n), rounded.
 
-    n is the number of applications left, the smallest with M / 2^n <= K.
+    n is the smallest number of applications that can reach K by halving: M / 2^n <= K.
     """
     left = 1
     while num_clusters << left < num_tokens:
@@ -31,14 +31,13 @@ def merge_in_sequence(tokens: Tensor, num_clusters: int) -> Tensor:
     labels = torch.arange(size, device=tokens.device).repeat(batch, 1)
     while size > num_clusters:
         next_ = next_size(size, num_clusters)
-        # The sum of a cluster has the direction of its mean, and eq. 13 compares directions.
+        # eq. (13) compares directions, and the sum of a cluster has the direction of its mean
         unit = unit_tokens(segment_sum(tokens, labels, size))
         pairs = size // 2
-        # eq. (13)
         similarity = (unit[:, 0 : 2 * pairs : 2] * unit[:, 1 : 2 * pairs : 2]).sum(-1)
         # eq. (14)
         chosen = similarity.argsort(dim=1, descending=True, stable=True)[:, : size - next_]
-        # eq. (16): the second token of a chosen pair takes the place of the first
+        # eq. (16): the second token of a chosen pair joins the first
         starts = torch.ones_like(labels[:, :size], dtype=torch.bool)
         starts.scatter_(1, 2 * chosen + 1, False)
         labels = (starts.cumsum(1) - 1).gather(1, labels)
@@ -47,15 +46,17 @@ def merge_in_sequence(tokens: Tensor, num_clusters: int) -> Tensor:
 
 
 def merge_on_grid(tokens: Tensor, num_clusters: int, grid: Grid) -> Tensor:
-    """Merge pairs of right or lower neighbours on the grid until K remain, `[N, C] -> [N]`."""
-    first, second = _neighbours(grid, tokens.device)
+    """Merge pairs of horizontal or vertical neighbours until K remain, `[N, C] -> [N]`."""
     roots = torch.arange(grid.num_tokens, device=tokens.device)
     size = grid.num_tokens
     while size > num_clusters:
+        edges = _neighbours(roots.view(grid))
+        one, other = (torch.cat([edge[end].flatten() for edge in edges]) for end in (0, 1))
         unit = unit_tokens(segment_sum(tokens[None], roots[None], grid.num_tokens)[0])
-        one, other = roots[first], roots[second]
+        merged = unit[roots].view(*grid, -1)
         # eq. (13)
-        similarity = _edge_similarities(unit, one, other).masked_fill_(one == other, -torch.inf)
+        similarity = torch.cat([(a * b).sum(-1).flatten() for a, b in _neighbours(merged)])
+        similarity.masked_fill_(one == other, -torch.inf)
         order = similarity.argsort(descending=True, stable=True)
         one, other = one[order], other[order]
         pairs = match_greedily(one, other, grid.num_tokens)
@@ -69,26 +70,19 @@ def merge_on_grid(tokens: Tensor, num_clusters: int, grid: Grid) -> Tensor:
     return labels_from_roots(roots[None])[0]
 
 
-def _edge_similarities(unit: Tensor, one: Tensor, other: Tensor) -> Tensor:
-    """Cosine of both ends of each edge, `[N, C], [E], [E] -> [E]`."""
-    both_ends = 2 * unit.shape[1]
-    edges = row_blocks(len(one), both_ends)
-    return torch.cat([unit[one[some]].mul_(unit[other[some]]).sum(-1) for some in edges])
-
-
 def match_greedily(one: Tensor, other: Tensor, num_nodes: int) -> Tensor:
-    """Go through the edges of a graph and take each whose two ends are both free, in parallel.
+    """Walk through the edges of a graph and take each whose ends are both free, in parallel.
 
-    Taking every edge that comes before all edges it shares an end with, again and again on what is
-    left, takes the same edges as going through them one by one.
+    Repeatedly taking every free edge that precedes all free edges it shares an end with selects
+    the same edges as walking through them one by one.
 
     Args:
-        one: `[E]` int64 one end of each edge, best edge first.
-        other: `[E]` int64 its other end; an edge from a node to itself is never taken.
+        one: `[E]` int64, one end of each edge, best edge first.
+        other: `[E]` int64, the other end; an edge from a node to itself is never taken.
         num_nodes: the ends are in `[0, num_nodes)`.
 
     Returns:
-        The indices of the taken edges, in ascending order.
+        The indices of the taken edges in ascending order, int64.
     """
     edges = torch.arange(len(one), device=one.device)
     free = one != other
@@ -106,9 +100,6 @@ def match_greedily(one: Tensor, other: Tensor, num_nodes: int) -> Tensor:
     return taken.nonzero()[:, 0]
 
 
-def _neighbours(grid: Grid, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Every token with its right, then every token with its lower neighbour."""
-    index = torch.arange(grid.num_tokens, device=device).view(grid)
-    first = torch.cat([index[:, :-1].reshape(-1), index[:-1].reshape(-1)])
-    second = torch.cat([index[:, 1:].reshape(-1), index[1:].reshape(-1)])
-    return first, second
+def _neighbours(places: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """Pair every place with its right and with its lower neighbour, for `places` `[H, W, ...]`."""
+    return [(places[:, :-1], places[:, 1:]), (places[:-1], places[1:])]

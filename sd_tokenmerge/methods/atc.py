@@ -1,7 +1,7 @@
 """Agglomerative Token Clustering (Haurum et al., ECCV 2024).
 
-Clusters are built bottom-up: the two closest are combined until K remain (section 3.2), with the
-cosine distance and the single (eq. 1), complete (eq. 2) or average (eq. 3) linkage. Deterministic.
+Clusters are built bottom-up: the two closest are combined until K remain (section 3.2), in cosine
+distance with single (eq. 1), complete (eq. 2) or average (eq. 3) linkage. Deterministic.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from sd_tokenmerge.partitions import Partition
 
 @dataclass(frozen=True)
 class ATC(Method):
-    """Agglomerative clustering on cosine distance.
+    """Agglomerative clustering in cosine distance.
 
     Attributes:
         linkage: distance between clusters: `"single"` (eq. 1), `"complete"` (eq. 2) or `"average"`

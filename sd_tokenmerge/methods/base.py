@@ -1,4 +1,4 @@
-"""What a merging method is: tokens in, `Partition` out."""
+"""The interface of merging methods: tokens in, `Partition` out."""
 
 from __future__ import annotations
 
@@ -15,10 +15,7 @@ _LARGEST = 1e15
 
 
 class Grid(NamedTuple):
-    """Height and width of an image in tokens.
-
-    Token `i` is at row `i // width` and column `i % width`.
-    """
+    """Height and width of an image in tokens, in row-major order."""
 
     height: int
     width: int
@@ -30,17 +27,17 @@ class Grid(NamedTuple):
 
 
 class Method(ABC):
-    """A hard merging method; subclasses are frozen dataclasses whose fields are its options.
+    """A hard merging method; subclasses are frozen dataclasses whose fields are their options.
 
-    A subclass gives a `name`, its options as fields (bool, int, float or a `Literal` of strings,
-    each with a default) and `_cluster`. It must be a pure function of its arguments: it must not
-    depend on the other images of the batch, and draws random numbers only from `seed`, the same for
-    every image, so that batch size and order never change a result.
+    A subclass defines `name`, its options as fields (bool, int, float or a `Literal` of strings,
+    each with a default) and `_cluster`. Its result must be a pure function of the arguments: it
+    must not depend on other images of the batch, and random numbers come only from `seed`, the same
+    for every image, so that batch size and order never change a result.
     """
 
     name: ClassVar[str]
     order_free: ClassVar[bool] = False
-    """Whether permuting the tokens just permutes their labels: neither place nor order matters."""
+    """Whether permuting the tokens merely permutes their labels."""
 
     @property
     def uses_seed(self) -> bool:
@@ -49,23 +46,33 @@ class Method(ABC):
 
     @property
     def uses_tokens(self) -> bool:
-        """Whether the result depends on what the tokens are, and not only on how many."""
+        """Whether the result depends on the tokens' features, not only on their number."""
         return True
 
     @property
     def uses_scores(self) -> bool:
-        """Whether `scores` (significance of each token) must be given."""
+        """Whether `scores` (the significance of each token) are required."""
         return False
 
     @property
     def has_representatives(self) -> bool:
-        """Whether a cluster is represented by one of its tokens instead of by its mean."""
+        """Whether each cluster is represented by one of its tokens instead of by its mean."""
         return False
 
     def __post_init__(self) -> None:
-        """Refuse options of the wrong type; subclasses add their ranges."""
+        """Refuse options of the wrong type; subclasses check ranges."""
         for option, hint in option_types(type(self)).items():
             _require_type(self.name, option, getattr(self, option), hint)
+
+    def require_at_least(self, option: str, lowest: int) -> None:
+        """Refuse an option below its range.
+
+        Raises:
+            ValueError: the option's value is below `lowest`.
+        """
+        value = getattr(self, option)
+        if value < lowest:
+            raise ValueError(f"`{option}` of {self.name} must be at least {lowest}, got {value}.")
 
     def __call__(
         self,
@@ -79,19 +86,20 @@ class Method(ABC):
         """Cluster each image's tokens.
 
         Args:
-            tokens: `[B, N, C]`, any float dtype. Features that are not finite count as 0, because
-                looking for them would wait for the device in every block of every denoising step;
-                `partition` refuses them.
+            tokens: `[B, N, C]`, any float dtype. Non-finite features count as 0: finding them would
+                wait for the device in every block of every denoising step. `partition` refuses
+                them.
             num_clusters: K, in [`smallest_num_clusters(grid)`, N].
-            grid: layout of the N tokens; `grid.num_tokens == N`.
-            seed: what a random method draws from.
-            scores: `[B, N]` non-negative significance of each token, where `uses_scores`.
+            grid: height and width of the image; `grid.num_tokens == N`.
+            seed: seed of a random method.
+            scores: `[B, N]` non-negative significance of each token; required where `uses_scores`,
+                ignored elsewhere.
 
         Returns:
-            A partition with exactly K non-empty clusters; K = N is the identity.
+            A partition into exactly K non-empty clusters; the identity for K = N.
 
         Raises:
-            ValueError: K is out of the method's reach, or `scores` are missing.
+            ValueError: the method cannot reach K, or `scores` are missing.
         """
         self.require_reachable(num_clusters, grid)
         if not self.uses_scores:
@@ -103,25 +111,24 @@ class Method(ABC):
         if num_clusters == grid.num_tokens:
             own = torch.arange(num_clusters, device=tokens.device).repeat(len(tokens), 1)
             return Partition(own, num_clusters, own.clone() if self.has_representatives else None)
+        tokens = _precise(tokens) if self.uses_tokens else tokens.detach()
         with torch.autocast(tokens.device.type, enabled=False):
-            return self._cluster(
-                _precise(tokens) if self.uses_tokens else tokens.detach(),
-                num_clusters,
-                grid,
-                seed,
-                scores,
-            )
+            return self._cluster(tokens, num_clusters, grid, seed, scores)
 
     @abstractmethod
     def _cluster(
         self, tokens: Tensor, num_clusters: int, grid: Grid, seed: int, scores: Tensor | None
     ) -> Partition:
-        """The method itself; see `__call__`.
+        """Cluster prepared tokens; called by `__call__`, with autocast off.
 
-        `tokens` and `scores` are detached, contiguous, float32 (float64 where the caller's are),
-        and finite: at most 1e15, so that sums of squares are finite too. Only where not
-        `uses_tokens`, the tokens are as they come. Autocast is off, K is within reach and below N,
-        and `scores` are there exactly where `uses_scores`.
+        Args:
+            tokens: `[B, N, C]`, a detached, contiguous copy in float32 (float64 for float64
+                tokens); magnitudes are at most 1e15, so that sums of squares are finite. Where not
+                `uses_tokens`, the caller's tokens, detached.
+            num_clusters: K, within reach and below N.
+            grid: height and width of the image.
+            seed: seed of a random method.
+            scores: `[B, N]`, prepared like the tokens; None exactly where not `uses_scores`.
         """
 
     def smallest_num_clusters(self, grid: Grid) -> int:
@@ -143,7 +150,7 @@ class Method(ABC):
             )
 
     def __str__(self) -> str:
-        """The method string that `parse_method` reads back, options at their default left out."""
+        """The method string that `parse_method` parses back, without options at their defaults."""
         options = [
             f"{field.name}={_spell(getattr(self, field.name))}"
             for field in fields(self)  # type: ignore[arg-type]
@@ -159,10 +166,10 @@ def option_types(method_class: type[Method]) -> dict[str, object]:
 
 
 def describe_type(hint: object) -> str:
-    """How an error message names the values that an option allows.
+    """Describe the values that an option allows, for help and errors.
 
     Raises:
-        TypeError: a method may not have options of this type.
+        TypeError: methods cannot have options of this type.
     """
     if get_origin(hint) is Literal:
         return "|".join(get_args(hint))
@@ -176,17 +183,15 @@ def _require_type(method: str, option: str, value: object, hint: object) -> None
     allowed = describe_type(hint)
     if get_origin(hint) is Literal:
         if value not in get_args(hint):
-            raise ValueError(
-                f"`{option}` of {method} must be {describe_type(hint)}, got {value!r}."
-            )
+            raise ValueError(f"`{option}` of {method} must be {allowed}, got {value!r}.")
     elif type(value) is not hint and not (hint is float and type(value) is int):
         raise TypeError(f"`{option}` of {method} must be {allowed}, got {value!r}.")
 
 
 def _precise(tensor: Tensor) -> Tensor:
-    """A copy, detached, contiguous, at least float32, and finite, squares and sums included."""
+    """A detached, contiguous copy in at least float32, with bounded finite values."""
     dtype = torch.float64 if tensor.dtype == torch.float64 else torch.float32
-    # a UNet's blocks store tokens channel by channel, of which rows are gathered slowly
+    # UNet blocks store features channel by channel, where gathering tokens is slow
     copy = tensor.detach().to(dtype, copy=True, memory_format=torch.contiguous_format)
     return copy.nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0).clamp_(-_LARGEST, _LARGEST)
 

@@ -18,18 +18,17 @@ from sd_tokenmerge.methods.numbering import labels_from_roots
 def match_bipartite(
     tokens: Tensor, sources: Tensor, destinations: Tensor, num_clusters: int
 ) -> Tensor:
-    """Merge the N - K sources that are most similar to a destination, `[B, N, C] -> [B, N]`.
+    """Merge the N - K sources most similar to a destination, `[B, N, C] -> [B, N]`.
 
     Args:
         tokens: `[B, N, C]` features, compared by cosine similarity.
-        sources: `[S]` int64 token indices; S >= N - K. Of equally similar edges, the source that
-            comes first here is merged.
-        destinations: `[D]` int64 token indices, the other N - S tokens; of equally similar ones,
-            the first here is chosen.
+        sources: `[S]` int64 token indices, S >= N - K; the first of equally similar sources is
+            merged first.
+        destinations: `[N - S]` int64 indices of the other tokens; the first wins a tie.
         num_clusters: K.
 
     Returns:
-        `[B, N]` int64 labels, numbered in the order of the destinations and unmerged sources.
+        `[B, N]` int64 labels.
     """
     batch, count, _ = tokens.shape
     roots = torch.arange(count, device=tokens.device).repeat(batch, 1)

@@ -1,7 +1,7 @@
 """Nearest neighbours by cosine and Euclidean distance, in blocks of bounded memory.
 
-The products are taken image by image: then the floating-point result for an image is the same in
-every batch, and memory does not grow with the batch.
+Products are computed image by image, so that rounding never depends on the rest of the batch and
+memory does not grow with it.
 """
 
 from __future__ import annotations
@@ -12,24 +12,24 @@ import torch
 from torch import Tensor
 
 BLOCK_SIZE = 2**20
-"""Elements of the largest block of distances held at a time: 4 MiB in float32."""
+"""Number of elements in the largest block of distances: 4 MiB in float32."""
 
 
 def row_blocks(num_rows: int, num_columns: int) -> Iterator[slice]:
-    """Slices of rows so that `rows * num_columns` stays within `BLOCK_SIZE`."""
+    """Slices of rows, such that `rows * num_columns` stays within `BLOCK_SIZE`."""
     step = max(1, BLOCK_SIZE // num_columns)
     return (slice(start, min(start + step, num_rows)) for start in range(0, num_rows, step))
 
 
 def unit_tokens(tokens: Tensor) -> Tensor:
-    """Scale tokens to length one, `[..., C] -> [..., C]`; zero stays zero, with cosine 0 to all."""
+    """Scale tokens to unit length, `[..., C] -> [..., C]`; zero stays zero (cosine 0 to all)."""
     return torch.nn.functional.normalize(tokens, dim=-1)
 
 
 def center_tokens(tokens: Tensor) -> Tensor:
     """Subtract each image's mean token, `[B, N, C] -> [B, N, C]`.
 
-    Leaves Euclidean distances as they are, but loses fewer digits in `squared_distances`.
+    Euclidean distances stay the same, and `squared_distances` loses fewer digits to cancellation.
     """
     return tokens - tokens.mean(dim=1, keepdim=True)
 
@@ -41,14 +41,14 @@ def squared_distances(rows: Tensor, columns: Tensor) -> Tensor:
 
 
 def most_similar(queries: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
-    """The most similar key of each query by cosine, `[B, S, C], [B, D, C] -> [B, S]` twice.
+    """Find the key most similar to each query, `[B, S, C], [B, D, C] -> [B, S]` twice.
 
     Args:
         queries: unit vectors.
-        keys: unit vectors; of equally similar ones the first wins.
+        keys: unit vectors; the first wins a tie.
 
     Returns:
-        The similarities and the int64 indices of the keys.
+        The cosine similarities and the int64 indices of the keys.
     """
     similarity = queries.new_empty(queries.shape[:2])
     index = torch.empty_like(similarity, dtype=torch.int64)
@@ -60,11 +60,11 @@ def most_similar(queries: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def nearest(tokens: Tensor, centers: Tensor) -> tuple[Tensor, Tensor]:
-    """The nearest center of each token, `[B, N, C], [B, K, C] -> [B, N]` twice.
+    """Find the center nearest to each token, `[B, N, C], [B, K, C] -> [B, N]` twice.
 
     Returns:
-        The squared Euclidean distances and the int64 indices of the centers; of equally near ones
-        the first wins.
+        The squared Euclidean distances and the int64 indices of the centers; the first center wins
+        a tie.
     """
     distance = tokens.new_empty(tokens.shape[:2])
     index = torch.empty_like(distance, dtype=torch.int64)

@@ -1,10 +1,9 @@
 """Density peaks clustering on k nearest neighbours, DPC-KNN (Du et al., 2016).
 
-As the token clustering of TCFormer (Zeng et al., CVPR 2022) uses it: tokens that have a high
-density and are far from any token of higher density are cluster centers; every other token joins
-its nearest center. Distances are Euclidean, divided by sqrt(C). Deterministic: the random noise
-that the public implementation adds to tell equal densities apart is left out; of equal scores the
-first token wins.
+As in the token clustering of TCFormer (Zeng et al., CVPR 2022): cluster centers are tokens of high
+density that are far from any denser token, and every other token joins its nearest center.
+Distances are Euclidean, divided by sqrt(C). Deterministic: the first token wins a tie, where the
+public implementation adds random noise to the densities.
 """
 
 from __future__ import annotations
@@ -15,14 +14,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from sd_tokenmerge.kernels.backend import needs_fixed_shapes
 from sd_tokenmerge.methods.base import Grid, Method
-from sd_tokenmerge.methods.centers import tokens_at
 from sd_tokenmerge.methods.distances import center_tokens, nearest, row_blocks, squared_distances
 from sd_tokenmerge.methods.numbering import labels_from_roots
+from sd_tokenmerge.methods.token_pooling import tokens_at
 from sd_tokenmerge.partitions import Partition
-
-_NEIGHBOURS = 8  # among which one of higher density is looked for first
 
 
 @dataclass(frozen=True)
@@ -30,7 +26,8 @@ class DPCKNN(Method):
     """Density peaks by k nearest neighbours.
 
     Attributes:
-        k: neighbours that count for a token's density, the token itself among them; in [1, N].
+        k: number of nearest tokens, including the token itself, that determine its density; from 1
+            to N.
     """
 
     name: ClassVar[str] = "dpc-knn"
@@ -39,8 +36,7 @@ class DPCKNN(Method):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.k < 1:
-            raise ValueError(f"`k` of {self.name} must be at least 1, got {self.k}.")
+        self.require_at_least("k", 1)
 
     def _cluster(
         self, tokens: Tensor, num_clusters: int, grid: Grid, seed: int, scores: Tensor | None
@@ -52,34 +48,27 @@ class DPCKNN(Method):
         centers = score.argsort(dim=1, descending=True, stable=True)[:, :num_clusters]
         _, labels = nearest(tokens, tokens_at(tokens, centers))
         roots = centers.gather(1, labels)
-        roots.scatter_(1, centers, centers)  # a center among duplicates still keeps its own cluster
+        roots.scatter_(1, centers, centers)  # a center equal to another keeps its own cluster
         return Partition(labels_from_roots(roots), num_clusters)
 
 
 def _center_score(tokens: Tensor, k: int) -> Tensor:
-    """Logarithm of density times separation, `[N, C] -> [N]`; logarithms do not underflow."""
+    """Logarithm of density times separation, `[N, C] -> [N]`; the logarithm avoids underflow.
+
+    The density of a token is exp(-mean squared distance to its k nearest tokens). Its separation is
+    the distance to the nearest denser token or, for the densest, the largest distance of any pair.
+    """
     count = len(tokens)
     log_density = torch.empty_like(tokens[:, 0])
-    distance = tokens.new_empty(count, min(k, _NEIGHBOURS))
-    neighbour = torch.empty_like(distance, dtype=torch.int64)
+    separation = torch.empty_like(log_density)
     largest = log_density.new_zeros(())
     for rows in row_blocks(count, count):
         block = squared_distances(tokens[rows], tokens)
         block.diagonal(rows.start).zero_()
-        values, index = block.topk(k, largest=False)
-        # density of token i: exp(-mean of the squared distances to its k nearest neighbours)
-        log_density[rows] = -values.mean(1)
-        distance[rows], neighbour[rows] = values[:, :_NEIGHBOURS], index[:, :_NEIGHBOURS]
+        log_density[rows] = -block.topk(k, largest=False).values.mean(1)
         largest = torch.maximum(largest, block.amax())
-    # distance to the nearest token of higher density; to the farthest of all pairs if none
-    denser = log_density[neighbour] > log_density.unsqueeze(1)
-    separation = torch.where(denser, distance, torch.inf).amin(1)
-    others = torch.arange(count, device=tokens.device)
-    if not needs_fixed_shapes(tokens):
-        others = others[~denser.any(1)]
-    for rows in row_blocks(len(others), count):
-        token = others[rows]
-        denser = log_density > log_density[token].unsqueeze(1)
-        block = squared_distances(tokens[token], tokens)
-        separation[token] = torch.where(denser, block, largest).amin(1)
+    for rows in row_blocks(count, count):
+        denser = log_density > log_density[rows].unsqueeze(1)
+        block = squared_distances(tokens[rows], tokens)
+        separation[rows] = torch.where(denser, block, largest).amin(1)
     return log_density + 0.5 * separation.log()

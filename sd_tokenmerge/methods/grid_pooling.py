@@ -1,10 +1,9 @@
-"""Regular pooling, a control: what merging costs if only the place of the tokens is used.
+"""Regular pooling, a control: what merging costs if only the tokens' positions are used.
 
-The grid is cut into R horizontal bands and each band into cells side by side, all as even as
-integers allow; a cell is a cluster. Any K in [1, N] is reached by giving the bands K // R or
-K // R + 1 cells. Of the possible R the one that keeps tokens closest to the centers of their cells
-is taken: on an even grid, K = N / 4 gives cells of 2 x 2 tokens, and K = N / 2 cells of two.
-Deterministic.
+The grid is cut into R horizontal bands and each band into K // R or K // R + 1 cells, as evenly as
+integers allow; each cell is a cluster, and every K in [1, N] can be reached. R is chosen to keep
+tokens closest to the centers of their cells: on an even grid, K = N / 4 gives cells of 2 x 2 tokens
+and K = N / 2 cells of two. Deterministic.
 """
 
 from __future__ import annotations
@@ -23,13 +22,13 @@ from sd_tokenmerge.partitions import Partition
 
 @dataclass(frozen=True)
 class GridPooling(Method):
-    """Rectangles of the grid, whatever the tokens are."""
+    """Rectangular cells of the grid, ignoring the tokens' features."""
 
     name: ClassVar[str] = "grid"
 
     @property
     def uses_tokens(self) -> bool:
-        """Never."""
+        """False."""
         return False
 
     def _cluster(
@@ -49,8 +48,8 @@ class GridPooling(Method):
 def best_num_bands(grid: Grid, num_clusters: int) -> int:
     """The number of bands with the smallest sum of squared distances to the cells' centers.
 
-    Bands are at most as many as rows and clusters, and their cells at most as many as columns; of
-    equally good numbers the smallest is taken.
+    There are at most as many bands as rows and clusters, and at most as many cells in a band as
+    columns; the smallest number wins a tie.
     """
     fewest = -(-num_clusters // grid.width)
     candidates = range(fewest, min(grid.height, num_clusters) + 1)

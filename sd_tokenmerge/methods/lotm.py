@@ -1,15 +1,14 @@
 """Local Token Merging (Haroun et al., ICONIP 2024): only adjacent tokens are merged.
 
 One application compares adjacent tokens by cosine similarity (eq. 13) and merges the most similar
-pairs (eq. 14 to 16). It removes at most half of the tokens. The paper applies it in several layers,
-one after the other ("progressively"); around a single attention, a K below N / 2 is reached by
-applying it again to the merged tokens, as often as needed. The sizes in between form a geometric
-series, so that every application has pairs to choose from; halving as often as possible would merge
-all pairs, alike or not. Deterministic.
+pairs (eq. 14 to 16), at most half of the tokens. The paper applies it in one layer after the other
+("progressively"). Around a single attention, a K below N / 2 is reached by applying it again to the
+merged tokens; sizes then follow a geometric series, so that every application can choose among
+pairs instead of merging all of them. Deterministic.
 
-Deviation: eq. 15 halves the sum of two tokens that may be merged ones already. Here a merged token
-is the mean of all its original tokens (eq. 10), which is what `Partition.merge` returns; for a
-single application the two are the same.
+Deviation: eq. 15 halves the sum of two tokens, even if they are merged tokens. Here, a merged token
+is the mean of all its original tokens (eq. 10), as `Partition.merge` returns it. The two agree for
+a single application.
 """
 
 from __future__ import annotations
@@ -30,11 +29,10 @@ class LoTM(Method):
     """Merging of the most similar pairs of adjacent tokens.
 
     Attributes:
-        neighbours: which tokens may form a pair. `"row"`, the paper's: tokens (1, 2), (3, 4), ...
-            of the row-major sequence. `"grid"`: a token and its right or lower neighbour; pairs are
-            taken in the order of similarity, each token in at most one, and a merged token has the
-            neighbours of both its tokens. Where fewer pairs than asked for are disjoint, there is
-            one application more.
+        neighbours: which tokens may be paired. `"row"`, as in the paper: (1, 2), (3, 4), ... of the
+            row-major sequence. `"grid"`: any token with its horizontal or vertical neighbours,
+            most similar pair first, each token in at most one; a merged token has the neighbours
+            of all its tokens. If there are too few disjoint pairs, another application follows.
     """
 
     name: ClassVar[str] = "lotm"

@@ -1,4 +1,4 @@
-"""Clusters are numbered by their tokens, so that equal partitions have equal labels."""
+"""Canonical numbering of clusters by their tokens, so that equal partitions have equal labels."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ def labels_from_roots(roots: Tensor) -> Tensor:
     """Number the clusters in the order of their roots, `[B, N] -> [B, N]` int64.
 
     Args:
-        roots: `[B, N]` int64; for each token, the index of the one token that stands for its
-            cluster. A root points to itself.
+        roots: `[B, N]` int64; for each token, the index of the token that stands for its cluster. A
+            root points to itself.
     """
     is_root = roots == torch.arange(roots.shape[1], device=roots.device)
     return (is_root.cumsum(1) - 1).gather(1, roots)
@@ -29,13 +29,11 @@ def number_by_first_token(labels: Tensor, num_clusters: int) -> Tensor:
 
 
 def cheapest_members(labels: Tensor, cost: Tensor, num_clusters: int) -> Tensor:
-    """The token of lowest cost in each cluster, `[B, N] -> [B, K]` int64.
-
-    Of equal costs the first token wins; an empty cluster has N.
+    """The token of lowest cost in each cluster, `[B, N] -> [B, K]` int64; N for an empty cluster.
 
     Args:
         labels: `[B, N]` int64 in `[0, K)`.
-        cost: `[B, N]` float, non-negative, not NaN.
+        cost: `[B, N]` float, non-negative, not NaN; the first token wins a tie.
         num_clusters: K.
     """
     batch, count = labels.shape

@@ -1,4 +1,4 @@
-"""Method strings: `name` or `name:option=value,option=value`, read strictly."""
+"""Method strings: `name` or `name:option=value,option=value`, parsed strictly."""
 
 from __future__ import annotations
 
@@ -14,17 +14,18 @@ _NUMBER = re.compile(r"-?[0-9]+(\.[0-9]+)?(e[+-]?[0-9]+)?")
 
 
 def parse_method_string(text: str, methods: Mapping[str, type[Method]]) -> Method:
-    """Read a method string such as `"tome-sd:stride=2,random=true"`.
+    """Parse a method string such as `"tome-sd:stride=2,random=true"`.
 
-    Nothing is guessed: no blanks, no abbreviations, each option at most once; booleans are `true`
-    or `false`. Options that are left out keep their defaults.
+    No spaces, no abbreviations, each option at most once; booleans are `true` or `false`. Omitted
+    options have their defaults.
 
     Args:
         text: the method string.
         methods: the known methods by name.
 
     Raises:
-        ValueError: unknown method or option, or bad value; the message lists what is allowed.
+        ValueError: unknown method, unknown option or invalid value; the message lists what is
+            allowed.
     """
     name, colon, rest = text.partition(":")
     if name not in methods:

@@ -1,7 +1,7 @@
-"""Random clusters, a control: what merging costs if the choice of tokens carries no information.
+"""Random clusters, a control: what merging costs if the clusters carry no information.
 
-K tokens drawn without replacement found one cluster each; every other token joins one of them,
-drawn uniformly. The draw depends on the seed alone and is the same for all images of a batch.
+K tokens drawn without replacement found one cluster each, and every other token joins one of these,
+drawn uniformly. The draw depends only on the seed and is the same for all images of a batch.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from sd_tokenmerge.partitions import Partition
 
 @dataclass(frozen=True)
 class RandomClusters(Method):
-    """Clusters drawn from the seed, whatever the tokens are."""
+    """Clusters drawn from the seed, ignoring the tokens' features."""
 
     name: ClassVar[str] = "random"
 
     @property
     def uses_seed(self) -> bool:
-        """Always."""
+        """True."""
         return True
 
     @property
     def uses_tokens(self) -> bool:
-        """Never."""
+        """False."""
         return False
 
     def _cluster(

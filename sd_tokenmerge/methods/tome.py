@@ -1,7 +1,7 @@
 """Token Merging (Bolya et al., "Token Merging: Your ViT but Faster", ICLR 2023).
 
-Bipartite soft matching (section 3) between alternating tokens: sources are the tokens 0, 2, 4, ...,
-destinations the tokens 1, 3, 5, ... in row-major order. Deterministic.
+Bipartite soft matching (section 3) between alternating tokens in row-major order: tokens 0, 2, 4,
+... are sources, tokens 1, 3, 5, ... destinations. Deterministic.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class ToMe(Method):
     name: ClassVar[str] = "tome"
 
     def smallest_num_clusters(self, grid: Grid) -> int:
-        """N / 2, rounded up: at most half of the tokens are merged away."""
+        """N / 2, rounded up."""
         return (grid.num_tokens + 1) // 2
 
     def _cluster(

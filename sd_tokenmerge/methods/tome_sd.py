@@ -1,10 +1,9 @@
 """Token Merging for Stable Diffusion (Bolya and Hoffman, CVPR workshops 2023).
 
-Bipartite soft matching where each `stride` x `stride` cell of the grid holds one destination
-(section 4.1): its top-left token, or one drawn at random. Tokens to the right of or below the last
-whole cell are sources, as in the authors' implementation.
-
-The draw depends on the seed alone and is the same for all images of a batch.
+Bipartite soft matching to one destination per `stride` x `stride` cell of the grid (section 4.1):
+its top-left token, or one drawn at random. Tokens to the right of or below the last whole cell are
+sources, as in the authors' implementation. The draw depends only on the seed and is the same for
+all images of a batch.
 """
 
 from __future__ import annotations
@@ -25,9 +24,10 @@ class ToMeSD(Method):
     """Bipartite soft matching to one destination per cell of the grid.
 
     Attributes:
-        stride: side of a cell in tokens, at least 2; about 1 / stride^2 of the tokens must be kept.
-        random: draw each cell's destination from the seed (the authors' default) instead of taking
-            the top-left token (what the ATC paper compares with).
+        stride: side of a cell in tokens, at least 2; keeps at least about 1 / stride^2 of the
+            tokens.
+        random: draw the destination of each cell from the seed (the authors' default) instead of
+            taking its top-left token (the variant that the ATC paper compares with).
     """
 
     name: ClassVar[str] = "tome-sd"
@@ -36,8 +36,7 @@ class ToMeSD(Method):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.stride < 2:
-            raise ValueError(f"`stride` of {self.name} must be at least 2, got {self.stride}.")
+        self.require_at_least("stride", 2)
 
     @property
     def uses_seed(self) -> bool:
@@ -45,7 +44,7 @@ class ToMeSD(Method):
         return self.random
 
     def smallest_num_clusters(self, grid: Grid) -> int:
-        """The number of destinations; all N tokens where the grid is smaller than one cell."""
+        """The number of destinations; N where the grid is smaller than one cell."""
         cells = (grid.height // self.stride) * (grid.width // self.stride)
         return cells if cells > 0 else grid.num_tokens
 

@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from sd_tokenmerge.methods import METHODS, Grid, Method, parse_method
-from sd_tokenmerge.methods.op import cluster
 from sd_tokenmerge.partitions import clusters_to_keep
 from tests.methods.variants import VARIANTS, random_tokens, run
 
@@ -163,7 +162,7 @@ def test_broken_activations_neither_hang_nor_crash_a_denoiser(method, value):
     tokens[1] = value
     scores = torch.rand(3, grid.num_tokens) if method.uses_scores else None
     for num_clusters in reachable(method, grid):
-        cluster(method, tokens, num_clusters, grid, scores=scores).check()
+        method(tokens, num_clusters, grid=grid, scores=scores).check()
 
 
 @every_grid
@@ -175,7 +174,7 @@ def test_out_of_reach_is_refused(method, grid):
         with pytest.raises(ValueError, match=rf"\[{fewest}, {grid.num_tokens}\].*{num_clusters}"):
             run(method, tokens, num_clusters, grid)
         with pytest.raises(ValueError, match="`num_clusters`"):
-            cluster(method, tokens, num_clusters, grid, scores=tokens[..., 0].abs())
+            method(tokens, num_clusters, grid=grid, scores=tokens[..., 0].abs())
 
 
 @every_method

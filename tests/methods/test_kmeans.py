@@ -3,10 +3,9 @@ import pytest
 import torch
 from sklearn.cluster import KMeans as SklearnKMeans
 
-from sd_tokenmerge.methods import Grid, KMeans, centers, partition
-from sd_tokenmerge.methods.centers import farthest_first, highest_scores, tokens_at
+from sd_tokenmerge.methods import Grid, KMeans, partition
 from sd_tokenmerge.methods.distances import center_tokens
-from sd_tokenmerge.methods.nearest_centers import NearestCenters
+from sd_tokenmerge.methods.token_pooling import starting_tokens
 from tests.methods.variants import random_tokens
 from tests.reference import token_pooling as reference
 from tests.reference.sets import as_sets
@@ -42,11 +41,7 @@ def test_equal_to_scikit_learn(weighted):
     grid = Grid(16, 16)
     tokens = random_tokens(1, grid).double()
     scores = random_tokens(1, grid, channels=1, seed=4)[..., 0].double().abs()
-    start = (
-        highest_scores(scores, 40)
-        if weighted
-        else farthest_first(NearestCenters(center_tokens(tokens)), 40)
-    )
+    start = starting_tokens(center_tokens(tokens), 40, scores if weighted else None)
     theirs = SklearnKMeans(
         n_clusters=40, init=tokens[0, start[0]].numpy(), n_init=1, max_iter=5, tol=0
     )
@@ -82,36 +77,12 @@ def test_iterations_lower_the_error():
 
 def test_farthest_first_is_the_traversal_and_never_takes_a_token_twice():
     tokens = random_tokens(2, GRID, channels=3).double()
-    for image, chosen in enumerate(farthest_first(NearestCenters(center_tokens(tokens)), 40)):
+    for image, chosen in enumerate(starting_tokens(center_tokens(tokens), 40, None)):
         assert chosen.tolist() == reference.farthest_first(tokens[image].numpy(), 40)
-    equal = farthest_first(NearestCenters(torch.zeros(1, 40, 3)), 40)
+    equal = starting_tokens(torch.zeros(1, 40, 3), 40, None)
     assert sorted(equal[0].tolist()) == list(range(40))
-
-
-@pytest.mark.parametrize("candidates", [1, 4, 15, 39])
-@pytest.mark.parametrize("num_clusters", [1, 2, 20, 39])
-def test_a_few_candidates_at_a_time_are_the_same_traversal(candidates, num_clusters, monkeypatch):
-    monkeypatch.setattr(centers, "_CANDIDATES", candidates)
-    generator = torch.Generator().manual_seed(0)
-    for tokens in (
-        random_tokens(2, GRID, channels=3).double(),
-        # every second one the negative of the first: the mean is zero, and distances are integers
-        torch.randint(-2, 3, (2, 20, 3), generator=generator).double().repeat(1, 2, 1)
-        * torch.tensor([1.0, -1.0]).repeat_interleave(20).unsqueeze(1),
-    ):
-        for image, chosen in enumerate(
-            farthest_first(NearestCenters(center_tokens(tokens)), num_clusters)
-        ):
-            assert chosen.tolist() == reference.farthest_first(tokens[image].numpy(), num_clusters)
-
-
-def test_tokens_at_are_those_of_each_image():
-    tokens = random_tokens(2, GRID, channels=3)
-    index = torch.tensor([[3, 3, 0], [39, 5, 1]])
-    expected = torch.stack([tokens[0, [3, 3, 0]], tokens[1, [39, 5, 1]]])
-    assert torch.equal(tokens_at(tokens, index), expected)
 
 
 def test_equal_scores_start_at_the_first_tokens():
     scores = torch.tensor([[0.5, 2.0, 2.0, 0.5, 2.0]])
-    assert highest_scores(scores, 4).tolist() == [[1, 2, 4, 0]]
+    assert starting_tokens(torch.zeros(1, 5, 3), 4, scores).tolist() == [[1, 2, 4, 0]]
