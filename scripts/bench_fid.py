@@ -34,7 +34,7 @@ from sd_tokenmerge.fid.inception_weights import load_inception
 from sd_tokenmerge.fid.jackknife import frechet_replicates
 from sd_tokenmerge.fid.kid import kernel_distance, kernel_replicates, self_similarity
 from sd_tokenmerge.fid.preprocess import PROTOCOLS
-from sd_tokenmerge.fid.processes import Processes
+from sd_tokenmerge.processes import Processes
 
 
 def main() -> None:
@@ -91,8 +91,7 @@ def speed(arguments: argparse.Namespace) -> list[Row]:
                 autocast=None,
                 batch_size=BATCH,
                 num_workers=None,
-                device=torch.device("cpu"),
-                processes=Processes(),
+                processes=Processes.join("cpu"),
                 progress=None,
             )
 

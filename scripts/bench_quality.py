@@ -35,7 +35,7 @@ from sd_tokenmerge.cli.quiet import quiet_libraries
 from sd_tokenmerge.fid.evaluate import Evaluator
 from sd_tokenmerge.fid.features import FeatureSet, extract_features
 from sd_tokenmerge.fid.image_change import paired_change
-from sd_tokenmerge.sampling.atomic import write_atomically
+from sd_tokenmerge.files import write_atomically
 from sd_tokenmerge.sampling.description import (
     content_differences,
     describe_run,

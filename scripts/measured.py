@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from sd_tokenmerge.sampling.atomic import write_atomically
+from sd_tokenmerge.files import write_atomically
 from sd_tokenmerge.sampling.description import surroundings
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -25,6 +24,7 @@ from sd_tokenmerge.cli.feature_options import (
     Weights,
 )
 from sd_tokenmerge.cli.progress import ConsoleProgress
+from sd_tokenmerge.processes import is_first_process, leave_group
 
 if TYPE_CHECKING:
     from sd_tokenmerge.fid.evaluate import Comparison
@@ -94,7 +94,7 @@ def fid_command(
         raise UserError("--cache and --no-cache exclude each other.")
     if save is not None and save.suffix != ".npz":
         raise UserError(f"--save-statistics must end in .npz, got `{save}`.")
-    with user_errors(), _progress() as progress, _process_group(device):
+    with user_errors(), _progress() as progress, _process_group():
         from sd_tokenmerge.fid.evaluate import ExtractionOptions, compare, load_set
 
         if download_weights and extractor == "inception" and weights is None:
@@ -118,7 +118,7 @@ def fid_command(
         first = load(reference)
         second = None if generated is None else load(generated)
         unmerged = None if baseline is None else load(baseline)
-        if not _is_main_process():
+        if not is_first_process():
             return
         if second is None:
             _save(first, save)
@@ -198,26 +198,19 @@ def _save(source: FeatureSet | Statistics, target: Path | None) -> None:
 def _download() -> None:
     from sd_tokenmerge.fid.inception_weights import PUBLIC_FILES, download_inception_weights
 
-    if _is_main_process():
+    if is_first_process():
         file = PUBLIC_FILES[0]
         print(f"Weights: {file.name}, {file.size_mb} MB unless there already.", file=sys.stderr)
         download_inception_weights()
 
 
-def _is_main_process() -> bool:
-    return int(os.environ.get("RANK", "0")) == 0
-
-
 @contextmanager
-def _process_group(device: str | None) -> Iterator[None]:
+def _process_group() -> Iterator[None]:
     """Leave the group of processes in the end, if this is one of several."""
     try:
         yield
     finally:
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-            from sd_tokenmerge.fid.processes import Processes
-
-            Processes.current(device).leave()
+        leave_group()
 
 
 @contextmanager
@@ -225,7 +218,7 @@ def _progress() -> Iterator[Callable[[int, int], None]]:
     bar = ConsoleProgress("Features")
 
     def advance(done: int, total: int) -> None:
-        if not _is_main_process():
+        if not is_first_process():
             return
         if done == 0:
             bar.stop()

@@ -20,23 +20,10 @@ from torch import Tensor
 
 from sd_tokenmerge.fid.extractors import Extractor
 from sd_tokenmerge.fid.images import ImageError, read_image
-from sd_tokenmerge.fid.processes import Processes
 from sd_tokenmerge.machine import usable_cores
+from sd_tokenmerge.processes import Processes
 
 Resize = Callable[[Image.Image, int], Tensor]
-
-
-def resolve_device(device: str | torch.device | None, processes: Processes) -> torch.device:
-    """The device to extract on: the given one, this process's own, or the best there is."""
-    if device is not None and torch.device(device).type == "cpu":
-        return torch.device("cpu")
-    if processes.device is not None:
-        return processes.device
-    if device is not None:
-        return torch.device(device)
-    if torch.cuda.is_available():
-        return torch.device("cuda")
-    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
 def extract(
@@ -47,42 +34,41 @@ def extract(
     autocast: torch.dtype | None,
     batch_size: int,
     num_workers: int | None,
-    device: torch.device,
     processes: Processes,
     progress: Callable[[int, int], None] | None,
 ) -> Tensor:
     """Features of the given files, `[N, D]` float32 on the CPU.
 
     Raises:
-        ImageError: a file cannot be read.
-        ValueError: the network gave NaN or infinity for a file.
-        RuntimeError: another process failed.
+        ValueError: a file cannot be read (`ImageError`) or the network gave NaN or infinity for
+            one, in this process or another of the group.
     """
     total = len(paths)
-    own = [paths[index] for index in processes.shard(total)]
-    failure: ValueError | None = None
-    rows = torch.empty(0, extractor.num_features)
+
+    def advance(done: int) -> None:
+        if progress is not None:
+            progress(min(done * processes.count, total), total)
+
+    shard: Tensor | ValueError
     try:
-        rows = _extract_shard(
-            own,
+        shard = _extract_shard(
+            paths[processes.rank :: processes.count],
             extractor,
             resize,
             autocast=autocast,
             batch_size=min(batch_size, total),
             num_workers=num_workers,
-            device=device,
-            progress=None
-            if progress is None
-            else lambda done: progress(min(done * processes.world, total), total),
+            device=processes.device,
+            progress=advance,
         )
     except ValueError as error:
-        failure = error
-    failed_somewhere = processes.any(failure is not None)  # or the others would wait for ever
-    if failure is not None:
-        raise failure
-    if failed_somewhere:
-        raise RuntimeError("Another process could not extract its images; see its message.")
-    return processes.collect(rows, total)
+        shard = error
+    features = torch.empty(total, extractor.num_features)
+    for rank, rows in enumerate(processes.gather(shard)):
+        if isinstance(rows, ValueError):
+            raise rows
+        features[rank :: processes.count] = rows
+    return features
 
 
 def _extract_shard(
@@ -94,13 +80,12 @@ def _extract_shard(
     batch_size: int,
     num_workers: int | None,
     device: torch.device,
-    progress: Callable[[int], None] | None,
+    progress: Callable[[int], None],
 ) -> Tensor:
     network = extractor.load().to(device)
     features = torch.empty(len(paths), extractor.num_features)
     done = 0
-    if progress is not None:
-        progress(0)
+    progress(0)
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode())
         if device.type == "cuda":  # TF32 would leave three digits
@@ -115,8 +100,7 @@ def _extract_shard(
             output = network(extractor.normalize(pixels.to(device)))
             features[done : done + count] = output[:count].float().cpu()
             done += count
-            if progress is not None:
-                progress(done)
+            progress(done)
     finite = features.isfinite().all(dim=1)
     if not finite.all():
         bad = [path for path, good in zip(paths, finite.tolist(), strict=True) if not good]

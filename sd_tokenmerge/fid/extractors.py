@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from sd_tokenmerge.fid import efficientnet_lite, inception
 from sd_tokenmerge.fid import vision_transformers as vit
 from sd_tokenmerge.fid.efficientnet_lite import find_efficientnet_weights, load_efficientnet
-from sd_tokenmerge.fid.images import file_sha256
 from sd_tokenmerge.fid.inception_weights import (
     WeightsError,
     download_inception_weights,
@@ -26,6 +25,7 @@ from sd_tokenmerge.fid.inception_weights import (
     verify_inception_weights,
 )
 from sd_tokenmerge.fid.preprocess import Protocol
+from sd_tokenmerge.files import file_sha256
 
 
 @dataclass(frozen=True)

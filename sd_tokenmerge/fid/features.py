@@ -22,11 +22,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sd_tokenmerge.fid.extraction import extract, resolve_device
+from sd_tokenmerge.fid.extraction import extract
 from sd_tokenmerge.fid.extractors import Extractor, find_extractor
-from sd_tokenmerge.fid.images import file_sha256, find_images
+from sd_tokenmerge.fid.images import find_images
 from sd_tokenmerge.fid.preprocess import find_protocol
-from sd_tokenmerge.fid.processes import Processes
 from sd_tokenmerge.fid.storage import (
     Array,
     StorageError,
@@ -34,6 +33,8 @@ from sd_tokenmerge.fid.storage import (
     read_arrays,
     write_arrays,
 )
+from sd_tokenmerge.files import file_sha256
+from sd_tokenmerge.processes import Processes
 
 logger = logging.getLogger(__name__)
 
@@ -174,13 +175,13 @@ def extract_features(
             allow_unknown=allow_unknown_weights,
         )
     space = FeatureSpace(extractor.name, protocol, precision, extractor.weights_sha256)
-    processes = Processes.current(device)
+    processes = Processes.join(device)
     paths, hashes = list_content(folder)
     names = tuple(path.relative_to(folder).as_posix() for path in paths)
     entry = None if cache is False else _cache_folder(cache) / f"{_key(space, hashes)}.npz"
 
-    cached = read_entry(entry) if entry is not None and processes.is_main else None
-    features = processes.share(cached)
+    cached = read_entry(entry) if entry is not None and processes.is_first else None
+    features = processes.broadcast(cached)
     from_cache = features is not None
     if features is None:
         features = extract(
@@ -190,11 +191,10 @@ def extract_features(
             autocast=PRECISIONS[precision],
             batch_size=batch_size,
             num_workers=num_workers,
-            device=resolve_device(device, processes),
             processes=processes,
             progress=progress,
         )
-        if entry is not None and processes.is_main:
+        if entry is not None and processes.is_first:
             write_entry(entry, features, space)
     seconds = time.perf_counter() - started
     return FeatureSet(features, names, tuple(hashes), space, from_cache, seconds)

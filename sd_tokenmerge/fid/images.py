@@ -14,7 +14,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import struct
 from collections.abc import Iterator
@@ -129,19 +128,3 @@ def _to_rgb(image: Image.Image, path: str | os.PathLike[str]) -> Image.Image:
         return Image.fromarray(high_bytes).convert("RGB")
     image.info.pop("transparency", None)  # Pillow would warn that it is lost
     return image.convert("RGB")
-
-
-def file_sha256(path: str | os.PathLike[str]) -> str:
-    """SHA-256 of a file's bytes, 64 hexadecimal digits.
-
-    Raises:
-        ImageError: the file cannot be read.
-    """
-    digest = hashlib.sha256()
-    try:
-        with open(path, "rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
-    except OSError as error:
-        raise ImageError(f"{os.fspath(path)!r} cannot be read: {error.strerror}.") from error
-    return digest.hexdigest()

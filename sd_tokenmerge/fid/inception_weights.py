@@ -23,8 +23,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from sd_tokenmerge.fid.images import file_sha256
 from sd_tokenmerge.fid.inception import NUM_FEATURES, FIDInceptionV3
+from sd_tokenmerge.files import file_sha256
 
 ENVIRONMENT_VARIABLE = "SD_TOKENMERGE_INCEPTION"
 

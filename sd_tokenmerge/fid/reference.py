@@ -20,7 +20,7 @@ from sd_tokenmerge.fid.imagenet_val import (
     ValidationImages,
     find_validation_images,
 )
-from sd_tokenmerge.fid.images import file_sha256
+from sd_tokenmerge.files import file_sha256
 from sd_tokenmerge.sampling.imagenet import CLASSES, val_first_five
 
 MANIFEST = "manifest.jsonl"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 import zipfile
 import zlib
 from collections.abc import Mapping
@@ -11,6 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+
+from sd_tokenmerge.files import open_atomically
 
 CACHE_VARIABLE = "SD_TOKENMERGE_CACHE"
 Array = npt.NDArray[np.generic]
@@ -38,16 +39,8 @@ def write_arrays(path: Path, arrays: Mapping[str, Array]) -> None:
         OSError: the folder cannot be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, partial = tempfile.mkstemp(dir=path.parent, prefix=".partial-", suffix=".npz")
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            np.savez(file, allow_pickle=False, **arrays)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(partial, 0o666 & ~_umask())  # mkstemp makes it private
-        os.replace(partial, path)
-    finally:
-        Path(partial).unlink(missing_ok=True)
+    with open_atomically(path) as file:
+        np.savez(file, allow_pickle=False, **arrays)
 
 
 def read_arrays(path: Path, wanted: set[str] | None = None) -> dict[str, Array]:
@@ -72,9 +65,3 @@ def read_arrays(path: Path, wanted: set[str] | None = None) -> dict[str, Array]:
     except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise StorageError(f"{str(path)!r} cannot be read as an .npz file: {reason}") from error
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sd_tokenmerge.fid.images import file_sha256
 from sd_tokenmerge.fid.inception_weights import WeightsError
+from sd_tokenmerge.files import file_sha256
 
 CLIP_MODEL = "openai/clip-vit-large-patch14"
 DINOV2_MODEL = "facebook/dinov2-large"

@@ -12,8 +12,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from sd_tokenmerge.files import write_atomically
 from sd_tokenmerge.machine import processor_name
-from sd_tokenmerge.sampling.atomic import write_atomically
 from sd_tokenmerge.sampling.locate import files_identity, locate_model, locate_part, split_lora
 from sd_tokenmerge.sampling.options import ResolvedOptions
 from sd_tokenmerge.sampling.plan import ImageJob

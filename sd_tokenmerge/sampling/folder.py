@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from sd_tokenmerge.sampling.atomic import temporary_path
+from sd_tokenmerge.files import temporary_path
 from sd_tokenmerge.sampling.description import (
     RUN_FILE,
     Description,

@@ -9,7 +9,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from sd_tokenmerge.sampling.manifest import file_sha256
+from sd_tokenmerge.files import file_sha256
 from sd_tokenmerge.sampling.options import ResolvedOptions
 
 CHECKPOINT_SUFFIXES = (".safetensors", ".ckpt")

@@ -7,7 +7,6 @@ them together. Readers take all of them.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +14,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from sd_tokenmerge.sampling.atomic import write_atomically
+from sd_tokenmerge.files import file_sha256, write_atomically
 from sd_tokenmerge.sampling.plan import ImageJob
 
 MANIFEST = "manifest.jsonl"
@@ -172,19 +171,6 @@ def has_content(path: Path, sha256: str) -> bool:
         return file_sha256(path) == sha256
     except FileNotFoundError:
         return False
-
-
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal.
-
-    Raises:
-        OSError: it cannot be read.
-    """
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def intact_records(folder: Path, records: Iterable[ImageRecord]) -> dict[str, ImageRecord]:

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from sd_tokenmerge.devices import best_device
 from sd_tokenmerge.sampling.imagenet import CLASSES
 from sd_tokenmerge.sampling.options import (
     DEFAULT_KEEP_RATE,
@@ -96,12 +97,3 @@ def read_sample_settings(model: str) -> dict[str, Any]:
     if not isinstance(settings, dict):
         raise ValueError(f"{path} must hold a JSON object, got {type(settings).__name__}.")
     return settings
-
-
-def best_device() -> str:
-    """`"cuda"`, `"mps"` or `"cpu"`: the first that this machine has."""
-    import torch
-
-    if torch.cuda.is_available():
-        return "cuda"
-    return "mps" if torch.backends.mps.is_available() else "cpu"

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, PngImagePlugin
 
-from sd_tokenmerge.sampling.atomic import append_line, write_atomically
+from sd_tokenmerge.files import append_line, write_atomically
 from sd_tokenmerge.sampling.manifest import ImageRecord
 from sd_tokenmerge.sampling.plan import ImageJob
 

@@ -13,10 +13,11 @@ from sd_tokenmerge.fid.evaluate import Evaluator
 from sd_tokenmerge.fid.extractors import find_extractor
 from sd_tokenmerge.fid.features import FeatureSet, extract_features, list_content
 from sd_tokenmerge.fid.image_change import PairedChange, paired_change
-from sd_tokenmerge.fid.images import file_sha256, find_images
+from sd_tokenmerge.fid.images import find_images
 from sd_tokenmerge.fid.preprocess import find_protocol
 from sd_tokenmerge.fid.sources import ExtractionOptions, load_set
 from sd_tokenmerge.fid.statistics import Statistics
+from sd_tokenmerge.files import file_sha256
 from sd_tokenmerge.sampling.manifest import read_manifest
 from sd_tokenmerge.sweep.options import SweepOptions
 from sd_tokenmerge.sweep.plan import SweepPlan

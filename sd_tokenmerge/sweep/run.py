@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import torch
 from filelock import FileLock, Timeout
 
-from sd_tokenmerge.sampling.atomic import write_atomically
+from sd_tokenmerge.files import write_atomically
 from sd_tokenmerge.sampling.load import load_pipeline
 from sd_tokenmerge.sampling.manifest import has_content
 from sd_tokenmerge.sampling.progress import LoggedProgress, Progress

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from sd_tokenmerge.sampling.atomic import write_atomically
+from sd_tokenmerge.files import write_atomically
 
 RUNS = "runs"
 """Folder of the run folders."""

@@ -1,12 +1,11 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from pathlib import Path
 
 import pytest
 
-from sd_tokenmerge.sampling.atomic import append_line, temporary_path, write_atomically
+from sd_tokenmerge.files import append_line
 from sd_tokenmerge.sampling.manifest import (
     MANIFEST,
     ImageRecord,
@@ -30,31 +29,6 @@ def record(class_index: int = 0, image_index: int = 0, content: bytes = b"x") ->
         sha256=hashlib.sha256(content).hexdigest(),
         seconds=0.25,
     )
-
-
-def test_atomic_write_replaces_and_leaves_nothing_else(tmp_path: Path) -> None:
-    path = tmp_path / "a"
-    write_atomically(path, b"old")
-    write_atomically(path, b"new")
-    assert path.read_bytes() == b"new"
-    assert os.listdir(tmp_path) == ["a"]
-
-
-def test_failed_atomic_write_leaves_the_old_content(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = tmp_path / "a"
-    write_atomically(path, b"old")
-
-    def full(descriptor: int) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match="No space left") as caught:
-        write_atomically(path, b"new")
-    assert caught.value.filename == str(path)
-    assert path.read_bytes() == b"old"
-    assert not temporary_path(path).exists()
 
 
 def test_manifest_round_trips_in_order(tmp_path: Path) -> None:
