@@ -53,9 +53,9 @@ def merge_on_grid(tokens: Tensor, num_clusters: int, grid: Grid) -> Tensor:
         edges = _neighbours(roots.view(grid))
         one, other = (torch.cat([edge[end].flatten() for edge in edges]) for end in (0, 1))
         unit = unit_tokens(segment_sum(tokens[None], roots[None], grid.num_tokens)[0])
-        merged = unit[roots].view(*grid, -1)
+        unit = unit[roots].view(*grid, -1)
         # eq. (13)
-        similarity = torch.cat([(a * b).sum(-1).flatten() for a, b in _neighbours(merged)])
+        similarity = torch.cat([(a * b).sum(-1).flatten() for a, b in _neighbours(unit)])
         similarity.masked_fill_(one == other, -torch.inf)
         order = similarity.argsort(descending=True, stable=True)
         one, other = one[order], other[order]

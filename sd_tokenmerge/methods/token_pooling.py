@@ -76,7 +76,9 @@ def farthest_first(tokens: Tensor, num_clusters: int) -> Tensor:
 
 def tokens_at(tokens: Tensor, index: Tensor) -> Tensor:
     """Select tokens of each image, `[B, N, C], [B, M] -> [B, M, C]`."""
-    return tokens.take_along_dim(index.unsqueeze(-1), dim=1)
+    # unlike `gather`, this does not expand the index to [B, M, C]
+    image = torch.arange(len(tokens), device=tokens.device).unsqueeze(1)
+    return tokens[image, index]
 
 
 def weighted_means(
