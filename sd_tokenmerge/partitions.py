@@ -1,6 +1,6 @@
-"""The one type every merging method produces: which cluster each token is in.
+"""The result of every merging method: which cluster each token is in.
 
-This is the only module that scatters or gathers token features.
+Merging and unmerging of token features happen only here.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from sd_tokenmerge.kernels.segments import Segments
 
 
 def clusters_to_keep(num_tokens: int, keep_rate: float) -> int:
-    """Number of clusters K that a keep rate leaves: `N - floor(N * (1 - keep_rate))`.
+    """Number of clusters K for a keep rate: `N - floor(N * (1 - keep_rate))`, at least 1.
 
-    What lies within 10^-6 of a whole number of tokens counts as whole: 0.9 of 10 tokens is 9,
-    although `10 * (1 - 0.9)` is 0.9999999999999998 in binary.
+    Results within 10^-6 of a whole number of tokens count as whole: 0.9 of 10 tokens is 9, although
+    `10 * (1 - 0.9)` is 0.9999999999999998 in binary.
 
     Args:
         num_tokens: N, at least 1.
-        keep_rate: fraction of the tokens that is kept, in (0, 1].
+        keep_rate: fraction of the tokens to keep, in (0, 1].
 
     Returns:
         K, in [1, N].
@@ -40,15 +40,21 @@ def clusters_to_keep(num_tokens: int, keep_rate: float) -> int:
 
 @dataclass(frozen=True, eq=False)
 class Partition:
-    """A disjoint cover of N tokens by K clusters, for each image of a batch.
+    """A division of N tokens into K disjoint clusters, for each image of a batch.
+
+    Labels on a CPU are checked when the partition is created. On other devices only their form is,
+    as looking at values would wait for the device; `check` does so.
 
     Attributes:
-        labels: `[B, N]` int64; the cluster of each token. Every label in `[0, K)` must be used in
-            every row: an empty cluster has no mean (0/0). `Partition.check` verifies this; methods
-            guarantee it.
-        num_clusters: K.
-        representatives: `[B, K]` int64 token indices, or None. Where given (K-Medoids), a cluster
+        labels: `[B, N]` int64; the cluster of each token. Every row uses every label in `[0, K)`,
+            as an empty cluster has no mean.
+        num_clusters: K, in [1, N].
+        representatives: `[B, K]` int64 token indices, or None. If given (K-Medoids), each cluster
             is represented by that token instead of by its mean.
+
+    Raises:
+        TypeError: `labels` or `representatives` are not tensors.
+        ValueError: they have the wrong form or, on a CPU, fail `check`.
     """
 
     labels: Tensor
@@ -57,7 +63,10 @@ class Partition:
     _segments: Segments = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
+        self._check_form()
         object.__setattr__(self, "_segments", Segments(self.labels, self.num_clusters))
+        if self.labels.device.type == "cpu" and not torch.compiler.is_compiling():
+            self.check()
 
     @property
     def sizes(self) -> Tensor:
@@ -67,14 +76,13 @@ class Partition:
     def merge(self, tokens: Tensor) -> Tensor:
         """Represent each cluster by one token, `[B, N, C] -> [B, K, C]`.
 
-        The mean of the cluster's tokens (LoTM eq. 10), summed in float32 (float64 for float64
-        input) in a fixed order on every device, or the representative token where the method
-        chose one.
+        That is the representative if there is one, otherwise the mean of the cluster's tokens (LoTM
+        eq. 10), summed in float32 (float64 for float64 tokens) in a fixed order on every device.
 
         Raises:
-            ValueError: `tokens` is not `[B, N, C]` with the B and N of `labels`.
+            ValueError: `tokens` are not `[B, N, C]` with the B and N of `labels`.
         """
-        self._require(tokens, self.labels.shape[1], "tokens")
+        self._require_length(tokens, self.labels.shape[1], "tokens")
         if self.representatives is not None:
             index = self.representatives.unsqueeze(-1).expand(-1, -1, tokens.shape[-1])
             return tokens.gather(1, index)
@@ -86,55 +94,67 @@ class Partition:
         Raises:
             ValueError: `merged` is not `[B, K, C]` with the B of `labels`.
         """
-        self._require(merged, self.num_clusters, "merged")
+        self._require_length(merged, self.num_clusters, "merged")
         # whole rows of a flat table: on the CPU a tenth of the time of a gather per element
         tokens = merged.flatten(0, 1).index_select(0, self._segments.rows)
         return tokens.view(*self.labels.shape, merged.shape[-1])
 
     def check(self) -> Partition:
-        """Verify the invariants that methods guarantee; returns self.
-
-        Waits for the device, so it belongs into tests and the public door, not into a denoising
-        loop.
+        """Check the values of labels and representatives, waiting for the device; returns self.
 
         Raises:
-            ValueError: `labels` is not a non-empty int64 `[B, N]`, a label is outside `[0, K)` or
-                unused, or the representatives are not one member of each cluster.
+            ValueError: a label is outside `[0, K)` or unused, or the representatives are not one
+                member of each cluster.
         """
-        if self.labels.ndim != 2 or self.labels.numel() == 0:
-            raise ValueError(f"`labels` must be a non-empty [B, N], got {list(self.labels.shape)}.")
-        if self.labels.dtype != torch.int64:
-            raise ValueError(f"`labels` must be int64, got {self.labels.dtype}.")
-        self._require_range(self.labels, self.num_clusters, "labels")
+        _require_range(self.labels, self.num_clusters, "labels")
         unused = int((self.sizes == 0).sum())
         if unused:
             raise ValueError(
                 f"`labels` must use every label in [0, {self.num_clusters}), got {unused} unused."
             )
         if self.representatives is not None:
-            self._check_representatives(self.representatives)
+            _require_range(self.representatives, self.labels.shape[1], "representatives")
+            clusters = torch.arange(self.num_clusters, device=self.labels.device)
+            if not (self.labels.gather(1, self.representatives) == clusters).all():
+                raise ValueError("`representatives` must be members of their own clusters.")
         return self
 
-    def _check_representatives(self, representatives: Tensor) -> None:
+    def _check_form(self) -> None:
+        _require_indices(self.labels, "labels")
         batch, num_tokens = self.labels.shape
-        expected = [batch, self.num_clusters]
-        if list(representatives.shape) != expected:
+        if not 1 <= self.num_clusters <= num_tokens:
             raise ValueError(
-                f"`representatives` must be {expected}, got {list(representatives.shape)}."
+                f"`num_clusters` must be in [1, {num_tokens}], got {self.num_clusters}."
             )
-        self._require_range(representatives, num_tokens, "representatives")
-        clusters = torch.arange(self.num_clusters, device=self.labels.device)
-        if not (self.labels.gather(1, representatives) == clusters).all():
-            raise ValueError("`representatives` must be members of their own clusters.")
+        if self.representatives is not None:
+            _require_indices(self.representatives, "representatives")
+            expected = (batch, self.num_clusters)
+            if tuple(self.representatives.shape) != expected:
+                raise ValueError(
+                    f"`representatives` must be {list(expected)}, "
+                    f"got {list(self.representatives.shape)}."
+                )
 
-    def _require_range(self, values: Tensor, end: int, name: str) -> None:
-        low, high = int(values.min()), int(values.max())
-        if low < 0 or high >= end:
-            raise ValueError(f"`{name}` must be in [0, {end}), got values from {low} to {high}.")
-
-    def _require(self, tensor: Tensor, length: int, name: str) -> None:
+    def _require_length(self, tensor: Tensor, length: int, name: str) -> None:
         expected = (self.labels.shape[0], length)
         if tensor.ndim != 3 or tuple(tensor.shape[:2]) != expected:
             raise ValueError(
                 f"`{name}` must be [{expected[0]}, {expected[1]}, C], got {list(tensor.shape)}."
             )
+
+
+def _require_indices(indices: Tensor, name: str) -> None:
+    if not isinstance(indices, Tensor):
+        raise TypeError(f"`{name}` must be a tensor, got {type(indices).__name__}.")
+    if indices.ndim != 2 or indices.numel() == 0:
+        raise ValueError(
+            f"`{name}` must be non-empty and two-dimensional, got shape {list(indices.shape)}."
+        )
+    if indices.dtype != torch.int64:
+        raise ValueError(f"`{name}` must be int64, got {indices.dtype}.")
+
+
+def _require_range(indices: Tensor, end: int, name: str) -> None:
+    low, high = int(indices.min()), int(indices.max())
+    if low < 0 or high >= end:
+        raise ValueError(f"`{name}` must be in [0, {end}), got values from {low} to {high}.")

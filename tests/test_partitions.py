@@ -131,6 +131,9 @@ def test_gradients_of_merge_and_unmerge():
     [
         ([[0, 1, 3]], None, r"`labels` must be in \[0, 3\), got values from 0 to 3"),
         ([[0, -1, 2]], None, r"`labels` must be in \[0, 3\), got values from -1 to 2"),
+        # in a batch these would be another image's clusters
+        ([[0, 1, 2], [0, -1, 2]], None, r"`labels` must be in \[0, 3\), got values from -1 to 2"),
+        ([[0, 3, 2], [0, 1, 2]], None, r"`labels` must be in \[0, 3\), got values from 0 to 3"),
         ([[0, 0, 2]], None, r"`labels` must use every label in \[0, 3\), got 1 unused"),
         ([[0, 1, 2], [1, 1, 1]], None, "got 2 unused"),
         ([[0, 1, 2]], [[1, 0, 2]], "`representatives` must be members of their own clusters"),
@@ -139,26 +142,44 @@ def test_gradients_of_merge_and_unmerge():
         ([[0, 1, 2]], [[0, 1]], r"`representatives` must be \[1, 3\], got \[1, 2\]"),
     ],
 )
-def test_check_refuses_what_is_no_partition(labels, representatives, message):
+def test_what_is_no_partition_is_refused(labels, representatives, message):
     chosen = None if representatives is None else torch.tensor(representatives)
     with pytest.raises(ValueError, match=message):
-        Partition(torch.tensor(labels), 3, chosen).check()
+        Partition(torch.tensor(labels), 3, chosen)
 
 
 @pytest.mark.parametrize(
-    ("labels", "message"),
+    ("labels", "error", "message"),
     [
-        (torch.zeros(3, dtype=torch.int64), r"`labels` must be a non-empty \[B, N\], got \[3\]"),
-        (
-            torch.zeros(1, 0, dtype=torch.int64),
-            r"`labels` must be a non-empty \[B, N\], got \[1, 0\]",
-        ),
-        (torch.zeros(1, 3, dtype=torch.int32), "`labels` must be int64, got torch.int32"),
+        ([[0, 0, 0]], TypeError, "`labels` must be a tensor, got list"),
+        (torch.zeros(3).long(), ValueError, r"`labels` must be .* two-dim.*, got shape \[3\]"),
+        (torch.zeros(1, 0).long(), ValueError, r"`labels` must be non-empty .* \[1, 0\]"),
+        (torch.zeros(1, 3).int(), ValueError, "`labels` must be int64, got torch.int32"),
+        (torch.zeros(1, 3).bool(), ValueError, "`labels` must be int64, got torch.bool"),
+        (torch.zeros(1, 3), ValueError, "`labels` must be int64, got torch.float32"),
     ],
 )
-def test_check_refuses_labels_of_the_wrong_form(labels, message):
-    with pytest.raises(ValueError, match=message):
-        Partition(labels, 1).check()
+def test_labels_of_the_wrong_form_are_refused(labels, error, message):
+    with pytest.raises(error, match=message):
+        Partition(labels, 1)
+
+
+@pytest.mark.parametrize("num_clusters", [0, -1, 4])
+def test_impossible_numbers_of_clusters_are_refused(num_clusters):
+    with pytest.raises(
+        ValueError, match=rf"`num_clusters` must be in \[1, 3\], got {num_clusters}"
+    ):
+        Partition(torch.zeros(1, 3, dtype=torch.int64), num_clusters)
+
+
+def test_elsewhere_than_on_a_cpu_the_form_is_checked_without_waiting():
+    # meta tensors have no values to wait for
+    labels = torch.zeros(2, 5, dtype=torch.int64, device="meta")
+    Partition(labels, 3, torch.zeros(2, 3, dtype=torch.int64, device="meta"))
+    with pytest.raises(ValueError, match=r"`labels` must be int64, got torch.int32"):
+        Partition(labels.int(), 3)
+    with pytest.raises(ValueError, match=r"`representatives` must be \[2, 3\], got \[2, 5\]"):
+        Partition(labels, 3, labels)
 
 
 @pytest.mark.parametrize("shape", [(5, 4), (1, 5, 4), (2, 6, 4), (2, 5, 4, 1)])

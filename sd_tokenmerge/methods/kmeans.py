@@ -14,6 +14,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from sd_tokenmerge.kernels.segments import Segments
 from sd_tokenmerge.methods.base import Grid
 from sd_tokenmerge.methods.distances import center_tokens, nearest
 from sd_tokenmerge.methods.numbering import cheapest_members, number_by_first_token
@@ -55,7 +56,7 @@ def _assign(tokens: Tensor, centers: Tensor) -> Tensor:
     """Label each token with its nearest center, then give each empty cluster one token."""
     num_clusters = centers.shape[1]
     distance, labels = nearest(tokens, centers)
-    sizes = Partition(labels, num_clusters).sizes
+    sizes = Segments(labels, num_clusters).sizes
     # The nearest token of each cluster stays; the farthest of the others move first.
     stays = cheapest_members(labels, distance, num_clusters).gather(1, labels)
     is_staying = stays == torch.arange(labels.shape[1], device=labels.device)
