@@ -1,1 +1,1 @@
-"""What a sweep found, as tables, plots and picture grids: plain rows in, files out."""
+"""The results of a sweep as tables, plots and picture grids."""

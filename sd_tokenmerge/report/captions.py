@@ -1,29 +1,23 @@
-"""Captions of plots and pictures: conditions in lines that a reader can follow."""
+"""Captions below plots and pictures, broken into lines."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 
 
 def fold(caption: str, is_too_long: Callable[[str], bool]) -> list[str]:
-    """Break a caption into lines, but not before the last word of a condition, its value.
+    """Break a caption into lines; the last two words before a semicolon stay together.
 
     Args:
-        caption: such as `Conditions.line`: conditions divided by "; ".
-        is_too_long: whether a line does not fit; what must not be broken is a line nevertheless.
+        caption: such as `conditions_sentence`: names and values, separated by "; ".
+        is_too_long: whether a line does not fit. A part that cannot be broken becomes a line of
+            its own even if it does not fit.
     """
-    pieces: list[str] = []
-    words = caption.split()
-    for number, word in enumerate(words, start=1):
-        is_value = word.endswith(";") or number == len(words)
-        if is_value and pieces and not pieces[-1].endswith(";"):
-            pieces[-1] += f" {word}"
-        else:
-            pieces.append(word)
     lines: list[str] = []
-    for piece in pieces:
-        if lines and not is_too_long(longer := f"{lines[-1]} {piece}"):
+    for part in re.findall(r"[^\s;]+ [^\s;]+(?:;|$)|\S+", " ".join(caption.split())):
+        if lines and not is_too_long(longer := f"{lines[-1]} {part}"):
             lines[-1] = longer
         else:
-            lines.append(piece)
+            lines.append(part)
     return lines

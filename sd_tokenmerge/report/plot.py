@@ -5,16 +5,15 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from sd_tokenmerge.report.captions import fold
 from sd_tokenmerge.report.cells import keep_rate_text
 from sd_tokenmerge.report.rows import (
     SweepRow,
-    baseline_of,
     distance_name,
     keep_rates_of,
-    methods_of,
+    merged_labels,
     require_comparable,
 )
 
@@ -34,15 +33,15 @@ def plot_distance(
 ) -> Figure:
     """The distance to the reference set against the keep rate, one line per method.
 
-    The bars are standard errors of the difference to the unmerged pipeline, which is paired by
-    seed: a point more than two bars away from the baseline differs. Where no such error is known
-    they are those of the distance itself. The band about the baseline is the standard error of its
-    own distance, which moves all points together.
+    Bars are standard errors of the difference to the unmerged pipeline, paired by seed: a point
+    more than two bars away from the baseline differs from it. Without paired errors, they are
+    standard errors of the distance itself. The band about the baseline is the standard error of
+    its own distance, which moves all points together.
 
     Args:
-        rows: measured rows; comparable with one another.
-        published: rows drawn in grey at their difference to their own baseline; those of another
-            extractor are left out, because their unit is another one.
+        rows: measured rows that are comparable with one another.
+        published: rows drawn in grey at their difference to their own baseline; rows of another
+            extractor, whose unit differs, are left out.
         caption: conditions, printed small below the plot.
 
     Returns:
@@ -58,22 +57,20 @@ def plot_distance(
     figure = _figure(8.2, 4.6, caption)
     axes = figure.add_subplot()
     paired = any(row.delta_se is not None for row in measured)
-    baseline = baseline_of(measured)
-    names = methods_of(measured)
-    for i, name in enumerate(names):
-        points = [row for row in measured if row.name == name]
+    baseline = next((row for row in measured if row.is_baseline), None)
+    labels = merged_labels(measured)
+    for i, label in enumerate(labels):
+        points = [row for row in measured if row.label == label]
         errors = [(row.delta_se if paired else row.fid_se) or 0.0 for row in points]
         values = [row.fid or 0.0 for row in points]
-        _draw(axes, i, len(names), points, values, errors, errors, start=baseline)
+        _draw(axes, i, len(labels), points, values, errors, errors, start=baseline)
+    shown = measured
     if baseline is not None:
         _draw_baseline(axes, baseline)
-        published = [row for row in published if row.extractor == baseline.extractor]
-        _draw_published(axes, baseline, published)
-    _label(
-        axes,
-        keep_rates_of([*measured, *published] if baseline else measured),
-        distance_name(measured[0].extractor),
-    )
+        quoted = [row for row in published if row.extractor == baseline.extractor]
+        _draw_published(axes, baseline, quoted)
+        shown = [*measured, *quoted]
+    _label(axes, keep_rates_of(shown), distance_name(measured))
     axes.set_title("Distance to the reference set", loc="left", fontsize=11)
     bars = "difference to unmerged,\npaired by seed" if paired else "distance"
     with_bars = paired or any(row.fid_se is not None for row in measured)
@@ -82,7 +79,7 @@ def plot_distance(
 
 
 def plot_change(rows: Sequence[SweepRow], *, caption: str = "") -> Figure:
-    """PSNR and, where known, SSIM to the unmerged image of the same seed against the keep rate.
+    """PSNR and, if known, SSIM to the unmerged image of the same seed against the keep rate.
 
     Points are medians over the images; bars reach from the 20th to the 80th percentile.
 
@@ -103,15 +100,15 @@ def plot_change(rows: Sequence[SweepRow], *, caption: str = "") -> Figure:
     with_ssim = any(row.ssim is not None for row in changed)
     panels = [("psnr_db", "PSNR (dB)"), ("ssim", "SSIM")][: 2 if with_ssim else 1]
     figure = _figure(3.9 * len(panels) + 2.2, 4.2, caption)
-    names = methods_of(changed)
-    for panel, (quantity, title) in enumerate(panels):
-        axes = figure.add_subplot(1, len(panels), panel + 1)
-        for i, name in enumerate(names):
-            points = [r for r in changed if r.name == name and getattr(r, quantity) is not None]
+    labels = merged_labels(changed)
+    for panel, (quantity, title) in enumerate(panels, start=1):
+        axes = figure.add_subplot(1, len(panels), panel)
+        for i, label in enumerate(labels):
+            points = [r for r in changed if r.label == label and getattr(r, quantity) is not None]
             values = [getattr(row, quantity) for row in points]
-            below = [_gap(row, quantity, "low") for row in points]
-            above = [_gap(row, quantity, "high") for row in points]
-            _draw(axes, i, len(names), points, values, below, above)
+            below = [_bar_length(row, quantity, "low") for row in points]
+            above = [_bar_length(row, quantity, "high") for row in points]
+            _draw(axes, i, len(labels), points, values, below, above)
         _label(axes, keep_rates_of(changed), title)
         axes.spines["right"].set_visible(False)
     _legend(figure, "median; bars:\n20 to 80 % of images")
@@ -120,7 +117,7 @@ def plot_change(rows: Sequence[SweepRow], *, caption: str = "") -> Figure:
 
 
 def png_bytes(figure: Figure) -> bytes:
-    """What `plot_distance` or `plot_change` returned as a PNG file; equal figures, equal bytes."""
+    """A figure as a PNG file; equal figures give equal bytes."""
     out = io.BytesIO()
     figure.savefig(out, format="png", dpi=160)
     return out.getvalue()
@@ -133,8 +130,13 @@ def _figure(width: float, height: float, caption: str) -> Figure:
     figure = Figure(figsize=(width, height), layout="constrained")
     if caption:
         text = "\n".join(fold(caption, lambda line: len(line) > width * 17))
-        figure.supxlabel(text, x=0.01, ha="left", fontsize=7.5, color="0.35")
+        figure.supxlabel(_literal(text), x=0.01, ha="left", fontsize=7.5, color="0.35")
     return figure
+
+
+def _literal(text: str) -> str:
+    """Text that matplotlib does not read as a formula."""
+    return text.replace("$", r"\$")
 
 
 def _draw(
@@ -147,7 +149,9 @@ def _draw(
     above: Sequence[float],
     start: SweepRow | None = None,
 ) -> None:
-    """One method's line; methods are moved apart a little so that their bars don't overlap."""
+    """One method's line; methods are shifted a little so that their bars do not overlap."""
+    if not points:
+        return
     shift = 0.7 * (index - (count - 1) / 2)
     colour = _COLOURS[index % len(_COLOURS)]
     places = [100 * row.keep_rate - shift for row in points]
@@ -162,9 +166,9 @@ def _draw(
         linewidth=1.6,
         elinewidth=1.2,
         capsize=2.5,
-        label=points[0].name if points else None,
+        label=_literal(points[0].label),
     )
-    if start is not None and start.fid is not None and points:
+    if start is not None and start.fid is not None:
         first = max(range(len(places)), key=places.__getitem__)
         axes.plot([100, places[first]], [start.fid, values[first]], color=colour, linewidth=0.9)
 
@@ -175,29 +179,26 @@ def _draw_baseline(axes: Axes, baseline: SweepRow) -> None:
     if baseline.fid_se is not None:
         low, high = level - baseline.fid_se, level + baseline.fid_se
         axes.axhspan(low, high, color="0.5", alpha=0.14, linewidth=0, label="± 1 SE of unmerged")
-
-    def to_delta(fid: Any) -> Any:
-        return fid - level
-
-    def to_fid(delta: Any) -> Any:
-        return delta + level
-
-    axes.secondary_yaxis("right", functions=(to_delta, to_fid)).set_ylabel("Δ to unmerged")
+    differences = axes.secondary_yaxis(
+        "right", functions=(lambda fid: fid - level, lambda delta: delta + level)
+    )
+    differences.set_ylabel("Δ to unmerged")
 
 
 def _draw_published(axes: Axes, baseline: SweepRow, published: Sequence[SweepRow]) -> None:
-    for i, name in enumerate(methods_of(published)):
-        points = [row for row in published if row.name == name and row.delta is not None]
+    for i, label in enumerate(merged_labels(published)):
+        points = [(100.0, 0.0)] + [
+            (100 * row.keep_rate, row.delta)
+            for row in published
+            if row.label == label and row.delta is not None
+        ]
         axes.plot(
-            [100.0, *(100 * row.keep_rate for row in points)],
-            [
-                (baseline.fid or 0.0) + delta
-                for delta in (0.0, *(row.delta or 0.0 for row in points))
-            ],
+            [keep_rate for keep_rate, _ in points],
+            [(baseline.fid or 0.0) + delta for _, delta in points],
             color="0.55",
             linewidth=1,
             linestyle=_DASHES[i % len(_DASHES)],
-            label=f"Δ of {name}",
+            label=_literal(f"Δ of {label}"),
         )
 
 
@@ -226,8 +227,8 @@ def _legend(figure: Figure, title: str | None) -> None:
     )
 
 
-def _gap(row: SweepRow, quantity: str, side: str) -> float:
-    """Length of one bar; zero where its end is unknown or infinite."""
+def _bar_length(row: SweepRow, quantity: str, side: str) -> float:
+    """From the median to the percentile; zero if that is unknown or infinite."""
     bound = getattr(row, f"{quantity}_{side}")
     if bound is None or math.isinf(bound):
         return 0.0

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from sd_tokenmerge.report.rows import BASELINE, SweepRow
+from sd_tokenmerge.report.rows import SweepRow
+from sd_tokenmerge.sampling.options import NO_METHOD
 
 ATC_SOURCE = (
     "Haurum, Escalera, Taylor, Moeslund: Agglomerative Token Clustering, ECCV 2024, Table 2. "
     "Stable Diffusion 1.5, 512x512, 50 steps, guidance 7.5, 2,000 images against 5,000 of the "
     "ImageNet validation set, clean-fid."
 )
-"""Where `atc_table2` quotes from and how it was measured."""
+"""The source of `atc_table2`, and how it was measured."""
 
 _KEEP_RATES = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4)
 _ATC_TABLE2 = {
@@ -21,18 +22,14 @@ _ATC_TABLE2 = {
 
 
 def atc_table2() -> list[SweepRow]:
-    """Table 2 of the ATC paper.
+    """Table 2 of the ATC paper: the unmerged row, then four methods at six keep rates each.
 
-    The published values carry no errors. Published baselines of this set-up range from 28.84 to
-    34.23, so that values compare within one set-up only; the differences to the baseline are what
-    can be held against measured ones.
-
-    Returns:
-        The unmerged row, then the paper's four methods by six keep rates; `source` is
-        `"published"`.
+    The values are published without errors. Published baselines of this set-up range from 28.84 to
+    34.23, so values compare within one set-up only; compare measured values with the differences
+    to the baseline.
     """
     baseline = _ATC_TABLE2["tome-sd", "ToMe"][0]
-    rows = [_row(BASELINE, "unmerged (paper)", 1.0, baseline, baseline)]
+    rows = [_row(NO_METHOD, "unmerged (paper)", 1.0, baseline, baseline)]
     for (method, label), values in _ATC_TABLE2.items():
         rows += [
             _row(method, f"{label} (paper)", keep_rate, fid, baseline)
@@ -52,5 +49,5 @@ def _row(method: str, label: str, keep_rate: float, fid: float, baseline: float)
         num_generated=2000,
         num_reference=5000,
         fid=fid,
-        delta=None if method == BASELINE else round(fid - baseline, 2),
+        delta=None if method == NO_METHOD else round(fid - baseline, 2),
     )

@@ -6,19 +6,22 @@ import csv
 import io
 import json
 import math
-from collections.abc import Sequence
-from dataclasses import asdict, fields
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from tabulate import tabulate
 
 from sd_tokenmerge.report.cells import TextTable, listing, pivots
-from sd_tokenmerge.report.rows import Conditions, SweepRow
+from sd_tokenmerge.report.rows import SweepRow, conditions_sentence
 
-SCHEMA = 1
+SCHEMA = 2
 """Version of the JSON document's layout."""
 
 
 def markdown(
     rows: Sequence[SweepRow],
-    conditions: Conditions,
+    conditions: Mapping[str, str],
     *,
     published: Sequence[SweepRow] = (),
     notes: Sequence[str] = (),
@@ -26,78 +29,78 @@ def markdown(
     """Tables of methods by keep rates, then every measurement, then the conditions.
 
     Args:
-        rows: what was measured; comparable with one another.
-        conditions: printed below the tables.
+        rows: measured rows that are comparable with one another.
+        conditions: what all rows have in common, printed below the tables.
         published: rows to show below the measured ones of the same table.
         notes: sentences to print below the tables.
 
     Returns:
-        A Markdown document whose columns are aligned in plain text too.
+        A Markdown document, with columns that are aligned in plain text as well.
 
     Raises:
         ValueError: the rows are not comparable, or there are none.
     """
     tables = [*pivots(rows, published), listing(rows)]
-    parts = [f"### {table.title}\n\n{_markdown_table(table)}" for table in tables]
-    sentences = dict.fromkeys([note for table in tables for note in table.notes] + [*notes])
-    if sentences:
-        parts.append("\n".join(f"- {_markdown_escape(sentence)}" for sentence in sentences))
-    parts.append(f"Conditions: {conditions.line()}")
-    return "\n\n".join(parts) + "\n"
+    parts = [f"### {_markdown_escape(table.title)}\n\n{_markdown_table(table)}" for table in tables]
+    sentences = dict.fromkeys([text for table in tables for text in table.legend] + [*notes])
+    parts.append("\n".join(f"- {_markdown_escape(sentence)}" for sentence in sentences))
+    parts.append(f"Conditions: {_markdown_escape(conditions_sentence(conditions))}")
+    return "\n\n".join(filter(None, parts)) + "\n"
 
 
 def latex(
     rows: Sequence[SweepRow],
-    conditions: Conditions,
+    conditions: Mapping[str, str],
     *,
     published: Sequence[SweepRow] = (),
     notes: Sequence[str] = (),
 ) -> str:
-    r"""The table of distances by methods and keep rates, for `\usepackage{booktabs}`.
+    r"""Tables of methods by keep rates, for `\usepackage{booktabs}`.
 
     Args:
-        rows: what was measured; comparable with one another.
-        conditions: part of the caption.
+        rows: measured rows that are comparable with one another.
+        conditions: part of each caption.
         published: rows to show below the measured ones.
-        notes: sentences for the caption.
+        notes: sentences for each caption.
 
     Returns:
-        A `table` environment for each of Markdown's tables but the long one.
+        A `table` environment for each of the tables of methods by keep rates.
 
     Raises:
         ValueError: the rows are not comparable, or there are none.
     """
-    parts = [
-        _latex_table(table, [*table.notes, *notes, f"Conditions: {conditions.line()}"])
-        for table in pivots(rows, published)
-    ]
+    ending = [*notes, f"Conditions: {conditions_sentence(conditions)}"]
+    parts = [_latex_table(table, [*table.legend, *ending]) for table in pivots(rows, published)]
     return "% needs \\usepackage{booktabs}\n" + "\n".join(parts)
 
 
 def csv_text(rows: Sequence[SweepRow]) -> str:
-    """One line per row with every field at full precision; empty where not measured."""
+    """One line per row with all numbers at full precision; empty if not measured."""
     out = io.StringIO()
-    writer = csv.DictWriter(out, [f.name for f in fields(SweepRow)], lineterminator="\n")
+    names = [name for name in rows[0].as_dict() if name != "notes"]
+    writer = csv.DictWriter(out, names, lineterminator="\n", extrasaction="ignore")
     writer.writeheader()
-    for row in rows:
-        writer.writerow(row.as_dict())
+    writer.writerows(row.as_dict() for row in rows)
     return out.getvalue()
 
 
 def json_text(
     rows: Sequence[SweepRow],
-    conditions: Conditions,
+    conditions: Mapping[str, str],
     *,
     published: Sequence[SweepRow] = (),
     notes: Sequence[str] = (),
 ) -> str:
-    """Rows and conditions as a JSON document that `rows_from_json` reads back.
+    """Rows and conditions as a JSON document.
 
     An infinite PSNR (identical images) is the string `"inf"`, since JSON has no infinity.
+
+    Raises:
+        ValueError: a number is NaN.
     """
     document = {
         "schema": SCHEMA,
-        "conditions": asdict(conditions),
+        "conditions": dict(conditions),
         "notes": list(notes),
         "rows": [_finite(row.as_dict()) for row in rows],
         "published": [_finite(row.as_dict()) for row in published],
@@ -105,38 +108,37 @@ def json_text(
     return json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
-def rows_from_json(text: str) -> tuple[list[SweepRow], Conditions]:
-    """Read the measured rows and the conditions of `json_text`.
-
-    Raises:
-        ValueError: not such a document.
-    """
-    document = json.loads(text)
-    if not isinstance(document, dict) or document.get("schema") != SCHEMA:
-        raise ValueError(f"`text` must be a sweep's JSON document of schema {SCHEMA}.")
-    rows = [
-        SweepRow.from_dict({k: math.inf if v == "inf" else v for k, v in row.items()})
-        for row in document["rows"]
+def _formatted(
+    table: TextTable, escape: Callable[[str], str], bold: str
+) -> tuple[list[str], list[list[str] | None]]:
+    """Header and body with escaped text and bold cells; `bold` holds `{}` for a cell's text."""
+    body = [
+        line
+        and [
+            bold.replace("{}", escape(text)) if (i, j) in table.bold else escape(text)
+            for j, text in enumerate(line)
+        ]
+        for i, line in enumerate(table.body)
     ]
-    return rows, Conditions(**document["conditions"])
+    return [escape(text) for text in table.header], body
 
 
 def _markdown_table(table: TextTable) -> str:
-    lines = [[_markdown_escape(text) for text in table.header]]
-    for i, row in enumerate(table.body):
-        texts = [_markdown_escape(text) for text in row or [""] * len(table.header)]
-        lines.append([f"**{t}**" if (i, j) in table.bold else t for j, t in enumerate(texts)])
-    widths = [max(3, *map(len, column)) for column in zip(*lines, strict=True)]
-    rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
-    padded = [
-        [line[0].ljust(widths[0]), *(t.rjust(w) for t, w in zip(line[1:], widths[1:], strict=True))]
-        for line in lines
-    ]
-    return "\n".join("| " + " | ".join(line) + " |" for line in [padded[0], rule, *padded[1:]])
+    header, body = _formatted(table, _markdown_escape, "**{}**")
+    return tabulate(
+        [line or [""] * len(header) for line in body],
+        header,
+        "pipe",
+        disable_numparse=True,
+        colalign=("left", *["right"] * (len(header) - 1)),
+    )
 
 
 def _markdown_escape(text: str) -> str:
-    return text.replace("|", "\\|").replace("*", "\\*")
+    """Text on one line that Markdown shows as it is."""
+    on_one_line = " ".join(text.split())
+    # An underscore inside a word is no markup, and names are easier to read without a backslash.
+    return re.sub(r"[\\`*<>#|\[\]~$&]|(?<!\w)_|_(?!\w)", r"\\\g<0>", on_one_line)
 
 
 _LATEX = {
@@ -166,26 +168,25 @@ def _latex_escape(text: str) -> str:
 
 
 def _latex_table(table: TextTable, sentences: Sequence[str]) -> str:
-    caption = " ".join([f"{table.title}.", *sentences])
-    lines = [
-        r"\begin{table}",
-        r"  \centering",
-        rf"  \caption{{{_latex_escape(caption)}}}",
-        rf"  \begin{{tabular}}{{l{'r' * (len(table.header) - 1)}}}",
-        r"    \toprule",
-        "    " + " & ".join(map(_latex_escape, table.header)) + r" \\",
-        r"    \midrule",
-    ]
-    for i, row in enumerate(table.body):
-        if row is None:
-            lines.append(r"    \midrule")
-            continue
-        cells = [_latex_escape(text) for text in row]
-        cells = [rf"\textbf{{{t}}}" if (i, j) in table.bold else t for j, t in enumerate(cells)]
-        lines.append("    " + " & ".join(cells) + r" \\")
-    lines += [r"    \bottomrule", r"  \end{tabular}", r"\end{table}", ""]
-    return "\n".join(lines)
+    header, body = _formatted(table, _latex_escape, r"\textbf{{}}")
+    lines = [r"    \midrule" if line is None else f"    {' & '.join(line)} \\\\" for line in body]
+    return "\n".join(
+        [
+            r"\begin{table}",
+            r"  \centering",
+            rf"  \caption{{{_latex_escape(' '.join([f'{table.title}.', *sentences]))}}}",
+            rf"  \begin{{tabular}}{{l{'r' * (len(header) - 1)}}}",
+            r"    \toprule",
+            f"    {' & '.join(header)} \\\\",
+            r"    \midrule",
+            *lines,
+            r"    \bottomrule",
+            r"  \end{tabular}",
+            r"\end{table}",
+            "",
+        ]
+    )
 
 
-def _finite(values: dict[str, object]) -> dict[str, object]:
+def _finite(values: dict[str, Any]) -> dict[str, Any]:
     return {key: "inf" if value == math.inf else value for key, value in values.items()}

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from sd_tokenmerge.report.rows import BASELINE, Conditions, SweepRow
+from sd_tokenmerge.report.rows import SweepRow
+from sd_tokenmerge.sampling.options import NO_METHOD
 
 COMMON: dict[str, Any] = {
     "extractor": "efficientnet-lite0",
@@ -13,13 +14,15 @@ COMMON: dict[str, Any] = {
     "num_generated": 240,
     "num_reference": 600,
 }
-CONDITIONS = Conditions(
-    **COMMON,
-    model="some_pipeline",
-    device="CPU",
-    settings={"size": "256x256", "steps": "25"},
-    versions={"torch": "2.13.0"},
-)
+CONDITIONS = {
+    "N generated": "240",
+    "extractor": "efficientnet-lite0",
+    "model": "some_pipeline",
+    "size": "256x256",
+    "steps": "25",
+    "device": "CPU",
+    "torch": "2.13.0",
+}
 
 
 def example_rows(**changes: Any) -> list[SweepRow]:
@@ -27,7 +30,8 @@ def example_rows(**changes: Any) -> list[SweepRow]:
     infinite = {f"psnr_db{end}": math.inf for end in ("", "_low", "_high")}
     rows = [
         SweepRow(
-            method=BASELINE,
+            method=NO_METHOD,
+            label="unmerged",
             keep_rate=1,
             fid=40.0,
             fid_se=1.5,
@@ -44,6 +48,7 @@ def example_rows(**changes: Any) -> list[SweepRow]:
             rows.append(
                 SweepRow(
                     method=method,
+                    label=method,
                     keep_rate=keep_rate,
                     fid=40 + delta,
                     fid_se=1.5,

@@ -9,6 +9,7 @@ from PIL import Image
 
 from sd_tokenmerge.report.plot import plot_change, plot_distance, png_bytes
 from sd_tokenmerge.report.published import atc_table2
+from sd_tokenmerge.report.rows import conditions_sentence
 from tests.report.example import CONDITIONS, example_rows
 
 
@@ -81,7 +82,7 @@ def test_nothing_to_plot_is_an_error():
 
 @pytest.mark.parametrize("make", [plot_distance, plot_change])
 def test_the_same_rows_give_the_same_file_and_it_is_a_picture(make):
-    first, second = (png_bytes(make(example_rows(), caption=CONDITIONS.line())) for _ in "ab")
+    first, second = (png_bytes(make(example_rows(), caption=conditions_sentence(CONDITIONS))) for _ in "ab")
     assert first == second
     with Image.open(io.BytesIO(first)) as picture:
         assert picture.width > 900
@@ -103,3 +104,9 @@ def test_nine_methods_remain_distinguishable():
         for c in axes.containers
     }
     assert len(styles) == 9
+
+
+@pytest.mark.parametrize("make", [plot_distance, plot_change])
+def test_dollars_are_no_formula(make):
+    rows = [replace(row, label=f"$\\frac{{ {row.label}$") for row in example_rows()]
+    assert png_bytes(make(rows, caption="model ~/$HOME_{/$x"))

@@ -2,15 +2,15 @@ from __future__ import annotations
 
 import csv
 import io
-import math
+import json
 import re
 from dataclasses import replace
 
 import pytest
 
 from sd_tokenmerge.report.published import atc_table2
-from sd_tokenmerge.report.rows import SweepRow
-from sd_tokenmerge.report.table import csv_text, json_text, latex, markdown, rows_from_json
+from sd_tokenmerge.report.rows import SweepRow, conditions_sentence
+from sd_tokenmerge.report.table import csv_text, json_text, latex, markdown
 from tests.report.example import CONDITIONS, example_rows
 
 
@@ -60,7 +60,7 @@ def test_the_long_table_lists_every_measurement():
 
 
 def test_what_was_not_measured_has_no_column_and_no_explanation():
-    rows = [SweepRow(method="atc", keep_rate=k, seconds_per_image=2 * k) for k in (1.0, 0.5)]
+    rows = [SweepRow(method="atc", label="atc", keep_rate=k, seconds_per_image=2 * k) for k in (1.0, 0.5)]
     text = markdown(rows, CONDITIONS)
     assert sections(text) == {
         "All measurements": [
@@ -80,7 +80,7 @@ def test_the_signs_are_explained_and_the_conditions_and_notes_printed():
     assert "- Bold: lowest of its column" in text
     assert "- ∞: identical images." in text
     assert "- tome cannot reach 40 %." in text
-    assert text.rstrip().endswith(f"Conditions: {CONDITIONS.line()}")
+    assert text.rstrip().endswith(f"Conditions: {conditions_sentence(CONDITIONS)}")
 
 
 def test_a_missing_setting_is_a_dash():
@@ -157,18 +157,30 @@ def test_csv_keeps_full_precision():
         assert float(text["psnr_db"]) == row.psnr_db
 
 
-def test_json_reads_back_what_was_written():
-    rows = example_rows()
-    text = json_text(rows, CONDITIONS, published=atc_table2(), notes=["a note"])
-    read, conditions = rows_from_json(text)
-    assert read == rows
-    assert conditions == CONDITIONS
-    assert read[0].psnr_db == math.inf
+def test_json_holds_every_field_and_infinities_as_text():
+    rows = [replace(row, notes=("a note",)) for row in example_rows()]
+    text = json_text(rows, CONDITIONS, published=atc_table2(), notes=["another"])
+    document = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    assert (document["conditions"], document["notes"]) == (CONDITIONS, ["another"])
+    assert len(document["published"]) == 25
+    assert document["rows"][0]["psnr_db"] == "inf"
+    expected = rows[3].as_dict() | {"notes": ["a note"]}
+    assert document["rows"][3] == expected
 
 
-def test_json_refuses_nan_and_other_documents():
-    rows = [replace(row, fid=math.nan) for row in example_rows()]
+def test_json_refuses_nan():
+    rows = [replace(row, fid=float("nan")) for row in example_rows()]
     with pytest.raises(ValueError, match="not JSON compliant"):
         json_text(rows, CONDITIONS)
-    with pytest.raises(ValueError, match="schema 1"):
-        rows_from_json('{"fid": 3.0}')
+
+
+def test_names_are_text_and_no_markup():
+    names = "<b>x</b> # | `c` [a](b) _i_ a_b 5 * 3\n# title"
+    rows = [replace(row, label=f"{row.label} {names}") for row in example_rows()]
+    text = markdown(rows, {"model": names}, notes=[names])
+    escaped = r"\<b\>x\</b\> \# \| \`c\` \[a\](b) \_i\_ a_b 5 \* 3 \# title"
+    assert f"| random {escaped} " in text
+    assert f"- {escaped}\n" in text
+    assert f"Conditions: model {escaped}." in text
+    for cells in sections(text)["All measurements"]:
+        assert len(cells) == 8
