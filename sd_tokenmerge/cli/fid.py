@@ -96,6 +96,7 @@ def fid_command(
         raise UserError(f"--save-statistics must end in .npz, got `{save}`.")
     with user_errors(), _progress() as progress, _process_group():
         from sd_tokenmerge.fid.evaluate import ExtractionOptions, compare, load_set
+        from sd_tokenmerge.fid.sources import require_one_set
 
         if download_weights and extractor == "inception" and weights is None:
             _download()
@@ -112,8 +113,10 @@ def fid_command(
             cache=False if no_cache else cache or True,
             progress=progress,
         )
-        for folder in filter(None, (reference, generated, baseline)):
-            _require_one_set(folder)
+        sets = {"reference": reference, "generated": generated, "baseline": baseline}
+        for name, folder in sets.items():
+            if folder is not None:
+                require_one_set(name, folder)
         load = partial(load_set, assume_protocol=assume_protocol, **extraction)
         first = load(reference)
         second = None if generated is None else load(generated)
@@ -141,18 +144,6 @@ def fid_command(
     for warning in result.warnings:
         print(f"note: {warning}", file=sys.stderr)
     print(format_comparison(result, change))
-
-
-def _require_one_set(folder: Path) -> None:
-    """Refuse to take the images of several runs, or a sweep's pictures and plots, for one set."""
-    from sd_tokenmerge.sampling.status import find_runs
-
-    others = [run for run in find_runs(folder) if run != folder] if folder.is_dir() else []
-    if others:
-        raise UserError(
-            f"`{folder}` must be one set of images, but there are runs in it: give the folder of "
-            f"one of them, such as `{others[0]}`."
-        )
 
 
 def _to_json(result: Comparison, change: PairedChange | None) -> dict[str, object]:

@@ -56,7 +56,7 @@ def _print_runs(runs: tuple[RunStatus, ...], folder: Path) -> None:
 
 
 def _print_sweep(sweep: SweepStatus) -> None:
-    results = "tables of all settings " + ("written" if sweep.has_results else "not written yet")
-    print(f"{sweep.folder}: {sweep.measured} of {sweep.settings} settings measured, {results}")
+    if sweep.settings:
+        print(f"{sweep.folder}: {sweep.tabulated} of {sweep.settings} settings in the tables")
     for finding in sweep.findings:
         print(f"{sweep.folder}: {finding}")

@@ -31,6 +31,7 @@ from sd_tokenmerge.cli.feature_options import (
     Weights,
 )
 from sd_tokenmerge.cli.generate import generate_command, read_options
+from sd_tokenmerge.fid.options import FeatureOptions
 from sd_tokenmerge.sweep.options import PAPER_KEEP_RATES, PAPER_METHODS, SweepOptions
 
 if TYPE_CHECKING:
@@ -140,14 +141,16 @@ def sweep_command(
             methods=PAPER_METHODS if methods is None else parse_methods(methods),
             keep_rates=PAPER_KEEP_RATES if keep_rates is None else parse_keep_rates(keep_rates),
             reference=reference,
-            extractor=extractor,
-            protocol=protocol,
-            weights=weights,
-            download_weights=download_weights,
-            allow_unknown_weights=allow_unknown_weights,
-            precision=precision,
-            cache=cache,
-            assume_protocol=assume_protocol,
+            features=FeatureOptions(
+                extractor=extractor,
+                protocol=protocol,
+                weights=weights,
+                download_weights=download_weights,
+                allow_unknown_weights=allow_unknown_weights,
+                precision=precision,
+                cache=cache,
+                assume_protocol=assume_protocol,
+            ),
             published=published,
             skip_unreachable=skip_unreachable,
             sheet_images=sheet_images,
@@ -257,6 +260,5 @@ def _print_summary(summary: SweepSummary, as_json: bool) -> None:
         return
     tables = summary.results.tables()
     print(tables["table.json" if as_json else "table.md"].decode(), end="")
-    done = f"{images} generated, {format_count(summary.num_measured, 'setting')} measured"
-    written = "written" if summary.num_written else "up to date"
-    print(f"{done}; {written} in {summary.folder}: {', '.join(summary.files)}.", file=sys.stderr)
+    files = ", ".join(summary.files)
+    print(f"{images} generated; results in {summary.folder}: {files}.", file=sys.stderr)

@@ -1,53 +1,49 @@
-"""What `sd-tokenmerge sweep --dry-run` prints."""
+"""The output of `sd-tokenmerge sweep --dry-run`."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from typing import Any
 
 from sd_tokenmerge.cli.columns import in_columns
 from sd_tokenmerge.cli.errors import user_errors
 from sd_tokenmerge.cli.progress import format_count, format_duration
-from sd_tokenmerge.sweep.measure import measured_settings
+from sd_tokenmerge.sweep.measure import Measurer
 from sd_tokenmerge.sweep.options import SweepOptions
 from sd_tokenmerge.sweep.plan import SweepPlan, plan_sweep
 
 
 def print_plan(options: SweepOptions, *, overwrite: bool, as_json: bool) -> None:
-    """Print every setting with what is there, what is missing and the time it takes."""
+    """Print every setting with its images and the time to generate the missing ones."""
     with user_errors():
         plan = plan_sweep(options, overwrite=overwrite)
-        measured = measured_settings(options, plan)
+        Measurer(options)  # checks the reference and the extractor
     if as_json:
-        print(json.dumps(_plan_json(plan, measured), indent=2))
+        print(json.dumps(_plan_json(plan), indent=2))
         return
-    rows = [["setting", "images", "there", "missing", "time", "measured"]]
-    for run, is_measured in zip(plan.runs, measured, strict=True):
+    rows = [["setting", "images", "there", "missing", "time"]]
+    for run in plan.runs:
         seconds = plan.seconds_left(run)
         time = "" if not run.num_missing else "?" if seconds is None else format_duration(seconds)
         counts = (run.num_images, run.num_done, run.num_missing)
         name = f"{run.setting}{' (replaced)' if run.is_replaced else ''}"
-        rows.append([name, *map(str, counts), time, "yes" if is_measured else "no"])
+        rows.append([name, *map(str, counts), time])
     print(in_columns(rows))
     for note in plan.skipped:
         print(note)
-    print(f"To do: {_todo(plan, measured)}.")
+    print(f"To generate: {_todo(plan)}.")
 
 
-def _todo(plan: SweepPlan, measured: Sequence[bool]) -> str:
-    seconds = plan.total_seconds_left
+def _todo(plan: SweepPlan) -> str:
+    images, seconds = format_count(plan.num_missing, "image"), plan.total_seconds_left
     if not plan.num_missing:
-        time = ""
-    elif seconds is None:
-        time = " (time unknown: none of this sweep was made yet)"
-    else:
-        time = f", about {format_duration(seconds)} in one process by those made so far"
-    images, settings = (plan.num_missing, "image"), (measured.count(False), "setting")
-    return f"{format_count(*images)}{time}; {format_count(*settings)} to measure"
+        return images
+    if seconds is None:
+        return f"{images} (time unknown: this sweep has no image yet)"
+    return f"{images}, about {format_duration(seconds)} in one process at the speed so far"
 
 
-def _plan_json(plan: SweepPlan, measured: Sequence[bool]) -> dict[str, Any]:
+def _plan_json(plan: SweepPlan) -> dict[str, Any]:
     return {
         "runs": [
             {
@@ -58,9 +54,8 @@ def _plan_json(plan: SweepPlan, measured: Sequence[bool]) -> dict[str, Any]:
                 "missing": run.num_missing,
                 "seconds": plan.seconds_left(run) if run.num_missing else 0.0,
                 "replaced": run.is_replaced,
-                "measured": is_measured,
             }
-            for run, is_measured in zip(plan.runs, measured, strict=True)
+            for run in plan.runs
         ],
         "skipped": list(plan.skipped),
         "missing": plan.num_missing,

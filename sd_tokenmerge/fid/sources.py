@@ -11,6 +11,7 @@ import torch
 
 from sd_tokenmerge.fid.features import FeatureSet, extract_features
 from sd_tokenmerge.fid.statistics import Statistics, load_statistics
+from sd_tokenmerge.sampling.status import find_runs
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -55,3 +56,21 @@ def load_set(
             assume_extractor=extraction.get("extractor", "inception"),
         )
     return extract_features(path, **extraction)
+
+
+def require_one_set(name: str, folder: Path) -> None:
+    """Refuse a folder of several runs, or a sweep's folder with its plots, as one set of images.
+
+    Args:
+        name: what the message calls the folder, such as an argument's name.
+        folder: may also be a file.
+
+    Raises:
+        ValueError: there are runs below the folder.
+    """
+    others = [run for run in find_runs(folder) if run != folder] if folder.is_dir() else []
+    if others:
+        raise ValueError(
+            f"`{name}` must be one set of images, got {str(folder)!r} with runs in it: give the "
+            f"folder of one of them, such as {str(others[0])!r}."
+        )

@@ -125,9 +125,9 @@ def _draw_grid(grid: PictureGrid, cell: int) -> Image.Image:
         x = left + j * (cell + gap) + cell / 2
         text = _shortened(label, font, cell)
         draw.text((x, top - 0.35 * line), text, fill=_INK, font=font, anchor="ms")
-    for i, (label, files) in enumerate(zip(labels, grid.cells, strict=True)):
+    for i, (parts, files) in enumerate(zip(labels, grid.cells, strict=True)):
         y = top + i * (cell + gap)
-        middle, text = (left - 2 * gap, y + cell / 2), "\n".join(label)
+        middle, text = (left - 2 * gap, y + cell / 2), "\n".join(parts)
         draw.multiline_text(middle, text, fill=_INK, font=font, anchor="rm", align="right")
         for j, (_, file) in enumerate(zip(grid.columns, files, strict=True)):
             sheet.paste(_picture(file, cell), (left + j * (cell + gap), y))

@@ -5,7 +5,10 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from sd_tokenmerge.report.captions import fold
 from sd_tokenmerge.report.cells import keep_rate_text
@@ -179,10 +182,8 @@ def _draw_baseline(axes: Axes, baseline: SweepRow) -> None:
     if baseline.fid_se is not None:
         low, high = level - baseline.fid_se, level + baseline.fid_se
         axes.axhspan(low, high, color="0.5", alpha=0.14, linewidth=0, label="± 1 SE of unmerged")
-    differences = axes.secondary_yaxis(
-        "right", functions=(lambda fid: fid - level, lambda delta: delta + level)
-    )
-    differences.set_ylabel("Δ to unmerged")
+    to_delta, to_fid = partial(np.add, -level), partial(np.add, level)
+    axes.secondary_yaxis("right", functions=(to_delta, to_fid)).set_ylabel("Δ to unmerged")
 
 
 def _draw_published(axes: Axes, baseline: SweepRow, published: Sequence[SweepRow]) -> None:

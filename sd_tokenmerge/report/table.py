@@ -125,13 +125,14 @@ def _formatted(
 
 def _markdown_table(table: TextTable) -> str:
     header, body = _formatted(table, _markdown_escape, "**{}**")
-    return tabulate(
+    text: str = tabulate(
         [line or [""] * len(header) for line in body],
         header,
         "pipe",
         disable_numparse=True,
         colalign=("left", *["right"] * (len(header) - 1)),
     )
+    return text
 
 
 def _markdown_escape(text: str) -> str:

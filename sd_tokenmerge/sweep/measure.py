@@ -1,4 +1,4 @@
-"""Measure the images of one setting: distance to the reference, and change to the unmerged."""
+"""Measure the images of one setting: distance to the reference, and change from the unmerged."""
 
 from __future__ import annotations
 
@@ -11,29 +11,24 @@ from typing import Any
 from sd_tokenmerge.fid.comparison import Comparison
 from sd_tokenmerge.fid.evaluate import Evaluator
 from sd_tokenmerge.fid.extractors import find_extractor
-from sd_tokenmerge.fid.features import FeatureSet, extract_features, list_content
+from sd_tokenmerge.fid.features import FeatureSet, extract_features
 from sd_tokenmerge.fid.image_change import PairedChange, paired_change
 from sd_tokenmerge.fid.images import find_images
 from sd_tokenmerge.fid.preprocess import find_protocol
-from sd_tokenmerge.fid.sources import ExtractionOptions, load_set
-from sd_tokenmerge.fid.statistics import Statistics
-from sd_tokenmerge.files import file_sha256
-from sd_tokenmerge.sampling.manifest import read_manifest
+from sd_tokenmerge.fid.sources import ExtractionOptions, load_set, require_one_set
+from sd_tokenmerge.report.rows import SweepRow
+from sd_tokenmerge.sampling.manifest import ImageRecord, read_manifest
 from sd_tokenmerge.sweep.options import SweepOptions
-from sd_tokenmerge.sweep.plan import SweepPlan
-from sd_tokenmerge.sweep.state import Measurement, SweepState, content_key
-
-MEASUREMENT = 2
-"""Version of what `Measurer.measure` computes: a new one measures everything again."""
-
-ExtractionProgress = Callable[[int, int], None]
+from sd_tokenmerge.sweep.settings import Setting
 
 
 class Measurer:
     """Measures run folders against one reference, computing shared parts once."""
 
-    def __init__(self, options: SweepOptions, progress: ExtractionProgress | None = None) -> None:
-        """Look at the reference and the extractor's weights, without loading them.
+    def __init__(
+        self, options: SweepOptions, progress: Callable[[int, int], None] | None = None
+    ) -> None:
+        """Check the reference and the extractor without loading them.
 
         Args:
             options: of the sweep.
@@ -43,147 +38,121 @@ class Measurer:
             ValueError: the reference or the extractor cannot be used.
         """
         self._options = options
+        features = options.features
         self._extraction = ExtractionOptions(
-            extractor=options.extractor,
-            protocol=options.protocol,
-            weights=options.weights,
-            download_weights=options.download_weights,
-            allow_unknown_weights=options.allow_unknown_weights,
-            precision=options.precision,
+            extractor=features.extractor,
+            protocol=features.protocol,
+            weights=features.weights,
+            download_weights=features.download_weights,
+            allow_unknown_weights=features.allow_unknown_weights,
+            precision=features.precision,
             device=options.generation.device,
-            cache=True if options.cache is None else options.cache,
+            cache=True if features.cache is None else features.cache,
             progress=progress,
         )
-        self._reference_content = _describe_reference(options)
-        self._baseline: tuple[Path, FeatureSet] | None = None
+        self._unmerged: FeatureSet | None = None
+        if options.reference is not None:
+            _require_reference(Path(options.reference))
+            protocol = find_protocol(features.protocol)
+            if not features.download_weights:
+                find_extractor(
+                    features.extractor,
+                    protocol,
+                    features.weights,
+                    download=False,
+                    allow_unknown=features.allow_unknown_weights,
+                )
 
-    def key(self, folder: Path, baseline: Path | None) -> str:
-        """A hash over everything a measurement depends on: images, reference, extractor.
+    def load_reference(self) -> None:
+        """Extract the reference's features, or read them from the cache.
+
+        Under `accelerate launch`, all processes must call this and `measure`: they share the
+        extraction.
 
         Raises:
-            ValueError: there are pictures in a folder that are no part of its run.
+            ValueError: the reference cannot be used.
         """
-        sets = [None if path is None else run_content(path) for path in (folder, baseline)]
-        return content_key([MEASUREMENT, self._reference_content, sets])
+        if self._options.reference is not None:
+            self._evaluator  # noqa: B018
 
     def measure(
-        self, folder: Path, baseline: Path | None, *, is_first_process: bool = True
-    ) -> Measurement | None:
+        self, setting: Setting, unmerged: Setting | None, *, is_first_process: bool = True
+    ) -> SweepRow | None:
         """Measure the images of a finished run.
 
-        Under `accelerate launch`, all processes must call this: they share the extraction.
-
         Args:
-            folder: the run folder.
-            baseline: that of the unmerged pipeline; None if this is it.
-            is_first_process: whether to compute the numbers once the features are there.
+            setting: the run.
+            unmerged: the unmerged pipeline's run, measured before; None if `setting` is that.
+            is_first_process: whether to compute the numbers from the features.
 
         Returns:
             The numbers; None in a process that is not the first.
 
         Raises:
-            ValueError: an image cannot be used.
+            ValueError: an image cannot be used, or the folder holds other pictures.
         """
-        features, unmerged = None, None
+        folder = setting.folder
+        features = None
         if self._options.reference is not None:
-            self._reference  # noqa: B018  all processes extract it, the first one uses it
-            if baseline is not None:
-                unmerged = self._baseline_features(baseline)
-                features = extract_features(folder, **self._extraction)
-            else:
-                features = self._baseline_features(folder)
+            features = extract_features(folder, **self._extraction)
+            if unmerged is None:
+                self._unmerged = features
         if not is_first_process:
             return None
-        numbers: dict[str, Any] = {"num_generated": len(run_content(folder))}
+        records = read_manifest(folder)
+        _require_recorded(folder, records)
+        numbers: dict[str, Any] = {}
         if features is not None:
-            numbers |= _distance_numbers(self._evaluator.compare(features, baseline=unmerged))
-        if baseline is not None:
-            pair = None if features is None or unmerged is None else (unmerged, features)
-            numbers |= _change_numbers(paired_change(baseline, folder, features=pair))
-        return Measurement(**numbers)
-
-    @cached_property
-    def _reference(self) -> FeatureSet | Statistics:
-        assert self._options.reference is not None  # the caller's business
-        return load_set(
-            self._options.reference,
-            assume_protocol=self._options.assume_protocol,
-            **self._extraction,
+            baseline = None if unmerged is None else self._unmerged
+            numbers = _distance_numbers(self._evaluator.compare(features, baseline=baseline))
+        if unmerged is not None:
+            pair = None
+            if features is not None and self._unmerged is not None:
+                pair = (self._unmerged, features)
+            numbers |= _change_numbers(paired_change(unmerged.folder, folder, features=pair))
+        return SweepRow(
+            method=setting.options.method,
+            keep_rate=setting.keep_rate,
+            label=setting.label,
+            num_generated=len(records),
+            seconds_per_image=median(record.seconds for record in records),
+            **numbers,
         )
 
     @cached_property
     def _evaluator(self) -> Evaluator:
-        return Evaluator(self._reference, **self._extraction)
-
-    def _baseline_features(self, folder: Path) -> FeatureSet:
-        if self._baseline is None or self._baseline[0] != folder:
-            self._baseline = folder, extract_features(folder, **self._extraction)
-        return self._baseline[1]
-
-
-def measured_settings(options: SweepOptions, plan: SweepPlan) -> list[bool]:
-    """Which settings of a plan are measured already, from the content that is there now.
-
-    Looks at the reference and the extractor's weights too, but downloads nothing.
-
-    Raises:
-        ValueError: the reference or the extractor cannot be used.
-    """
-    if options.download_weights:
-        return [False for _ in plan.runs]  # whether they are missing shows when they are fetched
-    measurer = Measurer(options)
-    state = SweepState.read(Path(options.out))
-    baseline = plan.runs[0]
-    found = []
-    for run in plan.runs:
-        folder = run.setting.folder
-        is_complete = not (run.num_missing or baseline.num_missing)
-        unmerged = None if run is baseline else baseline.setting.folder
-        found.append(
-            is_complete
-            and state.measurement(folder.name, measurer.key(folder, unmerged)) is not None
+        assert self._options.reference is not None  # checked by the callers
+        reference = load_set(
+            self._options.reference,
+            assume_protocol=self._options.features.assume_protocol,
+            **self._extraction,
         )
-    return found
+        if isinstance(reference, FeatureSet) and reference.num_images < 2:
+            raise ValueError(
+                f"`reference` must hold at least 2 images, got 1 in {self._options.reference!r}."
+            )
+        return Evaluator(reference, **self._extraction)
 
 
-def run_content(folder: Path) -> dict[str, str]:
-    """File names and hashes of a finished run's images, from its manifest.
-
-    Raises:
-        ValueError: there are other pictures in the folder, which a distance would count.
-    """
-    content = {record.file: record.sha256 for record in read_manifest(folder)}
-    present = {path.relative_to(folder).as_posix() for path in find_images(folder)}
-    if present != content.keys():
-        name = min(present ^ content.keys())
-        raise ValueError(
-            f"The pictures in {str(folder)!r} must be those of its run, got {name!r} "
-            f"{'besides' if name in present else 'missing'}. Move other pictures elsewhere."
-        )
-    return content
-
-
-def _describe_reference(options: SweepOptions) -> Any:
-    """What the distances depend on besides the images."""
-    if options.reference is None:
-        return None
-    path = Path(options.reference)
+def _require_reference(path: Path) -> None:
     if not path.exists():
         raise ValueError(
-            f"`reference` must be a folder of images or an .npz file, got {options.reference!r}, "
-            f"which does not exist."
+            f"`reference` must be a folder of images or an .npz file, got {str(path)!r}, which "
+            f"does not exist."
         )
-    is_file = path.suffix == ".npz" and path.is_file()
-    content: Any = file_sha256(path) if is_file else list_content(path)[1]
-    extractor = find_extractor(
-        options.extractor,
-        find_protocol(options.protocol),
-        options.weights,
-        download=options.download_weights,
-        allow_unknown=options.allow_unknown_weights,
-    )
-    space = [extractor.name, options.protocol, options.precision, extractor.weights_sha256]
-    return [space, content, options.assume_protocol]
+    require_one_set("reference", path)
+
+
+def _require_recorded(folder: Path, records: Sequence[ImageRecord]) -> None:
+    """Refuse pictures that are no part of the run: a distance would count them."""
+    recorded = {record.file for record in records}
+    pictures = {path.relative_to(folder).as_posix() for path in find_images(folder)}
+    if recorded != pictures:
+        name = min(recorded ^ pictures)
+        raise ValueError(
+            f"The pictures in {str(folder)!r} must be those of its run, got {name!r} "
+            f"{'besides' if name in pictures else 'missing'}. Move other pictures elsewhere."
+        )
 
 
 def _distance_numbers(result: Comparison) -> dict[str, Any]:
@@ -192,6 +161,8 @@ def _distance_numbers(result: Comparison) -> dict[str, Any]:
         notes.append(f"Standard errors of distances: delete-group jackknife, {result.groups}.")
     delta = result.delta
     return {
+        "extractor": result.extractor,
+        "protocol": result.protocol,
         "num_reference": result.num_reference,
         "fid": result.fid,
         "fid_se": result.fid_se,
@@ -218,5 +189,5 @@ def _change_numbers(change: PairedChange) -> dict[str, Any]:
 
 
 def _percentile(values: Sequence[float], fraction: float) -> float:
-    """The nearest value: interpolation between infinite ones (equal pictures) would be NaN."""
+    """The nearest value: interpolating between infinite ones (identical images) gives NaN."""
     return sorted(values)[round(fraction * (len(values) - 1))]

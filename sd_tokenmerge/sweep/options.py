@@ -1,9 +1,10 @@
-"""What a sweep is told. Imports no torch."""
+"""The options of a sweep. Imports no torch."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from sd_tokenmerge.fid.options import FeatureOptions
 from sd_tokenmerge.sampling.options import NO_METHOD, GenerateOptions
 
 PAPER_METHODS = ("tome-sd", "atc:linkage=single", "atc:linkage=average", "atc:linkage=complete")
@@ -17,21 +18,14 @@ class SweepOptions:
 
     Attributes:
         out: the sweep's folder.
-        generation: how every image is made; `out`, `method` and `keep_rate` are set by the sweep.
-            With a `shard`, this part of every setting is generated and nothing is measured.
+        generation: how images are generated; the sweep sets `out`, `method` and `keep_rate`.
+            With a `shard`, this shard of every setting is generated and nothing is measured.
         methods: method strings, in the order of the table.
-        keep_rates: in (0, 1]; 1 is the unmerged pipeline, which is always part of a sweep.
+        keep_rates: in (0, 1]; 1 is the unmerged pipeline, which is part of every sweep.
         reference: folder of images or `.npz` statistics; None: no distance is measured.
-        extractor: see `extract_features`, as the next six.
-        protocol: how images are prepared.
-        weights: the extractor's weight file.
-        download_weights: fetch missing weights.
-        allow_unknown_weights: accept weights that are not the public ones.
-        precision: of the extractor's arithmetic.
-        cache: folder of cached features; None: the user's.
-        assume_protocol: how the images of a foreign `.npz` reference were prepared.
-        published: show the ATC paper's values beside the measured ones.
-        skip_unreachable: leave keep rates out that a method cannot reach, instead of refusing.
+        features: how features are extracted.
+        published: whether the ATC paper's values appear beside the measured ones.
+        skip_unreachable: leave out keep rates that a method cannot reach instead of refusing them.
         sheet_images: images on the contact sheet, at least 1.
     """
 
@@ -40,14 +34,7 @@ class SweepOptions:
     methods: tuple[str, ...] = PAPER_METHODS
     keep_rates: tuple[float, ...] = PAPER_KEEP_RATES
     reference: str | None = None
-    extractor: str = "inception"
-    protocol: str = "atc"
-    weights: str | None = None
-    download_weights: bool = False
-    allow_unknown_weights: bool = False
-    precision: str = "float32"
-    cache: str | None = None
-    assume_protocol: str | None = None
+    features: FeatureOptions = field(default_factory=FeatureOptions)
     published: bool = False
     skip_unreachable: bool = False
     sheet_images: int = 4
@@ -56,8 +43,8 @@ class SweepOptions:
         """Check what can be checked without loading anything.
 
         Raises:
-            TypeError: a keep rate is no number.
-            ValueError: no or repeated methods or keep rates, or a value out of range.
+            TypeError: a keep rate is not a number.
+            ValueError: methods or keep rates are missing or repeated, or a value is out of range.
         """
         for name in ("methods", "keep_rates"):
             values = getattr(self, name)

@@ -1,4 +1,4 @@
-"""What a sweep would do: checked before anything is loaded, and how long it may take."""
+"""Plan a sweep before anything is loaded: check every setting, count images, estimate the time."""
 
 from __future__ import annotations
 
@@ -22,10 +22,9 @@ from sd_tokenmerge.sampling.merging import merging_arguments
 from sd_tokenmerge.sampling.options import GenerateOptions, ResolvedOptions
 from sd_tokenmerge.sampling.plan import ImageJob, plan_images
 from sd_tokenmerge.sampling.resolve import resolve_options
-from sd_tokenmerge.sampling.status import run_status
+from sd_tokenmerge.sweep.folder import PlannedSetting, require_sweep_folder
 from sd_tokenmerge.sweep.options import SweepOptions
 from sd_tokenmerge.sweep.settings import Setting, make_settings
-from sd_tokenmerge.sweep.state import RUNS, STATE_FILE, PlannedSetting
 
 
 @dataclass(frozen=True)
@@ -33,11 +32,11 @@ class PlannedRun:
     """One setting and the state of its run folder.
 
     Attributes:
-        setting: what is to be made.
+        setting: method, keep rate and run folder.
         num_images: images of the run.
-        num_done: how many of them are there, intact.
-        seconds_per_image: median of those that were made; None where none was.
-        is_replaced: whether the folder holds a run with other options, which goes.
+        num_done: how many of them have been generated.
+        seconds_per_image: median over the recorded images; None if there are none.
+        is_replaced: whether the folder holds a run with other options, which will be deleted.
     """
 
     setting: Setting
@@ -48,15 +47,15 @@ class PlannedRun:
 
     @property
     def num_missing(self) -> int:
-        """Images still to be made."""
+        """Images to be generated."""
         return self.num_images - self.num_done
 
     @property
     def planned(self) -> PlannedSetting:
-        """What `sweep.json` says about it."""
+        """Its entry in `sweep.json`."""
         setting = self.setting
         return PlannedSetting(
-            folder=f"{RUNS}/{setting.folder.name}",
+            folder=setting.folder.name,
             method=setting.options.method,
             keep_rate=setting.keep_rate,
             images=self.num_images,
@@ -65,11 +64,11 @@ class PlannedRun:
 
 @dataclass(frozen=True)
 class SweepPlan:
-    """Everything a sweep consists of.
+    """All settings of a sweep.
 
     Attributes:
         runs: one per setting, the unmerged pipeline first.
-        skipped: settings that are left out because the method cannot reach them, and why.
+        skipped: a sentence for each keep rate that its method cannot reach.
     """
 
     runs: tuple[PlannedRun, ...]
@@ -77,14 +76,14 @@ class SweepPlan:
 
     @property
     def num_missing(self) -> int:
-        """Images still to be made in all."""
+        """Images to be generated in all runs."""
         return sum(run.num_missing for run in self.runs)
 
     def seconds_left(self, run: PlannedRun) -> float | None:
-        """Estimated time to make what is missing of a run.
+        """Estimated time to generate a run's missing images.
 
-        From its own images; where there are none, from the median of the other runs of the sweep;
-        None where there is no image at all. Loading and measuring are not counted.
+        From the run's own images, or from the median of the other runs if it has none; None if the
+        sweep has none. Loading and measuring are not counted.
         """
         known = [r.seconds_per_image for r in self.runs if r.seconds_per_image is not None]
         if run.seconds_per_image is not None:
@@ -93,13 +92,13 @@ class SweepPlan:
 
     @property
     def total_seconds_left(self) -> float | None:
-        """Estimated time to make everything that is missing, in one process."""
+        """Estimated time to generate all missing images in one process."""
         parts = [self.seconds_left(run) for run in self.runs]
         return None if None in parts else sum(part for part in parts if part is not None)
 
 
 def plan_sweep(options: SweepOptions, *, overwrite: bool = False) -> SweepPlan:
-    """Check all settings, and find out what is there already; writes nothing.
+    """Check all settings and count the images that exist; reads no image and writes nothing.
 
     Args:
         options: of the sweep.
@@ -110,7 +109,7 @@ def plan_sweep(options: SweepOptions, *, overwrite: bool = False) -> SweepPlan:
             `skip_unreachable`), or a folder holds something else.
         OSError: a folder cannot be used.
     """
-    _check_sweep_folder(Path(options.out))
+    require_sweep_folder(Path(options.out))
     settings = make_settings(options)
     resolved = resolve_options(settings[0].options)
     outline = _outline(resolved)
@@ -126,7 +125,7 @@ def plan_sweep(options: SweepOptions, *, overwrite: bool = False) -> SweepPlan:
 
 
 def _outline(options: ResolvedOptions) -> Outline | None:
-    """The UNet without its weights; None for a single file without a configuration."""
+    """The UNet without weights; None for a single-file checkpoint without a configuration."""
     model = options.model
     if Path(model).is_file():
         if options.model_config is None:
@@ -138,7 +137,7 @@ def _outline(options: ResolvedOptions) -> Outline | None:
 def _find_unreachable(
     settings: Sequence[Setting], outline: Outline, resolved: ResolvedOptions
 ) -> dict[str, str]:
-    """The settings whose method cannot reach the keep rate, and why; other errors are raised."""
+    """The reason for each setting whose method cannot reach the keep rate."""
     unreachable = {}
     for setting in settings:
         options = setting.options
@@ -180,20 +179,7 @@ def _plan_run(setting: Setting, jobs: list[ImageJob], overwrite: bool) -> Planne
         or content_differences(description, describe_run(resolved, jobs))
     ):
         return PlannedRun(setting, len(jobs), 0, is_replaced=True)
-    records = load_manifest(manifest_files(folder)).records
-    seconds = median(record.seconds for record in records) if records else None
-    return PlannedRun(setting, len(jobs), run_status(folder).done, seconds)
-
-
-def _check_sweep_folder(folder: Path) -> None:
-    """Refuse a folder that holds something else than a sweep."""
-    if not folder.exists():
-        return
-    if not folder.is_dir():
-        raise NotADirectoryError(20, "Not a directory", str(folder))
-    names = {path.name for path in folder.iterdir() if not path.name.startswith(".")}
-    if names and STATE_FILE not in names and names != {RUNS}:
-        raise ValueError(
-            f"`out` must be a new or empty folder, or hold a sweep ({STATE_FILE}), got "
-            f"{str(folder)!r} with {min(names)!r} in it."
-        )
+    recorded = {record.file: record for record in load_manifest(manifest_files(folder)).records}
+    num_done = sum(job.file in recorded and (folder / job.file).is_file() for job in jobs)
+    seconds = median(record.seconds for record in recorded.values()) if recorded else None
+    return PlannedRun(setting, len(jobs), num_done, seconds)

@@ -1,51 +1,42 @@
-"""Carry a sweep out: generate what is missing, measure what changed, write what is out of date."""
+"""Carry a sweep out: generate missing images, measure every setting, write the results."""
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 from filelock import FileLock, Timeout
 
-from sd_tokenmerge.files import write_atomically
+from sd_tokenmerge.report.rows import SweepRow
 from sd_tokenmerge.sampling.load import load_pipeline
-from sd_tokenmerge.sampling.manifest import has_content
 from sd_tokenmerge.sampling.progress import LoggedProgress, Progress
 from sd_tokenmerge.sampling.resolve import resolve_options
 from sd_tokenmerge.sampling.run import generate
 from sd_tokenmerge.sampling.workers import Workers, find_workers
+from sd_tokenmerge.sweep.folder import write_plan, write_results
 from sd_tokenmerge.sweep.measure import Measurer
 from sd_tokenmerge.sweep.options import SweepOptions
-from sd_tokenmerge.sweep.plan import PlannedRun, SweepPlan, plan_sweep
-from sd_tokenmerge.sweep.results import (
-    Results,
-    chosen_records,
-    draw_pictures,
-    make_results,
-    picture_hashes,
-)
+from sd_tokenmerge.sweep.plan import SweepPlan, plan_sweep
+from sd_tokenmerge.sweep.results import Results, make_results
 from sd_tokenmerge.sweep.settings import Setting
-from sd_tokenmerge.sweep.state import STATE_FILE, Measurement, SweepState
 
 _SET_UP_TIMEOUT_S = 60.0
+
+_Value = TypeVar("_Value")
 
 
 class SweepProgress(Protocol):
     """Receives a sweep's progress."""
 
     def generating(self, name: str, number: int, count: int) -> Progress:
-        """What to show while a run is generated: run `number` of `count`, from 1."""
+        """The progress of run `number` of `count`, from 1."""
 
     def extracting(self, done: int, total: int) -> None:
         """Features of `done` of `total` images are extracted; the first call has 0."""
-
-    def note(self, message: str) -> None:
-        """Something worth a line."""
 
 
 class LoggedSweepProgress(LoggedProgress):
@@ -60,207 +51,149 @@ class LoggedSweepProgress(LoggedProgress):
 
 @dataclass(frozen=True)
 class SweepSummary:
-    """What one start of a sweep did.
+    """The work of one start of a sweep.
 
     Attributes:
         folder: the sweep's folder.
         results: all rows with their conditions; None for a shard, which measures nothing.
-        num_generated: images this start made.
-        num_measured: settings this start measured.
-        files: the tables, plots and pictures, by name.
-        num_written: how many of them this start wrote.
+        num_generated: number of generated images.
+        files: names of the tables, plots and pictures.
     """
 
     folder: Path
     results: Results | None
     num_generated: int
-    num_measured: int
-    files: tuple[str, ...]
-    num_written: int
+    files: tuple[str, ...] = ()
 
 
 def run_sweep(
     options: SweepOptions, *, overwrite: bool = False, progress: SweepProgress | None = None
 ) -> SweepSummary | None:
-    """Generate and measure every setting of a sweep, and write its tables and plots.
+    """Generate and measure every setting of a sweep, and write its tables, plots and pictures.
 
-    May be interrupted at any moment and started again: whatever was made from the same content is
-    kept. Tables appear after the first setting and grow with every other one. Under `accelerate
-    launch`, all processes call this and share the work. Jobs that know nothing of each other can
-    each take a `shard` of every setting; a start without a shard then measures.
+    May be interrupted at any moment and started again: finished images are kept, features come
+    from the cache, and the results are made anew. They appear after the first setting and grow
+    with every setting that is generated. Under `accelerate launch`, all processes call this and
+    share the work. Independent jobs can each generate a `shard` of every setting; a start without
+    a shard then measures.
 
     Args:
-        options: what to compare.
+        options: the settings to compare.
         overwrite: replace runs with other options that are in the folder.
-        progress: what to show; default: the logging module.
+        progress: receives the progress; default: the logging module.
 
     Returns:
-        What was done; None in a process that is not the first of several.
+        A summary; None in a process that is not the first of several.
 
     Raises:
-        ValueError: an option is bad, the folder holds something else, or is in use.
-        OSError: the folder cannot be written to, or the disk is full. What is there is intact.
-        RunStopped: SIGINT or SIGTERM arrived. What is there is intact.
+        ValueError: an option is bad, the reference cannot be used, or the folder holds something
+            else or is in use. Nothing has been generated.
+        OSError: the folder cannot be written to, or the disk is full. Finished images are intact.
+        RunStopped: SIGINT or SIGTERM arrived. Finished images are intact.
     """
-    sweep = _Sweep(options, overwrite, LoggedSweepProgress() if progress is None else progress)
-    with sweep.locked():
-        return sweep.execute()
+    progress = LoggedSweepProgress() if progress is None else progress
+    is_shard = options.generation.shard is not None
+    model = resolve_options(options.generation)
+    workers = find_workers(model.device)
+    plan = _agree(workers, lambda: plan_sweep(options, overwrite=overwrite))
+    measurer = Measurer(options, progress.extracting)
+    pipe = None
+    if plan.num_missing:
+        pipe = load_pipeline(replace(model, device=workers.own_device(model.device)))
+    if not is_shard:
+        measurer.load_reference()
+    with _claimed_folder(Path(options.out), plan, workers, is_shard):
+        if is_shard:
+            num_generated = sum(_generate(plan, i, pipe, progress) for i in range(len(plan.runs)))
+            summary = SweepSummary(Path(options.out), None, num_generated)
+            return summary if workers.rank == 0 else None
+        return _execute(options, plan, pipe, measurer, progress, workers.rank == 0)
 
 
-class _Sweep:
-    def __init__(self, options: SweepOptions, overwrite: bool, progress: SweepProgress) -> None:
-        """Check everything and load the model, where it is needed; writes nothing."""
-        self._options = options
-        self._progress = progress
-        self._model = resolve_options(options.generation)
-        self._workers: Workers = find_workers(self._model.device)
-        self._folder = Path(options.out)
-        self._lock = FileLock(self._folder / ".sweep.lock")
-        self._plan: SweepPlan = self._agree(lambda: plan_sweep(options, overwrite=overwrite))
-        self._state: SweepState = self._agree(lambda: SweepState.read(self._folder))
-        self._measurer = Measurer(options, progress.extracting)
-        self._pipe = self._load_pipeline() if self._plan.num_missing else None
-        self._is_shard = options.generation.shard is not None
-        self._num_generated = 0
-        self._num_measured = 0
-        self._num_written = 0
+def _execute(
+    options: SweepOptions,
+    plan: SweepPlan,
+    pipe: Any,
+    measurer: Measurer,
+    progress: SweepProgress,
+    is_first: bool,
+) -> SweepSummary | None:
+    """Generate and measure one setting after the other."""
+    folder = Path(options.out)
+    unmerged = plan.runs[0].setting
+    measured: list[tuple[Setting, SweepRow]] = []
+    num_generated = 0
+    summary = None
+    for index, run in enumerate(plan.runs):
+        generated = _generate(plan, index, pipe, progress)
+        num_generated += generated
+        baseline = None if index == 0 else unmerged
+        row = measurer.measure(run.setting, baseline, is_first_process=is_first)
+        if row is None:
+            continue
+        measured.append((run.setting, row))
+        missing = len(plan.runs) - len(measured)
+        if generated or not missing:
+            done = f"{len(measured)} of {len(plan.runs)} settings are done so far."
+            results = make_results(options, measured, [*([done] if missing else []), *plan.skipped])
+            files = results.files()
+            write_results(folder, files)
+            summary = SweepSummary(folder, results, num_generated, tuple(files))
+    return summary
 
-    @property
-    def _is_first(self) -> bool:
-        return self._workers.rank == 0
 
-    @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Keep a second sweep out of the folder."""
-        self._agree(self._take_folder)
-        if self._is_shard:  # only its own run folders are closed to others
-            self._lock.release()
+def _generate(plan: SweepPlan, index: int, pipe: Any, progress: SweepProgress) -> int:
+    """Generate the missing images of a run; their number."""
+    run = plan.runs[index]
+    if run.num_missing and run.setting.options.compile:
+        # Every patch is a new graph, and after a few of them dynamo would stop compiling.
+        torch.compiler.reset()
+    summary = generate(
+        run.setting.options,
+        pipe=pipe,
+        overwrite=run.is_replaced,
+        progress=progress.generating(str(run.setting), index + 1, len(plan.runs))
+        if run.num_missing
+        else LoggedProgress(),
+    )
+    return summary.generated
+
+
+@contextmanager
+def _claimed_folder(
+    folder: Path, plan: SweepPlan, workers: Workers, is_shard: bool
+) -> Iterator[None]:
+    """Write the plan, and keep other sweeps out of the folder."""
+    lock = FileLock(folder / ".sweep.lock")
+
+    def claim() -> None:
+        folder.mkdir(parents=True, exist_ok=True)
         try:
-            yield
-        finally:
-            self._lock.release()
-
-    def _take_folder(self) -> None:
-        self._folder.mkdir(parents=True, exist_ok=True)
-        try:
-            self._lock.acquire(timeout=_SET_UP_TIMEOUT_S if self._is_shard else 0)
+            lock.acquire(timeout=_SET_UP_TIMEOUT_S if is_shard else 0)
         except Timeout:
             raise ValueError(
-                f"`out` must not be in use, got {str(self._folder)!r}: another sweep is running "
-                f"there."
+                f"`out` must not be in use, got {str(folder)!r}: another sweep is running there."
             ) from None
-        plan = [run.planned for run in self._plan.runs]
-        if self._state.plan != plan or not (self._folder / STATE_FILE).exists():
-            self._state.plan = plan
-            self._state.write(self._folder)
+        write_plan(folder, [run.planned for run in plan.runs])
+        if is_shard:  # run folders have locks of their own
+            lock.release()
 
-    def _load_pipeline(self) -> Any:
-        device = self._workers.own_device(self._model.device)
-        return load_pipeline(replace(self._model, device=device))
+    _agree(workers, claim)
+    try:
+        yield
+    finally:
+        lock.release()
 
-    def execute(self) -> SweepSummary | None:
-        """Do everything that is not done yet."""
-        if self._is_shard:
-            return self._generate_shard()
-        done: list[tuple[Setting, Measurement]] = []
-        baseline = self._plan.runs[0].setting.folder
-        for number, run in enumerate(self._plan.runs, start=1):
-            made = self._generate(run, number)
-            measurement = self._measure(run.setting, None if number == 1 else baseline)
-            if measurement is None:
-                continue
-            done.append((run.setting, measurement))
-            if made and number < len(self._plan.runs):
-                missing = f"{number} of {len(self._plan.runs)} settings are done so far."
-                results = make_results(self._options, done, [missing, *self._plan.skipped])
-                self._write(results.tables(), key="")
-        return self._finish(done) if self._is_first else None
 
-    def _generate_shard(self) -> SweepSummary | None:
-        """Generate this shard of every setting."""
-        for number, run in enumerate(self._plan.runs, start=1):
-            self._generate(run, number)
-        if not self._is_first:
-            return None
-        return SweepSummary(self._folder, None, self._num_generated, 0, (), 0)
-
-    def _generate(self, run: PlannedRun, number: int) -> bool:
-        """Generate what is missing of a run; whether anything was."""
-        setting = run.setting
-        if run.num_missing and setting.options.compile:
-            # Every patch is a new graph, and after a few of them dynamo would stop compiling.
-            torch.compiler.reset()
-        summary = generate(
-            setting.options,
-            pipe=self._pipe,
-            overwrite=run.is_replaced,
-            progress=self._progress.generating(str(setting), number, len(self._plan.runs))
-            if run.num_missing
-            else LoggedProgress(),
-        )
-        self._num_generated += summary.generated
-        return summary.generated > 0
-
-    def _measure(self, setting: Setting, baseline: Path | None) -> Measurement | None:
-        """Measure a run, if that was not done with the same content; None if not the first."""
-        name = setting.folder.name
-        key = self._agree(lambda: self._measurer.key(setting.folder, baseline))
-        known = self._agree(lambda: self._state.measurement(name, key))
-        if known is not None:
-            return known if self._is_first else None
-        measurement = self._measurer.measure(
-            setting.folder, baseline, is_first_process=self._is_first
-        )
-        if measurement is not None:
-            self._num_measured += 1
-            self._state.record(name, key, measurement)
-            self._state.write(self._folder)
-        return measurement
-
-    def _finish(self, done: list[tuple[Setting, Measurement]]) -> SweepSummary:
-        results = make_results(self._options, done, self._plan.skipped)
-        settings = [setting for setting, _ in done]
-        records = chosen_records(settings[0].folder, self._options.sheet_images)
-        key = results.key(picture_hashes(settings, records))
-        if not self._is_up_to_date(key):
-            pictures = draw_pictures(settings, records, results.conditions)
-            self._write(results.tables() | results.plots() | pictures, key)
-        return SweepSummary(
-            folder=self._folder,
-            results=results,
-            num_generated=self._num_generated,
-            num_measured=self._num_measured,
-            files=tuple(self._state.results["files"]),
-            num_written=self._num_written,
-        )
-
-    def _is_up_to_date(self, key: str) -> bool:
-        written = self._state.results
-        return written.get("key") == key and all(
-            has_content(self._folder / name, digest) for name, digest in written["files"].items()
-        )
-
-    def _write(self, files: dict[str, bytes], key: str) -> None:
-        """Write results, remove those of before that no longer belong to them."""
-        before = self._state.results.get("files", {})
-        for name in before.keys() - files.keys() if key else ():
-            (self._folder / name).unlink(missing_ok=True)
-        for name, data in files.items():
-            write_atomically(self._folder / name, data)
-        self._num_written = len(files)
-        written = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
-        self._state.results = {"key": key, "files": written if key else before | written}
-        self._state.write(self._folder)
-
-    def _agree(self, decide: Callable[[], Any]) -> Any:
-        """Let the first process decide; all get its result, or its error."""
-        result: Any = None
-        if self._is_first:
-            try:
-                result = decide()
-            except (ValueError, OSError) as error:
-                result = error
-        result = self._workers.broadcast(result)
-        if isinstance(result, Exception):
-            raise result
-        return result
+def _agree(workers: Workers, decide: Callable[[], _Value]) -> _Value:
+    """Let the first process decide; every process returns its result or raises its error."""
+    result: Any = None
+    if workers.rank == 0:
+        try:
+            result = decide()
+        except (ValueError, OSError) as error:
+            result = error
+    result = workers.broadcast(result)
+    if isinstance(result, Exception):
+        raise result
+    return result  # type: ignore[no-any-return]

@@ -1,4 +1,4 @@
-"""The settings of a sweep: which run folder holds which method and keep rate."""
+"""The settings of a sweep: one method at one keep rate each, with its run folder."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from pathlib import Path
 from sd_tokenmerge.methods import parse_method
 from sd_tokenmerge.report.cells import keep_rate_text
 from sd_tokenmerge.sampling.options import MERGING, NO_METHOD, GenerateOptions
+from sd_tokenmerge.sweep.folder import RUNS
 from sd_tokenmerge.sweep.options import SweepOptions
-from sd_tokenmerge.sweep.state import RUNS
 
 
 @dataclass(frozen=True)
 class Setting:
-    """One column entry of the table, and the run behind it.
+    """One method at one keep rate.
 
     Attributes:
-        label: the method as the user wrote it, `"unmerged"` for the unmerged pipeline.
+        label: the method as the user wrote it; `"unmerged"` for the unmerged pipeline.
         options: of its run; `options.out` is the run folder.
     """
 
@@ -48,7 +48,7 @@ class Setting:
 def make_settings(options: SweepOptions) -> list[Setting]:
     """The unmerged pipeline, then every method at every keep rate below 1, highest first.
 
-    The unmerged run does not depend on how is merged, so that it stays when that changes.
+    The unmerged run ignores merging options, so changing them does not regenerate it.
 
     Raises:
         ValueError: a method string is bad, or two mean the same method.

@@ -109,8 +109,8 @@ def test_several_runs_are_not_one_set(
         shutil.copytree(folders["merged"], tmp_path / "runs" / name)
         (tmp_path / "runs" / name / "run.json").write_text("{}")
     line = failure(capsys, folders["reference"], tmp_path / "runs", "--extractor", "toy")
-    assert "must be one set of images, but there are runs in it" in line
-    assert line.endswith(f"such as `{tmp_path / 'runs' / 'a'}`.")
+    assert "`generated` must be one set of images, got" in line
+    assert line.endswith(f"such as {str(tmp_path / 'runs' / 'a')!r}.")
     assert fid(folders["reference"], tmp_path / "runs" / "a", "--extractor", "toy") == 0
 
 

@@ -82,7 +82,9 @@ def test_nothing_to_plot_is_an_error():
 
 @pytest.mark.parametrize("make", [plot_distance, plot_change])
 def test_the_same_rows_give_the_same_file_and_it_is_a_picture(make):
-    first, second = (png_bytes(make(example_rows(), caption=conditions_sentence(CONDITIONS))) for _ in "ab")
+    first, second = (
+        png_bytes(make(example_rows(), caption=conditions_sentence(CONDITIONS))) for _ in "ab"
+    )
     assert first == second
     with Image.open(io.BytesIO(first)) as picture:
         assert picture.width > 900

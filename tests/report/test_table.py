@@ -60,7 +60,10 @@ def test_the_long_table_lists_every_measurement():
 
 
 def test_what_was_not_measured_has_no_column_and_no_explanation():
-    rows = [SweepRow(method="atc", label="atc", keep_rate=k, seconds_per_image=2 * k) for k in (1.0, 0.5)]
+    rows = [
+        SweepRow(method="atc", label="atc", keep_rate=k, seconds_per_image=2 * k)
+        for k in (1.0, 0.5)
+    ]
     text = markdown(rows, CONDITIONS)
     assert sections(text) == {
         "All measurements": [

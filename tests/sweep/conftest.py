@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from sd_tokenmerge.fid.options import FeatureOptions
 from sd_tokenmerge.sampling.options import GenerateOptions
 from sd_tokenmerge.sweep.options import SweepOptions
 from sd_tokenmerge.sweep.run import run_sweep
@@ -51,7 +52,7 @@ def _options(
         "methods": ("tome-sd", "random"),
         "keep_rates": (0.7, 0.5),
         "reference": str(reference),
-        "extractor": "toy",
+        "features": FeatureOptions(extractor="toy"),
     }
     return SweepOptions(generation=GenerateOptions(**images | generation), **values | changes)
 

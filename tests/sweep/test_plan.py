@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 
 from sd_tokenmerge.sampling.manifest import read_manifest, write_manifest
-from sd_tokenmerge.sweep.measure import measured_settings
 from sd_tokenmerge.sweep.plan import SweepPlan, plan_sweep
 
 
@@ -46,19 +45,6 @@ def test_nothing_is_left_after_the_sweep(finished):
     options = finished
     plan = plan_sweep(options)
     assert (plan.num_missing, plan.total_seconds_left) == (0, 0.0)
-    assert measured_settings(options, plan) == [True] * 5
-
-
-def test_what_has_to_be_measured_again_is_known(finished, make_sweep):
-    options = finished
-    other = make_sweep(protocol="pytorch-fid")
-    assert measured_settings(other, plan_sweep(other)) == [False] * 5
-    (Path(options.out) / "runs" / "random_keep-0.5" / "3_0.png").unlink()
-    plan = plan_sweep(options)
-    assert measured_settings(options, plan) == [True, True, True, True, False]
-    (Path(options.out) / "runs" / "unmerged" / "3_0.png").unlink()
-    plan = plan_sweep(options)
-    assert measured_settings(options, plan) == [False] * 5
 
 
 def test_a_run_that_would_be_replaced_has_everything_to_do(finished, make_sweep):

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import json
-import re
+import math
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -14,23 +14,16 @@ from PIL import Image
 
 from sd_tokenmerge.fid.evaluate import compare
 from sd_tokenmerge.fid.image_change import paired_change
-from sd_tokenmerge.report.table import rows_from_json
+from sd_tokenmerge.fid.options import FeatureOptions
+from sd_tokenmerge.report.rows import SweepRow, conditions_sentence
 from sd_tokenmerge.sampling.manifest import read_manifest
 from sd_tokenmerge.sampling.run import RunStopped
 from sd_tokenmerge.sweep import run as sweep_run
+from sd_tokenmerge.sweep.folder import RESULT_FILES
 from sd_tokenmerge.sweep.plan import plan_sweep
 from sd_tokenmerge.sweep.run import run_sweep
 
-RESULTS = {
-    "table.md",
-    "table.csv",
-    "table.json",
-    "table.tex",
-    "distance.png",
-    "change.png",
-    "contact_sheet.jpg",
-    "side_by_side.png",
-}
+RESULTS = set(RESULT_FILES)
 SETTINGS = ["unmerged", *(f"{m}_keep-{k}" for m in ("tome-sd", "random") for k in (0.7, 0.5))]
 
 
@@ -49,29 +42,40 @@ def folder_of(options) -> Path:
     return Path(options.out)
 
 
-def forbid(monkeypatch, *names: str) -> None:
-    """Fail where one of these functions of the sweep is called."""
+def read_rows(folder: Path) -> list[SweepRow]:
+    """The measured rows of `table.json`."""
+    rows = json.loads((folder / "table.json").read_text())["rows"]
+    return [
+        SweepRow(
+            **{name: math.inf if value == "inf" else value for name, value in row.items()}
+            | {"notes": tuple(row["notes"])}
+        )
+        for row in rows
+    ]
+
+
+def forbid_loading(monkeypatch) -> None:
+    """Fail if a model is loaded."""
 
     def refuse(*args, **kwargs):
-        raise AssertionError("this should not have been done again")
+        raise AssertionError("no model should have been loaded")
 
-    for name in names:
-        target = sweep_run.Measurer if name == "measure" else sweep_run
-        monkeypatch.setattr(target, name, refuse)
+    monkeypatch.setattr(sweep_run, "load_pipeline", refuse)
+    monkeypatch.setattr("sd_tokenmerge.sampling.run.load_pipeline", refuse)
 
 
 def test_every_number_is_what_a_single_measurement_gives(make_sweep, reference):
     options = make_sweep()
     summary = run_sweep(options)
     folder = folder_of(options)
-    assert (summary.num_generated, summary.num_measured, summary.num_written) == (10, 5, 8)
+    assert summary.num_generated == 10
     assert set(summary.files) == RESULTS
     assert {path.name for path in folder.iterdir() if not path.name.startswith(".")} == {
         *RESULTS,
         "runs",
         "sweep.json",
     }
-    rows, _ = rows_from_json((folder / "table.json").read_text())
+    rows = read_rows(folder)
     assert rows == summary.results.rows
     assert sorted(path.name for path in (folder / "runs").iterdir()) == sorted(SETTINGS)
     unmerged = folder / "runs" / "unmerged"
@@ -112,21 +116,18 @@ def test_errors_are_those_of_a_paired_comparison(make_sweep, reference):
     assert 0 < row.delta_se < row.fid_se, "pairs vary less than sets"
 
 
-def test_a_second_start_does_nothing(finished, monkeypatch):
+def test_a_second_start_generates_nothing_and_writes_the_same(finished, monkeypatch):
     options = finished
     before = snapshot(folder_of(options))
-    rows, conditions = rows_from_json((folder_of(options) / "table.json").read_text())
-    forbid(monkeypatch, "load_pipeline", "measure", "draw_pictures")
+    forbid_loading(monkeypatch)
     summary = run_sweep(options)
-    assert (summary.num_generated, summary.num_measured, summary.num_written) == (0, 0, 0)
-    assert (summary.results.rows, summary.results.conditions) == (rows, conditions)
+    assert summary.num_generated == 0
     assert set(summary.files) == RESULTS
     after = snapshot(folder_of(options))
-    written = {name for name in changed(before, after) if not name.endswith("manifest.jsonl")}
-    assert written == set()
     assert {n: data for n, (_, data) in after.items()} == {
         n: data for n, (_, data) in before.items()
     }
+    assert not [name for name in changed(before, after) if name.endswith("_0.png")]
 
 
 def test_the_pipeline_is_loaded_once(make_sweep, monkeypatch):
@@ -139,14 +140,12 @@ def test_the_pipeline_is_loaded_once(make_sweep, monkeypatch):
     assert loaded == [1]
 
 
-def test_a_deleted_image_is_remade_and_nothing_is_measured_again(finished, monkeypatch):
+def test_a_deleted_image_is_remade_and_no_other(finished):
     options = finished
     before = snapshot(folder_of(options))
     image = folder_of(options) / "runs" / "random_keep-0.5" / "18_0.png"
     image.unlink()
-    forbid(monkeypatch, "measure")
-    summary = run_sweep(options)
-    assert (summary.num_generated, summary.num_measured) == (1, 0)
+    assert run_sweep(options).num_generated == 1
     images = {n for n in changed(before, snapshot(folder_of(options))) if n.startswith("runs/")}
     images = {name for name in images if name.endswith(".png")}
     assert images == {"runs/random_keep-0.5/18_0.png"}
@@ -163,22 +162,22 @@ def test_a_damaged_image_is_remade(finished):
 
 
 def test_a_new_keep_rate_costs_only_itself(finished, make_sweep):
-    rows, _ = rows_from_json((folder_of(finished) / "table.json").read_text())
+    rows = read_rows(folder_of(finished))
     summary = run_sweep(make_sweep(methods=("random",), keep_rates=(0.7, 0.6)))
-    assert (summary.num_generated, summary.num_measured) == (2, 1)
+    assert summary.num_generated == 2
     assert summary.results.rows[:2] == [rows[0], rows[3]]
 
 
 def test_another_reference_is_measured_but_nothing_is_generated(finished, reference, tmp_path):
     options = finished
-    rows, _ = rows_from_json((folder_of(options) / "table.json").read_text())
+    rows = read_rows(folder_of(options))
     other = tmp_path / "other"
     shutil.copytree(reference, other)
     same = run_sweep(replace(options, reference=str(other)))
-    assert (same.num_generated, same.num_measured) == (0, 0), "the same content elsewhere"
+    assert (same.num_generated, same.results.rows) == (0, rows)
     Image.fromarray(np.zeros((40, 40, 3), np.uint8)).save(other / "3.png")
     second = run_sweep(replace(options, reference=str(other)))
-    assert (second.num_generated, second.num_measured, second.num_written) == (0, 5, 8)
+    assert second.num_generated == 0
     assert second.results.rows[0].fid != rows[0].fid
 
 
@@ -188,7 +187,7 @@ def test_a_damaged_result_is_written_again(finished, damage, monkeypatch):
     table = folder_of(options) / "table.md"
     whole = table.read_bytes()
     table.unlink() if damage == "delete" else table.write_bytes(b"my own notes")
-    forbid(monkeypatch, "load_pipeline", "measure")
+    forbid_loading(monkeypatch)
     run_sweep(options)
     assert table.read_bytes() == whole
 
@@ -211,9 +210,8 @@ def test_an_interrupted_sweep_leaves_a_table_and_goes_on(make_sweep, monkeypatch
     assert "- 2 of 5 settings are done so far." in table
     assert "tome-sd" in table
     assert "random" not in table
-    assert not (folder_of(options) / "distance.png").exists()
     summary = run_sweep(options)
-    assert (summary.num_generated, summary.num_measured) == (6, 3)
+    assert summary.num_generated == 6
     final = (folder_of(options) / "table.md").read_text()
     assert "so far" not in final
     assert "random" in final
@@ -239,13 +237,13 @@ def test_other_options_are_refused_before_anything_is_written(finished, make_swe
 
 
 def test_overwrite_replaces_only_what_differs(finished, make_sweep):
-    rows, _ = rows_from_json((folder_of(finished) / "table.json").read_text())
+    rows = read_rows(folder_of(finished))
     other = make_sweep({"merge_seed": 7}, methods=("random",), keep_rates=(0.5,))
     summary = run_sweep(other, overwrite=True)
-    assert (summary.num_generated, summary.num_measured) == (2, 1), "unmerged stays"
+    assert summary.num_generated == 2, "unmerged stays"
     assert summary.results.rows[0] == rows[0]
     assert summary.results.rows[1].fid != rows[4].fid
-    assert summary.results.conditions.settings["merge seed"] == "7"
+    assert summary.results.conditions["merge seed"] == "7"
 
 
 def test_pictures_that_are_no_part_of_a_run_are_refused(finished):
@@ -288,13 +286,48 @@ def test_a_keep_rate_out_of_reach_can_be_left_out(make_sweep):
         ({"model": "/nowhere/model"}, {}, "`model` must be"),
         ({"seed": 2**63 - 1}, {}, "`base` must leave seeds below"),
         ({}, {"reference": "/nowhere"}, "`reference` must be a folder of images or an .npz file"),
-        ({}, {"extractor": "vgg"}, "`extractor` must be one of"),
-        ({}, {"protocol": "best"}, "`protocol` must be one of"),
+        ({}, {"features": FeatureOptions(extractor="vgg")}, "`extractor` must be one of"),
+        ({}, {"features": FeatureOptions(protocol="best")}, "`protocol` must be one of"),
         ({}, {"methods": ("atc:linkage=ward",)}, "linkage must be single"),
     ],
 )
 def test_bad_input_is_refused_before_anything_is_written(make_sweep, generation, changes, message):
     options = make_sweep(generation, **changes)
+    with pytest.raises(ValueError, match=message):
+        run_sweep(options)
+    assert not folder_of(options).exists()
+
+
+def one_image(folder: Path, reference: Path) -> None:
+    shutil.copy(reference / "0.png", folder)
+
+
+def truncated_image(folder: Path, reference: Path) -> None:
+    shutil.copytree(reference, folder, dirs_exist_ok=True)
+    (folder / "3.png").write_bytes((reference / "3.png").read_bytes()[:200])
+
+
+def several_runs(folder: Path, reference: Path) -> None:
+    for name in ("a", "b"):
+        shutil.copytree(reference, folder / name)
+        (folder / name / "run.json").write_text("{}")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (one_image, "`reference` must hold at least 2 images, got 1"),
+        (truncated_image, "3.png' cannot be read"),
+        (several_runs, "`reference` must be one set of images, got .* with runs in it"),
+    ],
+)
+def test_a_bad_reference_is_refused_before_anything_is_generated(
+    make_sweep, reference, tmp_path, spoil, message
+):
+    bad = tmp_path / "bad"
+    bad.mkdir()
+    spoil(bad, reference)
+    options = make_sweep(reference=str(bad))
     with pytest.raises(ValueError, match=message):
         run_sweep(options)
     assert not folder_of(options).exists()
@@ -326,11 +359,11 @@ def test_shards_of_every_setting_make_what_one_start_makes(finished, make_sweep,
     for shard, generated in (("2/3", 5), ("1/3", 5), ("3/3", 10)):
         part = replace(options, generation=replace(options.generation, shard=shard))
         summary = run_sweep(part)
-        assert (summary.num_generated, summary.num_measured) == (generated, 0)
+        assert summary.num_generated == generated
         assert summary.results is None
     assert not set(RESULTS) & {path.name for path in folder_of(options).iterdir()}
     summary = run_sweep(options)
-    assert (summary.num_generated, summary.num_measured) == (0, 5)
+    assert summary.num_generated == 0
     assert summary.results.rows[3].fid == run_sweep(whole).results.rows[3].fid
     for setting in SETTINGS:
         images = {path.name for path in (folder_of(whole) / "runs" / setting).glob("*.png")}
@@ -362,39 +395,39 @@ def test_a_second_sweep_in_the_same_folder_is_refused(make_sweep):
         run_sweep(options)
 
 
-def test_a_damaged_state_is_named(finished):
+@pytest.mark.parametrize("name", ["{victim}", "../victim.txt", "runs/../../victim.txt"])
+def test_an_edited_plan_removes_no_file(finished, tmp_path, name):
     options = finished
-    state = folder_of(options) / "sweep.json"
-    state.write_text(state.read_text()[:50])
-    with pytest.raises(ValueError, match=r"sweep\.json is damaged \(no JSON"):
-        run_sweep(options)
-    state.unlink()
-    with pytest.raises(ValueError, match="must be a new or empty folder"):
-        run_sweep(options)
+    victim = tmp_path / "victim.txt"
+    victim.write_text("do not lose this")
+    path = folder_of(options) / "sweep.json"
+    document = json.loads(path.read_text())
+    name = name.format(victim=victim)
+    document["settings"][1]["folder"] = name
+    document |= {"format": 1, "plan": [], "measurements": {}, "files": [name]}
+    document["results"] = {"key": "x", "files": {name: "0" * 64}}
+    path.write_text(json.dumps(document))
+    assert run_sweep(options).num_generated == 0
+    assert victim.read_text() == "do not lose this"
 
 
 @pytest.mark.parametrize(
-    ("content", "problem"),
-    [
-        ("", "damaged (no JSON: Expecting value"),
-        (
-            '{"format": 1, "plan": []}',
-            "damaged (no plan, measurements and results: 'measurements')",
-        ),
-        ('{"format": 99}', "must be of format 1, and is of another version"),
-    ],
+    "content", ["", "{", "[" * 100_000, '{"settings": 3}', '{"settings": [[]]}']
 )
-def test_what_to_do_about_a_damaged_state_helps(finished, content, problem):
+def test_a_damaged_plan_is_written_anew(finished, content):
     options = finished
-    folder = folder_of(options)
-    (folder / "sweep.json").write_text(content)
-    with pytest.raises(ValueError, match=re.escape(problem)) as caught:
+    path = folder_of(options) / "sweep.json"
+    whole = path.read_text()
+    path.write_text(content)
+    assert run_sweep(options).num_generated == 0
+    assert path.read_text() == whole
+
+
+def test_results_without_a_plan_are_refused(finished):
+    options = finished
+    (folder_of(options) / "sweep.json").unlink()
+    with pytest.raises(ValueError, match="must be a new or empty folder"):
         run_sweep(options)
-    assert "remove everything in that folder but runs/" in str(caught.value)
-    for path in set(folder.iterdir()) - {folder / "runs"}:
-        path.unlink()
-    summary = run_sweep(options)
-    assert (summary.num_generated, summary.num_measured) == (0, 5)
 
 
 def test_a_damaged_description_of_a_run_is_replaced_on_request(finished):
@@ -422,7 +455,7 @@ def test_prompts_of_ones_own(make_sweep, tmp_path):
 
 def test_published_values_are_shown_and_sourced(finished):
     options = replace(finished, published=True)
-    assert run_sweep(options).num_measured == 0
+    run_sweep(options)
     table = (folder_of(options) / "table.md").read_text()
     assert "### FID as published" in table
     assert "ECCV 2024, Table 2" in table
@@ -432,7 +465,7 @@ def test_published_values_are_shown_and_sourced(finished):
 
 def test_the_conditions_say_how_the_images_were_made(finished):
     options = finished
-    line = run_sweep(options).results.conditions.line()
+    line = conditions_sentence(run_sweep(options).results.conditions)
     for part in ("N generated 2", "N reference 16", "extractor toy", "protocol atc", "steps 1"):
         assert part in line
     for part in ("size 32x32", "tiny-sd15 (", "dtype float32", "batch 1", "torch 2", "device cpu"):

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -19,10 +20,10 @@ def test_a_finished_sweep_is_complete(finished, capsys):
     assert [Path(one.folder).name for one in status.runs] == [*SETTINGS, "unmerged"]
     assert all(one.is_complete for one in status.runs)
     (sweep,) = status.sweeps
-    assert (sweep.settings, sweep.measured, sweep.has_results, sweep.findings) == (5, 5, True, ())
+    assert (sweep.settings, sweep.tabulated, sweep.findings) == (5, 5, ())
     assert run(["status", finished.out]) == 0
     assert capsys.readouterr().out.splitlines()[-1] == (
-        f"{finished.out}: 5 of 5 settings measured, tables of all settings written"
+        f"{finished.out}: 5 of 5 settings in the tables"
     )
 
 
@@ -47,26 +48,19 @@ def test_settings_that_were_not_begun_are_missing(make_sweep, monkeypatch, capsy
         **{name: (0, 2, "not begun") for name in SETTINGS if name != "tome-sd_keep-0.7"},
     }
     (sweep,) = status.sweeps
-    assert (sweep.settings, sweep.measured, sweep.has_results) == (5, 2, False)
+    assert (sweep.settings, sweep.tabulated) == (5, 2)
     assert run(["status", options.out]) == 1
-    assert (
-        "2 of 5 settings measured, tables of all settings not written yet"
-        in capsys.readouterr().out
-    )
+    assert "2 of 5 settings in the tables" in capsys.readouterr().out
 
 
 def test_damage_is_found(finished):
     folder = Path(finished.out)
-    (folder / "table.md").write_text("my own notes")
-    (folder / "distance.png").unlink()
+    (folder / "table.md").unlink()
     shutil.rmtree(folder / "runs" / "random_keep-0.5")
     (folder / "runs" / "unmerged" / "3_0.png").unlink()
     status = folder_status(folder.parent)
     (sweep,) = status.sweeps
-    assert sweep.findings == (
-        "distance.png is gone or was changed",
-        "table.md is gone or was changed",
-    )
+    assert (sweep.settings, sweep.tabulated) == (5, 0)
     runs = {Path(one.folder).name: one for one in status.runs}
     assert (runs["random_keep-0.5"].missing, runs["random_keep-0.5"].state) == (2, "not begun")
     assert (runs["unmerged"].missing, runs["unmerged"].state) == (1, "damaged")
@@ -80,3 +74,35 @@ def test_a_folder_without_runs_is_refused(tmp_path):
         folder_status(tmp_path)
     with pytest.raises(ValueError, match="must be an existing folder, got 'nowhere'"):
         folder_status("nowhere")
+
+
+def test_a_damaged_file_does_not_hide_the_others(finished, capsys):
+    folder = Path(finished.out)
+    (folder / "runs" / "unmerged" / "run.json").write_text("{")
+    (folder.parent / "second").mkdir()
+    (folder.parent / "second" / "sweep.json").write_text('{"settings": [{"folder": "../x"}]}')
+    status = folder_status(folder.parent)
+    runs = {Path(one.folder).name: one for one in status.runs}
+    assert {name: one.state for name, one in runs.items()} == {
+        "unmerged": "damaged",
+        **dict.fromkeys(SETTINGS, "complete"),
+    }
+    assert "run.json is damaged" in runs["unmerged"].findings[0]
+    second, sweep = status.sweeps
+    assert "sweep.json is damaged" in second.findings[0]
+    assert sweep.tabulated == 5
+    assert not status.is_complete
+    assert run(["status", str(folder.parent)]) == 1
+    out, error = capsys.readouterr()
+    assert error == ""
+    assert "sweep.json is damaged" in out
+    assert "tome-sd" in out
+
+
+@pytest.mark.parametrize("name", ["../victim", "/etc", "..", "a/b", "", 3])
+def test_a_plan_names_no_folder_outside(tmp_path, name):
+    setting = {"folder": name, "method": "atc", "keep_rate": 0.5, "images": 2}
+    (tmp_path / "sweep.json").write_text(json.dumps({"settings": [setting]}))
+    status = folder_status(tmp_path)
+    assert status.runs == ()
+    assert "sweep.json is damaged" in status.sweeps[0].findings[0]

@@ -1,0 +1,99 @@
+"""A sweep's folder: run folders, `sweep.json` with the planned settings, and the results."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from sd_tokenmerge.files import path_inside, read_json, write_atomically
+
+RUNS = "runs"
+"""Folder of the run folders."""
+SWEEP_FILE = "sweep.json"
+TABLES = ("table.md", "table.csv", "table.json", "table.tex")
+RESULT_FILES = (*TABLES, "distance.png", "change.png", "contact_sheet.jpg", "side_by_side.png")
+"""Every file that a sweep writes besides; it removes no others."""
+
+
+@dataclass(frozen=True)
+class PlannedSetting:
+    """One setting of a sweep.
+
+    Attributes:
+        folder: name of its run folder in `RUNS`.
+        method: its method string.
+        keep_rate: its keep rate.
+        images: number of images.
+    """
+
+    folder: str
+    method: str
+    keep_rate: float
+    images: int
+
+
+def require_sweep_folder(folder: Path) -> None:
+    """Refuse a folder with other files than a sweep's.
+
+    Raises:
+        ValueError: it is neither empty nor a sweep's.
+        OSError: it is not a folder.
+    """
+    if not folder.exists():
+        return
+    names = {path.name for path in folder.iterdir() if not path.name.startswith(".")}
+    if names and SWEEP_FILE not in names and names != {RUNS}:
+        raise ValueError(
+            f"`out` must be a new or empty folder, or hold a sweep ({SWEEP_FILE}), got "
+            f"{str(folder)!r} with {min(names)!r} in it."
+        )
+
+
+def write_plan(folder: Path, settings: Sequence[PlannedSetting]) -> None:
+    """Write `sweep.json`."""
+    document = {"settings": [asdict(setting) for setting in settings]}
+    text = json.dumps(document, indent=2, ensure_ascii=False) + "\n"
+    write_atomically(folder / SWEEP_FILE, text.encode())
+
+
+def read_plan(folder: Path) -> list[PlannedSetting]:
+    """The planned settings, the unmerged pipeline first.
+
+    Raises:
+        ValueError: `sweep.json` is damaged, or names a folder outside this one.
+    """
+    path = folder / SWEEP_FILE
+    document = read_json(path)
+    try:
+        settings = [PlannedSetting(**setting) for setting in document["settings"]]
+        for setting in settings:
+            path_inside(folder / RUNS, setting.folder)
+            for value, kind in ((setting.method, str), (setting.images, int)):
+                if not isinstance(value, kind):
+                    raise TypeError(f"{value!r} is of the wrong type")
+            float(setting.keep_rate)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{path} is damaged ({error}). Start the sweep again to write it anew."
+        ) from error
+    return settings
+
+
+def count_tabulated(folder: Path) -> int:
+    """Number of settings in the tables; 0 if a table is missing or damaged."""
+    try:
+        rows = len(read_json(folder / "table.json")["rows"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return 0
+    return rows if all((folder / name).is_file() for name in TABLES) else 0
+
+
+def write_results(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Write the results, and remove those of before that no longer belong to them."""
+    for name in RESULT_FILES:
+        if name in files:
+            write_atomically(folder / name, files[name])
+        else:
+            (folder / name).unlink(missing_ok=True)
