@@ -71,7 +71,7 @@ def folder_status(folder: str | Path) -> FolderStatus:
     for path in sorted(file.parent for file in folder.rglob(SWEEP_FILE)):
         try:
             plan = read_plan(path)
-        except ValueError as error:
+        except (ValueError, OSError) as error:
             sweeps.append(SweepStatus(str(path), 0, 0, (str(error),)))
             continue
         sweeps.append(SweepStatus(str(path), len(plan), count_tabulated(path)))
@@ -90,7 +90,7 @@ def _run_status(path: Path) -> RunStatus:
     """The status of a run; a damaged description is a finding, so that other runs still show."""
     try:
         return run_status(path)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         return RunStatus(str(path), "unknown", "1", 0, 0, 0, 0, (str(error),), is_running=False)
 
 

@@ -99,7 +99,7 @@ def test_a_damaged_file_does_not_hide_the_others(finished, capsys):
     assert "tome-sd" in out
 
 
-@pytest.mark.parametrize("name", ["../victim", "/etc", "..", "a/b", "", 3])
+@pytest.mark.parametrize("name", ["../victim", "/etc", "..", "", 3])
 def test_a_plan_names_no_folder_outside(tmp_path, name):
     setting = {"folder": name, "method": "atc", "keep_rate": 0.5, "images": 2}
     (tmp_path / "sweep.json").write_text(json.dumps({"settings": [setting]}))
