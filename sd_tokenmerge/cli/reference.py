@@ -15,25 +15,17 @@ def reference_command(
     source: Annotated[
         Path,
         typer.Argument(
-            help="The validation set: synset folders, or a flat folder with or without labels."
+            help="Folder of the ImageNet validation set, in any layout; images are found by name."
         ),
     ],
     out: Annotated[Path, typer.Option(help="New folder for the 5,000 images.")],
-    labels: Annotated[
-        Path | None,
-        typer.Option(
-            help="Label file of a flat folder: LOC_val_solution.csv, the devkit's ground truth "
-            "(with meta.mat beside it), a synset list or val.txt; default: searched nearby."
-        ),
-    ] = None,
     link: Annotated[
         bool, typer.Option("--link", help="Make symbolic links instead of copies.")
     ] = False,
 ) -> None:
     """Collect the first five ImageNet validation images of each class, ATC's reference set.
 
-    Images missing from the source or labelled otherwise than known are an error; a folder that is
-    there already is verified.
+    A missing or damaged image is an error. A folder that holds the set already is verified.
     """
     bar = ConsoleProgress("Copying")
 
@@ -46,8 +38,8 @@ def reference_command(
         with user_errors():
             from sd_tokenmerge.fid.reference import make_reference
 
-            result = make_reference(source, out, labels=labels, link=link, progress=advance)
+            result = make_reference(source, out, link=link, progress=advance)
     finally:
         bar.stop()
-    how = "verified, was there already" if result.reused else f"from {result.layout}"
+    how = "verified, was there already" if result.reused else f"from {source}"
     print(f"{result.folder}: {len(result.images)} images of 1000 classes, {how}")

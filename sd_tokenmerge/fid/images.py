@@ -1,15 +1,15 @@
-"""Find and read the images of a set; every odd file has a defined answer.
+"""Find and read the images of a set; every unusual file has a defined outcome.
 
-| file | answer |
+| file | outcome |
 |---|---|
 | corrupt, truncated, empty, not an image | `ImageError` that names the file |
 | animation (more than one frame) | `ImageError`; a multi-picture JPEG (MPO) counts as its first |
 | 32-bit integer or floating point pixels | `ImageError`: their range is not known |
-| greyscale, palette, 1-bit, CMYK | Pillow's `convert("RGB")`, as clean-fid does |
-| alpha channel | dropped by `convert("RGB")`: the colours below are used, as in clean-fid |
+| greyscale, palette, 1-bit, CMYK | Pillow's `convert("RGB")`, as in clean-fid |
+| alpha channel | dropped by `convert("RGB")`: the colours below it are used, as in clean-fid |
 | 16 bits per channel | the high byte (Pillow alone would clip 16-bit greyscale to white) |
 | EXIF rotation | ignored, as in clean-fid: pixels are used as stored |
-| hidden (name begins with a dot), other suffixes | not part of the set |
+| hidden (name begins with a dot), other suffixes, pipes, devices | not part of the set |
 """
 
 from __future__ import annotations
@@ -25,8 +25,9 @@ from PIL import Image, UnidentifiedImageError
 SUFFIXES = frozenset(
     {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 )
+_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # some others start programs
 _16_BIT_MODES = ("I;16", "I;16B", "I;16L", "I;16N")
-_UNKNOWN_RANGE_MODES = ("I", "F")
+_16_BIT_AS_INTEGER = ("PNG", "PPM")  # Pillow opens 16-bit grey as "I": PGM, and PNG before 11.0
 _DECODING_ERRORS = (  # what Pillow's decoders raise on damaged files
     OSError,
     SyntaxError,
@@ -62,11 +63,7 @@ def find_images(folder: str | os.PathLike[str]) -> list[Path]:
         raise ValueError(f"`folder` must be an existing folder, got {str(root)!r}.")
     if not root.is_dir():
         raise ValueError(f"`folder` must be a folder, got the file {str(root)!r}.")
-    paths = [
-        path
-        for path in _walk(root, set())
-        if path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
-    ]
+    paths = [path for path in _walk(root, set()) if path.suffix.lower() in SUFFIXES]
     if not paths:
         raise ValueError(
             f"`folder` must hold images ({', '.join(sorted(SUFFIXES))}), "
@@ -76,6 +73,7 @@ def find_images(folder: str | os.PathLike[str]) -> list[Path]:
 
 
 def _walk(folder: Path, seen: set[Path]) -> Iterator[Path]:
+    """Regular files that are not hidden."""
     real = folder.resolve()
     if real in seen:  # a link back to a folder that was already visited
         return
@@ -85,10 +83,11 @@ def _walk(folder: Path, seen: set[Path]) -> Iterator[Path]:
     except OSError as error:
         raise ValueError(f"The folder {str(folder)!r} cannot be read: {error.strerror}.") from error
     for entry in entries:
+        if entry.name.startswith("."):
+            continue
         if entry.is_dir():
-            if not entry.name.startswith("."):
-                yield from _walk(entry, seen)
-        else:
+            yield from _walk(entry, seen)
+        elif entry.is_file() or not entry.exists():  # a dangling link is an error when read
             yield entry
 
 
@@ -100,7 +99,7 @@ def read_image(path: str | os.PathLike[str]) -> Image.Image:
             unknown range.
     """
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=_FORMATS) as image:
             frames = getattr(image, "n_frames", 1)
             if frames > 1 and image.format != "MPO":
                 raise ImageError(
@@ -118,12 +117,15 @@ def read_image(path: str | os.PathLike[str]) -> Image.Image:
 
 
 def _to_rgb(image: Image.Image, path: str | os.PathLike[str]) -> Image.Image:
-    if image.mode in _UNKNOWN_RANGE_MODES:
+    is_16_bit = image.mode in _16_BIT_MODES
+    if image.mode == "I" and image.format in _16_BIT_AS_INTEGER:
+        is_16_bit = True
+    elif image.mode in ("I", "F"):
         raise ImageError(
             f"{os.fspath(path)!r} has pixels of mode {image.mode!r}, whose range is not known; "
             "convert it to 8 bits first."
         )
-    if image.mode in _16_BIT_MODES:
+    if is_16_bit:
         high_bytes = (np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8)
         return Image.fromarray(high_bytes).convert("RGB")
     image.info.pop("transparency", None)  # Pillow would warn that it is lost

@@ -1,30 +1,34 @@
 """ATC's reference set: the first five validation images, by name, of each of the 1,000 classes.
 
 Copied as they are: original size and aspect ratio, original JPEG bytes, in one flat folder. The
-set is known, so a source with missing images or wrong labels is an error and never a slightly
-different set.
+list of the 5,000 images comes with this package, so every layout of the validation set will do:
+images are found by their file names, and labels are not needed.
 """
 
 from __future__ import annotations
 
+import glob
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from sd_tokenmerge.fid.imagenet_val import (
-    ReferenceSetError,
-    ValidationImages,
-    find_validation_images,
-)
-from sd_tokenmerge.files import file_sha256
+from sd_tokenmerge.fid.images import ImageError, read_image
+from sd_tokenmerge.files import file_sha256, parse_json, write_atomically
+from sd_tokenmerge.machine import usable_cores
 from sd_tokenmerge.sampling.imagenet import CLASSES, val_first_five
 
 MANIFEST = "manifest.jsonl"
-PER_CLASS = 5
+_VALIDATION_NAME = re.compile(r"(ILSVRC2012_val_\d{8})(?:_n\d{8})?\.jpe?g", re.IGNORECASE)
+
+
+class ReferenceSetError(ValueError):
+    """The source is not the complete validation set; the message names what is wrong."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +38,7 @@ class ReferenceImage:
     Attributes:
         file: name in the reference folder.
         class_index: 0 to 999.
-        synset: of the class.
+        synset: WordNet id of the class.
         sha256: of the file.
     """
 
@@ -46,17 +50,15 @@ class ReferenceImage:
 
 @dataclass(frozen=True)
 class ReferenceSet:
-    """What `make_reference` made.
+    """A complete reference set.
 
     Attributes:
-        folder: where the images and the manifest are.
-        layout: how the source told its classes (see `imagenet_val.py`).
-        images: in the order of classes and numbers.
+        folder: holds the images and the manifest.
+        images: in the order of classes and names.
         reused: whether the folder held the set already.
     """
 
     folder: Path
-    layout: str
     images: tuple[ReferenceImage, ...]
     reused: bool = False
 
@@ -65,89 +67,94 @@ def make_reference(
     source: str | os.PathLike[str],
     out: str | os.PathLike[str],
     *,
-    labels: str | os.PathLike[str] | None = None,
     link: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> ReferenceSet:
     """Copy the 5,000 reference images and write their manifest.
 
-    The folder appears under its name only when it is complete. One that holds the complete set
-    already is verified and left alone.
+    The folder appears under its name only when it is complete. If it already holds the complete
+    set, that is verified and left alone.
 
     Args:
-        source: the validation set, in any layout of `imagenet_val.py`.
+        source: the validation set; searched recursively.
         out: new folder.
-        labels: label file for a flat source; default: looked for in it and beside it.
         link: make symbolic links instead of copies.
         progress: called with (images done, images in all).
 
     Raises:
-        ReferenceSetError: the source is not the complete validation set, or its labels give other
-            images than the known ones.
+        ReferenceSetError: an image is missing, ambiguous or cannot be decoded.
         ValueError: `out` exists and is something else.
         OSError: a file cannot be copied.
     """
     source, out = Path(source), Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        return ReferenceSet(out, "known-list", verify_reference(out), reused=True)
-    found = find_validation_images(source, None if labels is None else Path(labels))
-    chosen = choose(found)
+        return ReferenceSet(out, verify_reference(out), reused=True)
+    paths = find_reference_images(source)
     out.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}-"))
+    prefix = f".{out.name}.partial-"
+    for leftover in out.parent.glob(f"{glob.escape(prefix)}*"):  # of a killed process
+        shutil.rmtree(leftover)
+    partial = Path(tempfile.mkdtemp(dir=out.parent, prefix=prefix))
+
+    def add(expected: tuple[str, int]) -> ReferenceImage:
+        name, class_index = expected
+        target = partial / name
+        if link:
+            target.symlink_to(paths[name].resolve())
+        else:
+            shutil.copyfile(paths[name], target)
+        try:
+            read_image(target)
+        except ImageError as error:
+            raise ReferenceSetError(f"{str(paths[name])!r} is damaged: {error}") from error
+        return ReferenceImage(name, class_index, CLASSES[class_index].synset, file_sha256(target))
+
     try:
         images = []
-        for class_index, numbers in enumerate(chosen):
-            for number in numbers:
-                name = _file_name(number)
-                path = found.paths[number]
-                if link:
-                    (partial / name).symlink_to(path.resolve())
-                else:
-                    shutil.copyfile(path, partial / name)
-                digest = file_sha256(partial / name)
-                images.append(
-                    ReferenceImage(name, class_index, CLASSES[class_index].synset, digest)
-                )
+        with ThreadPoolExecutor(min(usable_cores(), 16)) as pool:
+            for image in pool.map(add, _expected_images()):
+                images.append(image)
                 if progress is not None:
-                    progress(len(images), len(CLASSES) * PER_CLASS)
-        _write_manifest(partial, images)
+                    progress(len(images), len(paths))
+        lines = [json.dumps(asdict(image)) + "\n" for image in images]
+        write_atomically(partial / MANIFEST, "".join(lines).encode())
         partial.chmod(0o755)
         os.replace(partial, out)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    return ReferenceSet(out, found.layout, tuple(images))
+    return ReferenceSet(out, tuple(images))
 
 
-def choose(found: ValidationImages) -> tuple[tuple[int, ...], ...]:
-    """Numbers of the five images of each class, checked against the known list.
+def find_reference_images(source: Path) -> dict[str, Path]:
+    """The 5,000 reference images in a folder of any layout, by `ILSVRC2012_val_00000293.JPEG`.
+
+    Args:
+        source: searched recursively. File names may end in a synset, as on the Hugging Face hub.
 
     Raises:
-        ReferenceSetError: an image is missing, or the labels give another one.
+        ReferenceSetError: `source` is not a folder, or an image is missing or found twice.
     """
-    known = val_first_five()
-    missing = [number for numbers in known for number in numbers if number not in found.paths]
-    if missing:
+    if not source.is_dir():
+        raise ReferenceSetError(f"`source` must be an existing folder, got {str(source)!r}.")
+    expected = {name for name, _ in _expected_images()}
+    found: dict[str, Path] = {}
+    for path in sorted(source.rglob("*")):
+        match = _VALIDATION_NAME.fullmatch(path.name)
+        name = f"{match[1]}.JPEG" if match else ""
+        if name not in expected or not path.is_file():
+            continue
+        if name in found:
+            raise ReferenceSetError(
+                f"{name} must be in `source` once, found {str(found[name])!r} and {str(path)!r}."
+            )
+        found[name] = path
+    if missing := sorted(expected - found.keys()):
         raise ReferenceSetError(
-            f"{len(missing)} of the {len(known) * PER_CLASS:,} reference images are missing, the "
-            f"first being {_file_name(missing[0])}: the source must be the whole validation set."
+            f"`source` must hold the whole ImageNet validation set, but {len(missing):,} of the "
+            f"{len(expected):,} reference images are not in {str(source)!r}; the first is "
+            f"{missing[0]}."
         )
-    if found.classes is None:
-        return known
-    members: dict[int, list[int]] = {entry.index: [] for entry in CLASSES}
-    for number in sorted(found.paths):  # names sort as their eight-digit numbers do
-        if number not in found.classes:
-            raise ReferenceSetError(f"{_file_name(number)} has no label.")
-        members[found.classes[number]].append(number)
-    chosen = tuple(tuple(members[entry.index][:PER_CLASS]) for entry in CLASSES)
-    wrong = [entry for entry in CLASSES if chosen[entry.index] != known[entry.index]]
-    if wrong:
-        first = wrong[0]
-        raise ReferenceSetError(
-            f"The labels ({found.layout}) give other images than the known ones for {len(wrong)} "
-            f"of {len(CLASSES):,} classes; the first is {first.synset} ({first.short_name}) with "
-            f"{list(chosen[first.index])} instead of {list(known[first.index])}."
-        )
-    return known
+    return found
 
 
 def verify_reference(folder: str | os.PathLike[str]) -> tuple[ReferenceImage, ...]:
@@ -157,7 +164,7 @@ def verify_reference(folder: str | os.PathLike[str]) -> tuple[ReferenceImage, ..
         The manifest.
 
     Raises:
-        ValueError: it holds something else, or a file was changed.
+        ValueError: a file is missing, changed or unexpected, or the manifest is damaged.
     """
     folder = Path(folder)
     manifest = folder / MANIFEST
@@ -167,23 +174,16 @@ def verify_reference(folder: str | os.PathLike[str]) -> tuple[ReferenceImage, ..
         )
     try:
         lines = manifest.read_text(encoding="utf-8").splitlines()
-        images = tuple(ReferenceImage(**json.loads(line)) for line in lines)
-    except (json.JSONDecodeError, TypeError, UnicodeDecodeError) as error:
+        images = tuple(ReferenceImage(**parse_json(line, str(manifest))) for line in lines)
+    except (ValueError, TypeError) as error:
         raise ValueError(f"{str(manifest)!r} is not a manifest of a reference set.") from error
-    expected = [
-        (_file_name(number), index)
-        for index, numbers in enumerate(val_first_five())
-        for number in numbers
-    ]
-    if [(image.file, image.class_index) for image in images] != expected:
+    if [(image.file, image.class_index) for image in images] != _expected_images():
         raise ValueError(f"{str(manifest)!r} does not list the 5,000 reference images.")
-    present = {entry.name for entry in folder.iterdir()} - {MANIFEST}
     listed = {image.file for image in images}
-    if present != listed:
-        odd = sorted(present ^ listed)
+    if odd := sorted(listed ^ ({entry.name for entry in folder.iterdir()} - {MANIFEST})):
         raise ValueError(
             f"{str(folder)!r} must hold the 5,000 reference images and nothing else; "
-            f"{len(odd)} files are missing or too many, the first being {odd[0]!r}."
+            f"{len(odd)} files are missing or unexpected, the first being {odd[0]!r}."
         )
     for image in images:
         if file_sha256(folder / image.file) != image.sha256:
@@ -191,10 +191,10 @@ def verify_reference(folder: str | os.PathLike[str]) -> tuple[ReferenceImage, ..
     return images
 
 
-def _file_name(number: int) -> str:
-    return f"ILSVRC2012_val_{number:08d}.JPEG"
-
-
-def _write_manifest(folder: Path, images: list[ReferenceImage]) -> None:
-    lines = [json.dumps(asdict(image)) for image in images]
-    (folder / MANIFEST).write_text("\n".join(lines) + "\n", encoding="utf-8")
+def _expected_images() -> list[tuple[str, int]]:
+    """File name and class index of every image, in the order of the manifest."""
+    return [
+        (f"ILSVRC2012_val_{number:08d}.JPEG", class_index)
+        for class_index, numbers in enumerate(val_first_five())
+        for number in numbers
+    ]

@@ -7,18 +7,15 @@ from pathlib import Path
 import pytest
 
 from sd_tokenmerge.cli.app import run
-from sd_tokenmerge.sampling.imagenet import val_first_five
+from tests.fid.pictures import write_validation_set
 
 
 def test_the_set_is_made_and_then_verified(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     val, out = tmp_path / "val", tmp_path / "out"
-    val.mkdir()
-    for numbers in val_first_five():
-        for number in numbers:
-            (val / f"ILSVRC2012_val_{number:08d}.JPEG").write_bytes(b"%d" % number)
-    for end in ("from known-list", "verified, was there already"):
+    write_validation_set(val)
+    for end in (f"from {val}", "verified, was there already"):
         assert run(["reference", str(val), "--out", str(out)]) == 0
         assert capsys.readouterr().out == f"{out}: 5000 images of 1000 classes, {end}\n"
 

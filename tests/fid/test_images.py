@@ -34,6 +34,28 @@ def test_links_to_folders_are_followed_once(tmp_path: Path) -> None:
     assert found == ["set/link/y.png", "set/real/x.png"]
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+def test_pipes_and_devices_are_not_part_of_the_set(tmp_path: Path) -> None:
+    PICTURE.save(tmp_path / "x.png")
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "zero.png").symlink_to("/dev/zero")
+    assert find_images(tmp_path) == [tmp_path / "x.png"]
+
+
+def test_a_dangling_link_is_not_skipped_silently(tmp_path: Path) -> None:
+    (tmp_path / "x.png").symlink_to(tmp_path / "gone")
+    assert find_images(tmp_path) == [tmp_path / "x.png"]
+    with pytest.raises(ImageError, match=r"x\.png' cannot be read"):
+        read_image(tmp_path / "x.png")
+
+
+@pytest.mark.parametrize("other", ["EPS", "ICO", "PCX", "TGA"])
+def test_other_formats_are_not_opened_whatever_their_suffix(other: str, tmp_path: Path) -> None:
+    PICTURE.save(tmp_path / "x.png", format=other)
+    with pytest.raises(ImageError, match=r"x\.png' cannot be read: it is not an image"):
+        read_image(tmp_path / "x.png")
+
+
 def test_folders_that_are_none(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="must be an existing folder"):
         find_images(tmp_path / "missing")
@@ -153,6 +175,10 @@ def test_16_bit_images_lose_their_low_byte(tmp_path: Path) -> None:
     for name in ("grey.png", "grey.tiff"):
         pixels = np.asarray(read_image(tmp_path / name))
         assert np.array_equal(pixels, np.repeat(grey[..., None].astype(np.uint8), 3, axis=2))
+    (tmp_path / "grey.pgm").write_bytes(
+        b"P5 160 160 65535\n" + (grey * 256 + 77).astype(">u2").tobytes()
+    )
+    assert np.array_equal(np.asarray(read_image(tmp_path / "grey.pgm")), pixels)
     (tmp_path / "colour.png").write_bytes(png_16_bit_rgb(np.asarray(PICTURE)))
     assert np.array_equal(np.asarray(read_image(tmp_path / "colour.png")), np.asarray(PICTURE))
 
