@@ -3,7 +3,7 @@
 # make test   the default test suite (add: make test-slow)
 # make test-faults   the fault tests alone: kills, Ctrl-C, damages, full disks (6 minutes)
 # make lint   ruff and mypy; make format corrects what ruff can
-# make bench  measure this machine: clustering, pictures, generation; rows go to docs/ (half an hour)
+# make bench  measure this machine: clustering, self-attention, torch.compile; rows go to docs/ (half an hour)
 # make clean  remove .venv, demo/ and caches
 # Every target first sets up .venv when it is missing or pyproject.toml or constraints.txt changed.
 
@@ -57,12 +57,11 @@ format: $(READY)
 	$(BIN)/ruff format .
 
 bench: $(READY)
-	$(BIN)/python scripts/bench_clustering.py
-	$(BIN)/python scripts/render_clustering.py
-	$(BIN)/python scripts/bench_quality.py --minutes 15
-	$(BIN)/python scripts/bench_quality_time.py --minutes 5
-	$(BIN)/python scripts/bench_compile.py
-	$(BIN)/python scripts/render_benchmarks.py
+	$(BIN)/python scripts/bench.py clustering
+	$(BIN)/python scripts/bench.py unet --part self-attention --cases sd15-512 --minutes 8
+	$(BIN)/python scripts/bench.py compile
+	$(BIN)/python scripts/bench.py quality --part time --minutes 5
+	$(BIN)/python scripts/render.py
 
 clean:
 	rm -rf $(VENV) $(DEMO) build *.egg-info .pytest_cache .mypy_cache .ruff_cache

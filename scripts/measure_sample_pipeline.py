@@ -11,24 +11,20 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import StableDiffusionPipeline
 from PIL import Image, ImageFilter
+from sample_pictures import PIPELINE, REFERENCE_SEED, Picture, SamplePipeline, rendered, save
 from sample_world import CLASSES, render
 from torch import Tensor, nn
 
 from sd_tokenmerge import apply_patch
 from sd_tokenmerge.fid.evaluate import compare
-from sd_tokenmerge.sampling.imagenet import class_prompt
-from sd_tokenmerge.sampling.seeds import image_seed
 
-REFERENCE_SEED = 2_000_000_000
 CLASSIFIER_SEED = 3_000_000_000
 SIDE = 64
 
@@ -36,7 +32,7 @@ SIDE = 64
 def main() -> None:
     """Generate, measure, write."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--pipeline", type=Path, required=True)
+    parser.add_argument("--pipeline", type=Path, default=PIPELINE)
     parser.add_argument(
         "--undertrained", type=Path, nargs="*", default=[], help="earlier pipelines, to compare"
     )
@@ -46,92 +42,54 @@ def main() -> None:
     parser.add_argument("--classifier-steps", type=int, default=600)
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
+    per_class = options.images_per_class
     classifier = train_classifier(options.classifier_steps)
-    measured: dict[str, object] = {
-        "classifier_accuracy_rendered": accuracy(classifier, rendered(20, CLASSIFIER_SEED // 2)),
-        "images_per_class": options.images_per_class,
-        "references_per_class": options.references_per_class,
-    }
-    settings = json.loads((options.pipeline / "sample.json").read_text())
     with tempfile.TemporaryDirectory() as scratch:
         reference = Path(scratch) / "reference"
-        save(rendered(options.references_per_class, REFERENCE_SEED), reference)
-        pipe = load(options.pipeline)
-        pictures = generate(pipe, options.images_per_class, settings)
-        save(pictures, Path(scratch) / "generated")
-        measured["accuracy_generated"] = accuracy(classifier, pictures)
-        measured["accuracy_by_class"] = {
-            index: accuracy(classifier, [p for p in pictures if p[0] == index]) for index in CLASSES
+        save(rendered(options.references_per_class), reference)
+
+        def measure(name: str, pictures: list[Picture]) -> dict[str, float]:
+            save(pictures, Path(scratch) / name)
+            found = compare(
+                reference, Path(scratch) / name, extractor="efficientnet-lite0", force=True
+            )
+            return {"accuracy": accuracy(classifier, pictures), "distance": found.fid}
+
+        def generate(sample: SamplePipeline) -> list[Picture]:
+            return sample.generate(per_class, per_class, CLASSES)
+
+        sample = SamplePipeline(options.pipeline)
+        pictures = generate(sample)
+        generated = measure("generated", pictures)
+        real = measure("real", rendered(per_class, REFERENCE_SEED + 10**6))
+        early = {
+            folder.name: measure(folder.name, generate(SamplePipeline(folder)))
+            for folder in options.undertrained
         }
-        measured["distance"] = distance(reference, Path(scratch) / "generated")
-        real = rendered(options.images_per_class, REFERENCE_SEED + 10**6)
-        save(real, Path(scratch) / "real")
-        measured["distance_of_rendered"] = distance(reference, Path(scratch) / "real")
-        for folder in options.undertrained:
-            early = generate(load(folder), options.images_per_class, settings)
-            save(early, Path(scratch) / folder.name)
-            measured[folder.name] = {
-                "accuracy": accuracy(classifier, early),
-                "distance": distance(reference, Path(scratch) / folder.name),
-            }
-        with apply_patch(pipe, "random", keep_rate=0.1):
-            merged = generate(pipe, options.images_per_class, settings)
-        save(merged, Path(scratch) / "merged")
-        measured["random_merging_keep_10"] = {
-            "accuracy": accuracy(classifier, merged),
-            "distance": distance(reference, Path(scratch) / "merged"),
-            "median_psnr_db_to_unmerged": median_psnr(pictures, merged),
+        with apply_patch(sample.pipe, "random", keep_rate=0.1):
+            merged = generate(sample)
+        measured = {
+            "classifier_accuracy_rendered": accuracy(
+                classifier, rendered(20, CLASSIFIER_SEED // 2)
+            ),
+            "images_per_class": per_class,
+            "references_per_class": options.references_per_class,
+            "accuracy_generated": generated["accuracy"],
+            "accuracy_by_class": {
+                index: accuracy(classifier, [p for p in pictures if p[0] == index])
+                for index in CLASSES
+            },
+            "distance": generated["distance"],
+            "distance_of_rendered": real["distance"],
+            **early,
+            "random_merging_keep_10": {
+                **measure("merged", merged),
+                "median_psnr_db_to_unmerged": median_psnr(pictures, merged),
+            },
         }
     (options.out / "measured.json").write_text(json.dumps(measured, indent=2) + "\n")
-    contact_sheet(pictures, min(4, options.images_per_class)).save(
-        options.out / "contact_sheet.png"
-    )
+    contact_sheet(pictures, min(4, per_class)).save(options.out / "contact_sheet.png")
     print(json.dumps(measured, indent=2))
-
-
-Picture = tuple[int, int, Image.Image]
-
-
-def rendered(per_class: int, first_seed: int) -> list[Picture]:
-    """Pictures of every class from the renderer."""
-    return [(c, i, render(c, first_seed + i)) for c in CLASSES for i in range(per_class)]
-
-
-def load(folder: Path) -> StableDiffusionPipeline:
-    """The pipeline, without its progress bar."""
-    pipe = StableDiffusionPipeline.from_pretrained(folder)
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
-
-
-def generate(pipe: StableDiffusionPipeline, per_class: int, settings: dict) -> list[Picture]:
-    """Pictures of every class under the protocol's seeds, a class at a time."""
-    pictures = []
-    for c in CLASSES:
-        generators = [torch.Generator().manual_seed(image_seed(0, c, i)) for i in range(per_class)]
-        images = pipe(
-            [class_prompt(c)] * per_class,
-            height=settings["size"],
-            width=settings["size"],
-            num_inference_steps=settings["steps"],
-            guidance_scale=settings["guidance_scale"],
-            generator=generators,
-        ).images
-        pictures += [(c, i, image) for i, image in enumerate(images)]
-        print(f"generated class {c}", file=sys.stderr, flush=True)
-    return pictures
-
-
-def save(pictures: Iterable[Picture], folder: Path) -> None:
-    """Write pictures as PNG."""
-    folder.mkdir()
-    for c, i, image in pictures:
-        image.save(folder / f"{c}_{i}.png")
-
-
-def distance(reference: Path, folder: Path) -> float:
-    """Fréchet distance on EfficientNet-Lite0's features."""
-    return compare(reference, folder, extractor="efficientnet-lite0", force=True).fid
 
 
 def to_input(images: Iterable[Image.Image]) -> Tensor:

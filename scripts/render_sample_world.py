@@ -2,43 +2,35 @@
 
     python scripts/render_sample_world.py --out demo/reference --images-per-class 40
 
-Seeds are far from those of training. Files are `{class}_{i}.png`; existing ones are kept.
+Files are `{class}_{i}.png`. A folder that is there and complete is left alone.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from pathlib import Path
 
-from sample_world import CLASSES, render
-
-FIRST_SEED = 2_000_000_000
+from sample_pictures import rendered, save
+from sample_world import CLASSES
 
 
 def main() -> None:
-    """Write what is missing."""
+    """Write the folder unless it exists."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--images-per-class", type=int, default=40)
-    parser.add_argument("--size", type=int, default=256, help="side in pixels")
-    parser.add_argument("--first-seed", type=int, default=FIRST_SEED)
     options = parser.parse_args()
     if options.images_per_class < 1:
         parser.error(f"--images-per-class must be at least 1, got {options.images_per_class}.")
-    options.out.mkdir(parents=True, exist_ok=True)
-    written = 0
-    for class_index in CLASSES:
-        for i in range(options.images_per_class):
-            path = options.out / f"{class_index}_{i}.png"
-            if path.exists():
-                continue
-            partial = path.with_suffix(".partial")
-            render(class_index, options.first_seed + i, options.size).save(partial, format="PNG")
-            os.replace(partial, path)
-            written += 1
-    print(f"{written} pictures written to {options.out}", file=sys.stderr)
+    if options.out.exists():
+        present, wanted = len(list(options.out.iterdir())), len(CLASSES) * options.images_per_class
+        if present != wanted:
+            parser.error(f"{options.out} must not exist or hold {wanted} pictures, got {present}.")
+        return
+    pictures = rendered(options.images_per_class)
+    save(pictures, options.out)
+    print(f"{len(pictures)} pictures written to {options.out}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -1,59 +1,64 @@
-"""Turns of contestants, and the calls that they are related to."""
+"""Interleaved turns, and the reference that they are related to."""
 
 from __future__ import annotations
 
 import pytest
-from pipeline_contestants import Contestant
-from timed_unet import QUICK_CONFIG, QUICK_LATENT, TimedUNet
-from turns import Timings, take_turns
-
-
-def test_kept_partitions_are_averaged_over_their_life():
-    assert Timings(4, [5.0, 6.0], [2.0, 1.0]).steps() == [(5 + 3 * 2) / 4, (6 + 3 * 1) / 4]
-    assert Timings(1, [5.0, 6.0]).steps() == [5.0, 6.0]
-
-
-def test_steps_are_related_to_the_time():
-    """The machine is half as fast in the second turn."""
-    assert Timings(2, [4.0, 8.0], [2.0, 4.0], [4.0, 8.0]).relative() == [0.75, 0.75]
+from benchmarks.turns import Cost, Timings, percentile, rotated, spread_columns, take_turns, timed
 
 
 @pytest.fixture
-def calls(monkeypatch):
-    """The n-th call takes n seconds."""
-    calls = TimedUNet(QUICK_CONFIG, QUICK_LATENT, 1, "cpu", "float32")
+def run():
+    """The n-th run takes n seconds."""
     clock = iter(range(1, 1000))
-    monkeypatch.setattr(calls, "timed", lambda step: float(next(clock)))
-    return calls
+    return lambda: Cost(float(next(clock)), 0.0)
 
 
-ONE, TWO, LAST = (Contestant(name, {"method": "random"}) for name in ("one", "two", "last"))
-KEPT = Contestant("kept", {"method": "random", "refresh_every": 5})
-RARE = Contestant("rare", {"method": "random"}, rounds=1)
+def test_a_reference_is_timed_before_and_after_every_few_turns(run):
+    names = ["one", "two", "three", "last"]
+    timings = take_turns(("base", run), dict.fromkeys(names, run), seconds=0, rounds=10)
+    assert timings["base"].seconds == [1, 5, 7]
+    assert timings["one"].costs == [Cost(2, 0)]
+    assert timings["one"].reference == timings["three"].reference == [Cost(3, 0)]
+    assert timings["last"].reference == [Cost(6, 0)]
+    assert timings["base"].relative == [1, 1, 1]
 
 
-def test_neighbours_are_the_calls_around(calls):
-    timings = take_turns(calls, [Contestant("unpatched"), ONE, TWO, KEPT, LAST], 0, 10)
-    # 1 is for warming up
-    assert timings["unpatched"].fresh == [2.0, 7.0, 9.0]
-    assert (timings["one"].fresh, timings["one"].unpatched) == ([3.0], [4.5])
-    assert (timings["two"].fresh, timings["two"].unpatched) == ([4.0], [4.5])
-    assert (timings["kept"].fresh, timings["kept"].unpatched) == ([5.0], [4.5])
-    assert timings["kept"].kept == [6.0]
-    assert (timings["last"].fresh, timings["last"].unpatched) == ([8.0], [8.0])
-    assert timings["unpatched"].relative() == [1.0, 1.0, 1.0]
+def test_single_turns_lie_between_those_of_the_reference(run):
+    timings = take_turns(("base", run), {"one": run}, seconds=0, rounds=9, least=3, between=1)
+    assert timings["base"].seconds == [1, 3, 5, 7]
+    assert timings["one"].relative == [1, 1, 1]
 
 
-def test_the_unpatched_model_takes_turns_anyway(calls):
-    assert list(take_turns(calls, [ONE], 0, 1)) == ["unpatched", "one"]
-    assert take_turns(calls, [Contestant("unpatched")], 0, 1)["unpatched"].fresh
+def test_the_machine_may_be_half_as_fast_in_the_second_turn():
+    timings = Timings([Cost(3, 6), Cost(6, 6)], [Cost(4, 4), Cost(8, 4)])
+    assert timings.relative == [0.75, 0.75]
+    assert timings.relative_cpu == [1.5, 1.5]
 
 
-def test_rounds_end_with_their_number_or_the_time(calls):
-    timings = take_turns(calls, [ONE, RARE], 1e9, 3)
-    assert {name: len(taken.fresh) for name, taken in timings.items()} == {
-        "unpatched": 4,
-        "one": 3,
-        "rare": 1,
+def test_rounds_end_with_their_number_or_the_time(run):
+    assert len(take_turns(("a", run), {"b": run}, seconds=1e9, rounds=4)["b"].costs) == 4
+    assert len(take_turns(("a", run), {"b": run}, seconds=0, rounds=4)["b"].costs) == 1
+
+
+def test_every_round_has_everyone_in_another_order():
+    names = list("abcde")
+    orders = [rotated(names, number) for number in range(4)]
+    assert all(sorted(order) == names for order in orders)
+    assert len({tuple(order) for order in orders}) == 4
+
+
+def test_percentiles_are_values():
+    assert [percentile([5, 1, 3], fraction) for fraction in (0, 0.2, 0.5, 0.8, 1)] == [
+        *(1, 1, 3, 5, 5)
+    ]
+    assert spread_columns("ms", [1.5, 0.01, 0.02]) == {
+        "ms": "20.0",
+        "ms_20": "10.0",
+        "ms_80": "1500",
     }
-    assert len(take_turns(calls, [ONE, RARE], 0, 3)["one"].fresh) == 1
+
+
+def test_wall_and_cpu_time_are_measured():
+    cost = timed(lambda: sum(range(10**6)))
+    assert cost.wall > 0
+    assert cost.cpu > 0

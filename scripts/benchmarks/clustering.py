@@ -1,0 +1,326 @@
+"""Time and memory of clustering tokens.
+
+    python scripts/bench.py clustering                    about 8 minutes on two cores
+    python scripts/bench.py clustering --only speed       or small, methods, growth
+    python scripts/bench.py clustering --against COMMIT   this tree beside that commit
+
+`limit` is one exact nearest-neighbour search over all tokens and nothing else: a blocked float32
+product and an arg-max. The contestants of a case take turns, with the limit in between. Other
+libraries cluster one image of the batch, as they cannot take more; all times are per image.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from statistics import median
+
+import torch
+from torch import Tensor
+
+from benchmarks import against
+from benchmarks.markdown import NOT_RUN, Row, counted, grouped, latest, table
+from benchmarks.options import add_common_options
+from benchmarks.rows import MACHINE, ROOT, append_rows, describe_machine, read_rows
+from benchmarks.tokens import BASELINES, Tokens, limit
+from benchmarks.turns import Cost, take_turns, timed
+from sd_tokenmerge import METHODS, Grid, parse_method
+
+COLUMNS = (
+    *("benchmark", "contestant", "batch", "tokens", "channels", "kind", "clusters"),
+    *("repeats", "ms_per_image", "fastest_ms", "slowest_ms", "times_limit", "peak_mib"),
+    *MACHINE,
+)
+SHARES = {"speed": 0.5, "small": 0.1, "methods": 0.2, "growth": 0.2}
+LINKAGES = ("average", "complete", "single")
+GROWTH_GRIDS = (32, 64, 96, 128)
+CASE = ("device", "threads", "batch", "tokens", "channels", "kind")
+
+Run = Callable[[], Cost]
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Options of `bench.py clustering`."""
+    parser.add_argument("--only", nargs="+", choices=list(SHARES), default=list(SHARES))
+    add_common_options(parser, minutes=7)
+    against.add_option(parser)
+    parser.add_argument("--growth", nargs=3, help=argparse.SUPPRESS)
+
+
+def run(arguments: argparse.Namespace) -> str:
+    """Measure, store the rows, return the tables."""
+    if arguments.growth:
+        method, grid, channels = arguments.growth
+        return json.dumps(growth(method, int(grid), int(channels), arguments.device))
+    side, few, widths = (12, 8, (16,)) if arguments.quick else (64, 32, (320, 40))
+    fields = [Tokens(2, side, c, kind) for c in widths for kind in ("smooth", "white")]
+    if arguments.against:
+        cases = [
+            against.Case("clustering", name_of(field.columns()), method, {"case": asdict(field)})
+            for field in fields
+            for method in map(method_of, LINKAGES)
+        ]
+        return against.run(cases, arguments)
+    rows: list[dict[str, str]] = []
+    share = arguments.minutes * 60 / sum(SHARES[name] for name in arguments.only)
+    for name in arguments.only:
+        if name == "growth":
+            grids = (8, 12) if arguments.quick else GROWTH_GRIDS
+            found = [
+                growth_alone(method_of(linkage), grid, widths[0], arguments)
+                for linkage in LINKAGES
+                for grid in grids
+            ]
+        else:
+            chosen = {
+                "speed": fields,
+                "small": [Tokens(b, few, 48, k) for b in (2, 24) for k in ("smooth", "white")],
+                "methods": [Tokens(2, side, channels) for channels in widths],
+            }[name]
+            seconds = share * SHARES[name] / len(chosen)
+            found = [
+                row
+                for field in chosen
+                for row in compare(name, field, arguments.device, seconds, arguments.rounds)
+            ]
+        machine = describe_machine(arguments.device)
+        found = [dict.fromkeys(COLUMNS, "") | row | machine for row in found]
+        if not arguments.quick:
+            append_rows(arguments.out / "clustering.csv", COLUMNS, found)
+        rows += found
+    return tables(rows)
+
+
+def compare(
+    benchmark: str, field: Tokens, device: str, seconds: float, rounds: int
+) -> list[dict[str, str]]:
+    """Let the contestants of a benchmark take turns; one row each."""
+    tokens = field.draw(device)
+    images = {"limit": field.batch}
+    runs: dict[str, Run] = {}
+    for name in METHODS if benchmark == "methods" else map(method_of, LINKAGES):
+        images[name] = field.batch
+        runs[name] = _run_of(name, tokens, field)
+    if benchmark == "speed" and device == "cpu":
+        for library, cluster in BASELINES.items():
+            for linkage in LINKAGES:
+                name = f"{library} {linkage}"
+                images[name] = 1
+                runs[name] = lambda f=cluster, link=linkage: timed(  # type: ignore[misc]
+                    lambda: f(tokens[0], field.clusters, link)
+                )
+    for warm_up in (limit, *(run for name, run in runs.items() if images[name] > 1)):
+        warm_up(tokens) if warm_up is limit else warm_up()
+    timings = take_turns(
+        ("limit", lambda: timed(lambda: limit(tokens))),
+        runs,
+        seconds=seconds,
+        rounds=rounds,
+        least=min(3, rounds),
+    )
+    return [
+        {
+            "benchmark": benchmark,
+            "contestant": name,
+            **field.columns(),
+            **times_of([second / images[name] for second in taken.seconds]),
+            "times_limit": f"{median(taken.relative) * field.batch / images[name]:.2f}",
+        }
+        for name, taken in timings.items()
+    ]
+
+
+def _run_of(name: str, tokens: Tensor, field: Tokens) -> Run:
+    method, grid = parse_method(name), Grid(field.grid, field.grid)
+    scores = tokens.norm(dim=-1) if method.uses_scores else None
+    return lambda: timed(lambda: method(tokens, field.clusters, grid=grid, scores=scores))
+
+
+def method_of(linkage: str) -> str:
+    """The method string of a linkage."""
+    return f"atc:linkage={linkage}"
+
+
+def times_of(seconds: Sequence[float]) -> dict[str, str]:
+    """Median and range in milliseconds, to three digits."""
+    return {
+        "repeats": str(len(seconds)),
+        "ms_per_image": f"{median(seconds) * 1e3:.3g}",
+        "fastest_ms": f"{min(seconds) * 1e3:.3g}",
+        "slowest_ms": f"{max(seconds) * 1e3:.3g}",
+    }
+
+
+def growth(method: str, grid: int, channels: int, device: str) -> dict[str, str]:
+    """One method on one image of a size; the memory is the growth of the process at its peak."""
+    small, field = Tokens(1, 24, channels), Tokens(1, grid, channels)
+    _run_of(method, small.draw(device), small)()  # loads what is loaded once
+    run = _run_of(method, field.draw(device), field)
+    gc.collect()
+    before = start_of_memory(device)
+    times = [run().wall for _ in range(5 if grid <= 64 else 1)]
+    return {
+        "benchmark": "growth",
+        "contestant": method,
+        **field.columns(),
+        **times_of(times),
+        "peak_mib": f"{(peak_memory(device) - before) / 2**20:.0f}",
+    }
+
+
+def start_of_memory(device: str) -> int:
+    """Bytes in use now, resident on a CPU or allocated on a GPU; resets the peak."""
+    if device != "cpu":
+        torch.cuda.reset_peak_memory_stats()
+        return torch.cuda.memory_allocated()
+    Path("/proc/self/clear_refs").write_text("5")
+    return resident("VmRSS")
+
+
+def peak_memory(device: str) -> int:
+    """Most bytes in use since the peak was reset."""
+    return torch.cuda.max_memory_allocated() if device != "cpu" else resident("VmHWM")
+
+
+def resident(name: str) -> int:
+    """An entry of Linux's account of this process, in bytes."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(name)) * 1024
+
+
+def growth_alone(
+    method: str, grid: int, channels: int, arguments: argparse.Namespace
+) -> dict[str, str]:
+    """`growth` in a process of its own, whose memory nothing else has touched."""
+    command = [sys.executable, str(ROOT / "scripts" / "bench.py"), "clustering"]
+    command += ["--device", arguments.device, "--threads", str(torch.get_num_threads())]
+    command += ["--growth", method, str(grid), str(channels)]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    row: dict[str, str] = json.loads(done.stdout)
+    return row
+
+
+def clustering_times(folder: Path) -> str:
+    """All tables of docs/clustering.md."""
+    return tables(read_rows(folder / "clustering.csv"))
+
+
+def tables(rows: list[Row]) -> str:
+    """Tables by device; of rows with the same conditions, the last one counts."""
+    parts = []
+    for here in grouped(latest(rows, ("benchmark", "contestant", *CASE)), ("device",)):
+        first, commits = here[0], ", ".join(dict.fromkeys(row["commit"] for row in here))
+        parts.append(
+            f"**{first['device']}**, {counted(first['threads'], 'thread')}, torch "
+            f"{first['torch']}; commit {commits}. Keep rate 0.5."
+        )
+        for benchmark, make in TABLES.items():
+            chosen = [row for row in here if row["benchmark"] == benchmark]
+            if chosen:
+                parts.append(make(chosen))
+    if rows and not any(row["device"].startswith("NVIDIA") for row in rows):
+        parts.append("**On a GPU**: not run.")
+    return "\n\n".join(parts) or NOT_RUN
+
+
+def speed_table(rows: list[Row]) -> str:
+    """Linkages against the limit and other libraries."""
+    lines = []
+    for case in grouped(rows, CASE):
+        times = {row["contestant"]: row for row in case}
+        lines.append([name_of(case[0]), "(limit)", _range(times["limit"]), "1", *"---"])
+        for linkage in LINKAGES:
+            row = times[method_of(linkage)]
+            gains = [
+                f"{float(times[name]['ms_per_image']) / float(row['ms_per_image']):.1f}x"
+                if (name := f"{library} {linkage}") in times
+                else "-"
+                for library in BASELINES
+            ]
+            cells = [name_of(row), linkage, _range(row), f"{row['times_limit']}x", *gains]
+            lines.append(cells)
+    head = ["tokens", "linkage", "ms", "of the limit", *BASELINES]
+    return (
+        "Milliseconds per image, median (fastest to slowest); multiple of the limit; times faster "
+        f"than other libraries:\n\n{table(head, lines)}"
+    )
+
+
+def small_table(rows: list[Row]) -> str:
+    """Few tokens, where calls cost more than arithmetic."""
+    lines = []
+    for case in grouped(rows, CASE):
+        times = {row["contestant"]: row["ms_per_image"] for row in case}
+        linkages = [times[method_of(linkage)] for linkage in LINKAGES]
+        lines.append([name_of(case[0]), times["limit"], *linkages])
+    head = ["tokens", "limit", *LINKAGES]
+    return f"Few tokens, milliseconds per image:\n\n{table(head, lines)}"
+
+
+def methods_table(rows: list[Row]) -> str:
+    """Every method at the same sizes."""
+    cases = grouped(rows, CASE)
+    times = [{row["contestant"]: row["ms_per_image"] for row in case} for case in cases]
+    names = dict.fromkeys(row["contestant"] for row in rows)
+    lines = [[name, *(case.get(name, "-") for case in times)] for name in names]
+    head = ["method", *(name_of(case[0]) for case in cases)]
+    return f"Every method with its defaults, milliseconds per image:\n\n{table(head, lines)}"
+
+
+def growth_table(rows: list[Row]) -> str:
+    """Time and memory by number of tokens."""
+    lines = []
+    for same in grouped(rows, ("tokens",)):
+        cells = {
+            row["contestant"]: f"{float(row['ms_per_image']) / 1e3:.3g} s, {row['peak_mib']} MiB"
+            for row in same
+        }
+        linkages = [cells.get(method_of(linkage), "-") for linkage in LINKAGES]
+        lines.append([f"{int(same[0]['tokens']):,}", *linkages])
+    head = [f"tokens, C = {rows[0]['channels']}", *LINKAGES]
+    return (
+        "One image of smooth tokens: time, and growth of the process at its peak (the tokens "
+        f"themselves not included):\n\n{table(head, lines)}"
+    )
+
+
+TABLES = {
+    "speed": speed_table,
+    "small": small_table,
+    "growth": growth_table,
+    "methods": methods_table,
+}
+
+
+def costs(folder: Path) -> str:
+    """A sentence for the README: what each method takes to choose clusters, at the largest size."""
+    timed_rows = [
+        row for row in read_rows(folder / "clustering.csv") if row["benchmark"] == "methods"
+    ]
+    if not timed_rows:
+        return NOT_RUN
+    same = [row for row in timed_rows if name_of(row) == name_of(timed_rows[-1])]
+    last = {row["contestant"]: row for row in same}
+    bound = last.pop("limit")
+    times = ", ".join(f"`{name}` {row['ms_per_image']}" for name, row in last.items())
+    return (
+        f"Choosing half of {int(bound['tokens']):,} tokens of {bound['channels']} channels takes, "
+        f"in milliseconds per image: {times}; one exact nearest-neighbour\nsearch: "
+        f"{bound['ms_per_image']} ({bound['device']}, {counted(bound['threads'], 'thread')}; "
+        f"[all sizes](docs/clustering.md#measured))."
+    )
+
+
+def name_of(row: Row) -> str:
+    """What was clustered."""
+    return f"{row['batch']} x {int(row['tokens']):,} x {row['channels']} {row['kind']}"
+
+
+def _range(row: Row) -> str:
+    return f"{row['ms_per_image']} ({row['fastest_ms']} to {row['slowest_ms']})"

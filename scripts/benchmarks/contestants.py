@@ -1,0 +1,157 @@
+"""Ways to patch a UNet, which the benchmarks compare."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, ClassVar
+
+import tomesd
+import torch
+from torch import Tensor
+
+from benchmarks.unet_calls import finest_transformers
+from sd_tokenmerge import PRESETS, Grid, Method, Partition, apply_patch
+
+UNPATCHED = "unpatched"
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """One way to patch a UNet.
+
+    Attributes:
+        name: in the rows.
+        options: of `apply_patch`; None for the unpatched UNet and the tomesd package.
+        tomesd_ratio: fraction of the tokens that the tomesd package merges.
+    """
+
+    name: str
+    options: dict[str, Any] | None = None
+    tomesd_ratio: float | None = None
+
+    @property
+    def refresh_every(self) -> int:
+        """Steps for which a partition is used."""
+        if self.options is None:
+            return 1
+        preset = self.options.get("preset")
+        default = PRESETS[preset].refresh_every if preset else 1
+        return int(self.options.get("refresh_every", default))
+
+    @contextmanager
+    def on(self, unet: Any) -> Iterator[None]:
+        """Patch the UNet for as long as the context lasts."""
+        if self.tomesd_ratio is not None:
+            # the package's default, level 0, has no attention in SDXL
+            level, _ = finest_transformers(unet)
+            tomesd.apply_patch(unet, ratio=self.tomesd_ratio, max_downsample=2**level)
+            try:
+                yield
+            finally:
+                tomesd.remove_patch(unet)
+        elif self.options is not None:
+            with apply_patch(unet, **self.options):
+                yield
+        else:
+            yield
+
+
+@cache
+def random_partition(
+    batch: int, num_tokens: int, num_clusters: int, device: torch.device
+) -> Partition:
+    """Random labels, which cost as much to merge by as any; drawn once for each size."""
+    generator = torch.Generator().manual_seed(0)
+    rows = [torch.randperm(num_tokens, generator=generator) for _ in range(batch)]
+    return Partition((torch.stack(rows) % num_clusters).to(device), num_clusters)
+
+
+@dataclass(frozen=True)
+class Precomputed(Method):
+    """The oracle's method: labels that exist before the call, so that choosing costs nothing."""
+
+    name: ClassVar[str] = "precomputed"
+
+    def __call__(self, tokens: Tensor, num_clusters: int, **_: Any) -> Partition:
+        """Labels for this size; unlike other methods, it does not even read the tokens."""
+        return random_partition(*tokens.shape[:2], num_clusters, tokens.device)
+
+    def _cluster(
+        self, tokens: Tensor, num_clusters: int, grid: Grid, seed: int, scores: Tensor | None
+    ) -> Partition:
+        return self(tokens, num_clusters)
+
+
+@dataclass(frozen=True)
+class ScikitLearnATC(Method):
+    """ATC as its paper's code runs it: image by image, by scikit-learn on a distance matrix."""
+
+    name: ClassVar[str] = "scikit-learn"
+
+    def _cluster(
+        self, tokens: Tensor, num_clusters: int, grid: Grid, seed: int, scores: Tensor | None
+    ) -> Partition:
+        from sklearn.cluster import AgglomerativeClustering
+
+        labels = []
+        for image in torch.nn.functional.normalize(tokens, dim=-1):
+            found = AgglomerativeClustering(
+                n_clusters=num_clusters, metric="precomputed", linkage="average"
+            ).fit_predict((1 - image @ image.T).cpu().numpy())
+            labels.append(torch.from_numpy(found).to(tokens.device, torch.int64))
+        return Partition(torch.stack(labels), num_clusters)
+
+
+def oracle_name(merge: str, keep_rate: float) -> str:
+    """Name of the oracle that merges this much."""
+    return f"oracle-{merge}-{100 * keep_rate:g}"
+
+
+def oracle(merge: str, keep_rate: float) -> Contestant:
+    """Merging without the cost of choosing; with `"kv"`, the logits count cluster sizes."""
+    options = {
+        "method": Precomputed(),
+        "keep_rate": keep_rate,
+        "merge": merge,
+        "proportional_attention": merge == "kv",
+    }
+    return Contestant(oracle_name(merge, keep_rate), options)
+
+
+CONTESTANTS = {
+    one.name: one
+    for one in (
+        Contestant(UNPATCHED),
+        oracle("qkv", 0.5),
+        Contestant("tomesd-50", tomesd_ratio=0.5),
+        Contestant("tomesd-25", tomesd_ratio=0.75),
+        Contestant("preset-exact", {"preset": "exact"}),
+        Contestant("atc-keys-50", {"method": "atc", "keep_rate": 0.5, "features": "keys"}),
+        Contestant(
+            "atc-keys-50-refresh-10",
+            {"method": "atc", "keep_rate": 0.5, "features": "keys", "refresh_every": 10},
+        ),
+        Contestant("preset-balanced", {"preset": "balanced"}),
+        Contestant("preset-fast", {"preset": "fast"}),
+        *(oracle(PRESETS[name].merge, PRESETS[name].keep_rate) for name in ("balanced", "fast")),
+        Contestant("scikit-learn-atc-50", {"method": ScikitLearnATC(), "keep_rate": 0.5}),
+        Contestant("tome-sd-50", {"method": "tome-sd", "keep_rate": 0.5}),
+        Contestant("atc-complete-50", {"method": "atc:linkage=complete", "keep_rate": 0.5}),
+    )
+}
+
+
+def oracle_of(contestant: str) -> str:
+    """Name of the oracle that bounds a contestant: the preset's own, or half with `"qkv"`."""
+    if not contestant.startswith("preset-"):
+        return oracle_name("qkv", 0.5)
+    preset = PRESETS[contestant.removeprefix("preset-")]
+    return oracle_name(preset.merge, preset.keep_rate)
+
+
+def is_bound(contestant: str) -> bool:
+    """Whether settings are compared with it: the unpatched UNet and the oracles."""
+    return contestant == UNPATCHED or contestant.startswith("oracle")

@@ -1,0 +1,46 @@
+"""What must hold before a patched UNet is timed."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+from contextlib import AbstractContextManager
+from typing import Any, Protocol
+
+import torch
+
+from benchmarks.unet_calls import UNetCalls
+
+SMALL = (24, 16)
+"""Height and width of the latents in these checks."""
+
+
+class Patcher(Protocol):
+    """A way to patch a UNet."""
+
+    @property
+    def name(self) -> str:
+        """Its name in rows; `"unpatched"` if it changes nothing."""
+
+    def on(self, unet: Any) -> AbstractContextManager[None]:
+        """Patches the UNet for as long as the context lasts."""
+
+
+def require_sound(calls: UNetCalls, contestants: Iterable[Patcher]) -> None:
+    """Refuse to time contestants that do not do what they say.
+
+    Raises:
+        SystemExit: an output is not finite, merging did nothing, or removal does not restore the
+            output to the last bit.
+    """
+    timestep = calls.timesteps()[10]
+    plain = calls.call(timestep, SMALL)
+    for one in contestants:
+        with one.on(calls.unet):
+            merged = calls.call(timestep, SMALL)
+        if not merged.isfinite().all():
+            sys.exit(f"{one.name}: the output is not finite.")
+        if torch.equal(merged, plain) != (one.name == "unpatched"):
+            sys.exit(f"{one.name}: merging did nothing.")
+        if not torch.equal(calls.call(timestep, SMALL), plain):
+            sys.exit(f"{one.name}: removing the patch does not restore the output.")

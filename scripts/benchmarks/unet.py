@@ -1,0 +1,216 @@
+"""Time of a UNet call, or of its merged self-attentions alone.
+
+    python scripts/bench.py unet                              SD 1.5 at 512 and 768 px
+    python scripts/bench.py unet --part self-attention        only what merging changes
+    python scripts/bench.py unet --part self-attention --against COMMIT
+
+Before timing, each contestant is checked on small latents: the output is finite, merging changes
+it, and removal restores it to the last bit. Contestants then take turns. A contestant that keeps
+partitions for n steps is called twice in a turn, with a new partition and with a kept one; its step
+time is the average over n steps.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+
+from benchmarks import against
+from benchmarks.contestants import CONTESTANTS, UNPATCHED, Contestant, is_bound, oracle_of
+from benchmarks.gate import require_sound
+from benchmarks.markdown import NOT_RUN, Row, conditions, grouped, latest, spread, table
+from benchmarks.options import add_common_options, add_unet_options, build
+from benchmarks.rows import MACHINE, append_rows, describe_machine, read_rows
+from benchmarks.self_attention import SelfAttentionCalls
+from benchmarks.turns import Cost, milliseconds, spread_columns, take_turns
+from benchmarks.unet_calls import CASES, UNetCalls, timed_step
+
+COLUMNS = (
+    *("benchmark", "case", "contestant", "dtype", "batch", "refresh_every", "repeats"),
+    *("step_ms", "step_ms_20", "step_ms_80", "fresh_ms", "kept_ms", "speedup"),
+    *MACHINE,
+)
+STEP, SELF_ATTENTION = "unet-step", "self-attention-step"
+DEFAULT = (
+    *(UNPATCHED, "oracle-qkv-50", "tomesd-50", "tomesd-25", "preset-exact", "atc-keys-50"),
+    *("atc-keys-50-refresh-10", "preset-balanced", "preset-fast", "oracle-kv-25", "oracle-kv-10"),
+)
+MODEL = ("device", "dtype", "batch", "threads")
+"""What rows of a case must have in common to be compared, besides the commit."""
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Options of `bench.py unet`."""
+    parser.add_argument("--part", choices=["step", "self-attention"], default="step")
+    add_unet_options(parser, ["sd15-512", "sd15-768"], DEFAULT)
+    add_common_options(parser, minutes=16)
+    against.add_option(parser)
+
+
+def run(arguments: argparse.Namespace) -> str:
+    """Measure every case, store the rows, return the table."""
+    benchmark = STEP if arguments.part == "step" else SELF_ATTENTION
+    if arguments.against:
+        cases = [
+            against.Case(benchmark, case, "preset-balanced", {"batch": arguments.batch})
+            for case in arguments.cases
+        ]
+        return against.run(cases, arguments)
+    rows: list[dict[str, str]] = []
+    work = sum(CASES[case].latent ** 2 for case in arguments.cases)
+    for case in arguments.cases:
+        calls = build(case, arguments)
+        contestants = [CONTESTANTS[name] for name in arguments.contestants]
+        require_sound(calls, contestants)
+        print(f"{case}: checks passed", file=sys.stderr)
+        seconds = arguments.minutes * 60 * CASES[case].latent ** 2 / work
+        found = measure(benchmark, calls, contestants, seconds, arguments.rounds)
+        found = [{**row, "case": case} for row in found]
+        if not arguments.quick:
+            append_rows(arguments.out / "unet.csv", COLUMNS, found)
+        rows += found
+        del calls
+        gc.collect()
+    return step_table(rows) if benchmark == STEP else self_attention_table(rows)
+
+
+def measure(
+    benchmark: str, calls: UNetCalls, contestants: list[Contestant], seconds: float, rounds: int
+) -> list[dict[str, str]]:
+    """Let the contestants take turns; one row each, without the case."""
+    timed = calls if benchmark == STEP else SelfAttentionCalls(calls)
+    steps = {one.name: _Step(timed, one) for one in contestants if one.name != UNPATCHED}
+    unpatched = _Step(timed, CONTESTANTS[UNPATCHED])
+    timings = take_turns((UNPATCHED, unpatched), steps, seconds=seconds, rounds=rounds)
+    machine = describe_machine(str(calls.device))
+    rows = []
+    for name, step in {UNPATCHED: unpatched, **steps}.items():
+        taken = timings[name]
+        kept = step.costs[1::2] if step.contestant.refresh_every > 1 else []
+        fresh = step.costs[::2] if kept else step.costs
+        rows.append(
+            {
+                "benchmark": benchmark,
+                "contestant": name,
+                "dtype": str(calls.dtype).removeprefix("torch."),
+                "batch": str(calls.batch),
+                "refresh_every": str(step.contestant.refresh_every),
+                "repeats": str(len(taken.costs)),
+                **spread_columns("step_ms", taken.seconds),
+                "fresh_ms": milliseconds(median(cost.wall for cost in fresh)),
+                "kept_ms": milliseconds(median(cost.wall for cost in kept)) if kept else "",
+                "speedup": f"{1 / median(taken.relative):.3f}",
+                **machine,
+            }
+        )
+    return rows
+
+
+class _Step:
+    """A denoising step under a contestant, which notes what it cost."""
+
+    def __init__(self, calls: UNetCalls | SelfAttentionCalls, contestant: Contestant) -> None:
+        self.calls, self.contestant = calls, contestant
+        self.costs: list[Cost] = []
+
+    def __call__(self) -> Cost:
+        with self.contestant.on(self.calls.unet):
+            step, costs = timed_step(self.calls, self.contestant.refresh_every)
+        self.costs += costs
+        return step
+
+
+def step_times(folder: Path) -> str:
+    """Step times by case, device and run."""
+    return step_table(_rows_of(folder, STEP))
+
+
+def self_attention_times(folder: Path) -> str:
+    """Times of the merged self-attentions by case, device and run."""
+    return self_attention_table(_rows_of(folder, SELF_ATTENTION))
+
+
+def _rows_of(folder: Path, benchmark: str) -> list[Row]:
+    return [row for row in read_rows(folder / "unet.csv") if row["benchmark"] == benchmark]
+
+
+def step_table(rows: list[Row]) -> str:
+    """A table for each run that is shown."""
+    head = ["", "step, ms (20 to 80 %)", "turns", "speed-up", "of the oracle's saving"]
+
+    def cells(row: Row, speedups: dict[str, float], _: Row) -> list[str]:
+        saving = oracle_share(row["contestant"], speedups)
+        return [spread(row, "step_ms"), row["repeats"], row["speedup"], saving, own_share(row)]
+
+    return _tables(rows, [*head, "of its own clusters'"], cells)
+
+
+def self_attention_table(rows: list[Row]) -> str:
+    """A table for each run that is shown."""
+    head = ["", "in a call, ms (20 to 80 %)", "turns", "of unmerged"]
+    head += ["longer than the oracle, ms", "of the oracle's saving", "of its own clusters'"]
+
+    def cells(row: Row, speedups: dict[str, float], unpatched: Row) -> list[str]:
+        name, oracle = row["contestant"], oracle_of(row["contestant"])
+        longer = "-"
+        if not is_bound(name) and oracle in speedups:
+            difference = 1 / speedups[name] - 1 / speedups[oracle]
+            longer = f"{float(unpatched['step_ms']) * difference:.0f}"
+        relative, saving = f"{1 / speedups[name]:.2f}", oracle_share(name, speedups)
+        times = [spread(row, "step_ms"), row["repeats"], relative]
+        return [*times, longer, saving, own_share(row)]
+
+    return _tables(rows, head, cells)
+
+
+def _tables(
+    rows: list[Row], head: list[str], cells: Callable[[Row, dict[str, float], Row], list[str]]
+) -> str:
+    parts = []
+    for group in grouped(last_runs(rows), ("case", *MODEL, "commit")):
+        first = group[0]
+        speedups = {row["contestant"]: float(row["speedup"]) for row in group}
+        unpatched = next(row for row in group if row["contestant"] == UNPATCHED)
+        lines = [[row["contestant"], *cells(row, speedups, unpatched)] for row in group]
+        title = f"**{first['case']}**, {first['dtype']}, batch {first['batch']}; "
+        parts.append(f"{title}{conditions(group)}\n\n{table(head, lines)}")
+    return "\n\n".join(parts) or NOT_RUN
+
+
+def last_runs(rows: list[Row]) -> list[Row]:
+    """Each contestant's last row, with the unpatched UNet and the oracles of the same run."""
+    run = ("case", *MODEL, "commit")
+    rows = latest(rows, ("contestant", *run))
+    settings = [row for row in rows if not is_bound(row["contestant"])]
+    last = latest(settings, ("contestant", "case", *MODEL))
+    shown_runs = {tuple(row[name] for name in run) for row in last}
+    shown = [
+        row
+        for row in rows
+        if row in last or (is_bound(row["contestant"]) and tuple(row[n] for n in run) in shown_runs)
+    ]
+    cases = list(dict.fromkeys(row["case"] for row in shown))
+    return sorted(shown, key=lambda row: cases.index(row["case"]))
+
+
+def oracle_share(contestant: str, speedups: dict[str, float]) -> str:
+    """Share of its oracle's saving that a contestant saves."""
+    oracle = oracle_of(contestant)
+    if is_bound(contestant) or oracle not in speedups:
+        return "-"
+    most = 1 - 1 / speedups[oracle]
+    return f"{100 * (1 - 1 / speedups[contestant]) / most:.0f} %" if most > 0 else "-"
+
+
+def own_share(row: Row) -> str:
+    """Share that a contestant saves of what it would save if its own clusters cost nothing."""
+    if not row["kept_ms"]:
+        return "-"
+    step = float(row["step_ms"])
+    unpatched = step * float(row["speedup"])
+    most = unpatched - float(row["kept_ms"])
+    return f"{100 * (unpatched - step) / most:.0f} %" if most > 0 else "-"
