@@ -222,7 +222,7 @@ def comparison_table(rows: Sequence[Row]) -> str:
         turns = [int(row["repeats"]) for row in group]
         title = (
             f"**{first['benchmark']}**; {first['device']}, {counted(first['threads'], 'thread')}, "
-            f"torch {first['torch']}, {first['date'][:10]}, {min(turns)} to {max(turns)} turns."
+            f"torch {first['torch']}, {first['date'][:10]}, at least {min(turns)} turns."
         )
         labels = [row["same_labels"] for row in group if row["same_labels"]]
         if labels:

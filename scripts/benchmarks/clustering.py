@@ -12,10 +12,6 @@ libraries cluster one image of the batch, as they cannot take more; all times ar
 from __future__ import annotations
 
 import argparse
-import gc
-import json
-import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -26,8 +22,9 @@ from torch import Tensor
 
 from benchmarks import against
 from benchmarks.markdown import NOT_RUN, Row, counted, grouped, latest, table
+from benchmarks.memory_trace import trace_memory
 from benchmarks.options import add_common_options
-from benchmarks.rows import MACHINE, ROOT, append_rows, describe_machine, read_rows
+from benchmarks.rows import MACHINE, append_rows, describe_machine, read_rows
 from benchmarks.tokens import BASELINES, Tokens, limit
 from benchmarks.turns import Cost, take_turns, timed
 from sd_tokenmerge import METHODS, Grid, parse_method
@@ -50,14 +47,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--only", nargs="+", choices=list(SHARES), default=list(SHARES))
     add_common_options(parser, minutes=7)
     against.add_option(parser)
-    parser.add_argument("--growth", nargs=3, help=argparse.SUPPRESS)
 
 
 def run(arguments: argparse.Namespace) -> str:
     """Measure, store the rows, return the tables."""
-    if arguments.growth:
-        method, grid, channels = arguments.growth
-        return json.dumps(growth(method, int(grid), int(channels), arguments.device))
     side, few, widths = (12, 8, (16,)) if arguments.quick else (64, 32, (320, 40))
     fields = [Tokens(2, side, c, kind) for c in widths for kind in ("smooth", "white")]
     if arguments.against:
@@ -73,7 +66,7 @@ def run(arguments: argparse.Namespace) -> str:
         if name == "growth":
             grids = (8, 12) if arguments.quick else GROWTH_GRIDS
             found = [
-                growth_alone(method_of(linkage), grid, widths[0], arguments)
+                growth(method_of(linkage), Tokens(1, grid, widths[0]), arguments.device)
                 for linkage in LINKAGES
                 for grid in grids
             ]
@@ -157,53 +150,18 @@ def times_of(seconds: Sequence[float]) -> dict[str, str]:
     }
 
 
-def growth(method: str, grid: int, channels: int, device: str) -> dict[str, str]:
-    """One method on one image of a size; the memory is the growth of the process at its peak."""
-    small, field = Tokens(1, 24, channels), Tokens(1, grid, channels)
-    _run_of(method, small.draw(device), small)()  # loads what is loaded once
+def growth(method: str, field: Tokens, device: str) -> dict[str, str]:
+    """One method on one image of a size: time, and bytes of tensors at the peak."""
     run = _run_of(method, field.draw(device), field)
-    gc.collect()
-    before = start_of_memory(device)
-    times = [run().wall for _ in range(5 if grid <= 64 else 1)]
+    memory = trace_memory(run, torch.device(device)).peak
+    times = [run().wall for _ in range(5 if field.grid <= 64 else 1)]
     return {
         "benchmark": "growth",
         "contestant": method,
         **field.columns(),
         **times_of(times),
-        "peak_mib": f"{(peak_memory(device) - before) / 2**20:.0f}",
+        "peak_mib": f"{memory / 2**20:.0f}",
     }
-
-
-def start_of_memory(device: str) -> int:
-    """Bytes in use now, resident on a CPU or allocated on a GPU; resets the peak."""
-    if device != "cpu":
-        torch.cuda.reset_peak_memory_stats()
-        return torch.cuda.memory_allocated()
-    Path("/proc/self/clear_refs").write_text("5")
-    return resident("VmRSS")
-
-
-def peak_memory(device: str) -> int:
-    """Most bytes in use since the peak was reset."""
-    return torch.cuda.max_memory_allocated() if device != "cpu" else resident("VmHWM")
-
-
-def resident(name: str) -> int:
-    """An entry of Linux's account of this process, in bytes."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(name)) * 1024
-
-
-def growth_alone(
-    method: str, grid: int, channels: int, arguments: argparse.Namespace
-) -> dict[str, str]:
-    """`growth` in a process of its own, whose memory nothing else has touched."""
-    command = [sys.executable, str(ROOT / "scripts" / "bench.py"), "clustering"]
-    command += ["--device", arguments.device, "--threads", str(torch.get_num_threads())]
-    command += ["--growth", method, str(grid), str(channels)]
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-    row: dict[str, str] = json.loads(done.stdout)
-    return row
 
 
 def clustering_times(folder: Path) -> str:
@@ -285,8 +243,8 @@ def growth_table(rows: list[Row]) -> str:
         lines.append([f"{int(same[0]['tokens']):,}", *linkages])
     head = [f"tokens, C = {rows[0]['channels']}", *LINKAGES]
     return (
-        "One image of smooth tokens: time, and growth of the process at its peak (the tokens "
-        f"themselves not included):\n\n{table(head, lines)}"
+        "One image of smooth tokens: time, and most memory at a time (the tokens themselves not "
+        f"included):\n\n{table(head, lines)}"
     )
 
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 import argparse
 import gc
 import sys
-from collections.abc import Callable
+from collections.abc import Iterable
 from pathlib import Path
 from statistics import median
 
@@ -75,7 +75,7 @@ def run(arguments: argparse.Namespace) -> str:
         rows += found
         del calls
         gc.collect()
-    return step_table(rows) if benchmark == STEP else self_attention_table(rows)
+    return times_table(rows)
 
 
 def measure(
@@ -125,60 +125,49 @@ class _Step:
 
 
 def step_times(folder: Path) -> str:
-    """Step times by case, device and run."""
-    return step_table(_rows_of(folder, STEP))
+    """Times of whole steps by case, device and run."""
+    return times_table(row for row in _stored(folder) if row["benchmark"] == STEP)
 
 
 def self_attention_times(folder: Path) -> str:
     """Times of the merged self-attentions by case, device and run."""
-    return self_attention_table(_rows_of(folder, SELF_ATTENTION))
+    return times_table(row for row in _stored(folder) if row["benchmark"] == SELF_ATTENTION)
 
 
-def _rows_of(folder: Path, benchmark: str) -> list[Row]:
-    return [row for row in read_rows(folder / "unet.csv") if row["benchmark"] == benchmark]
+def _stored(folder: Path) -> list[Row]:
+    return read_rows(folder / "unet.csv")
 
 
-def step_table(rows: list[Row]) -> str:
+def times_table(rows: Iterable[Row]) -> str:
     """A table for each run that is shown."""
-    head = ["", "step, ms (20 to 80 %)", "turns", "speed-up", "of the oracle's saving"]
-
-    def cells(row: Row, speedups: dict[str, float], _: Row) -> list[str]:
-        saving = oracle_share(row["contestant"], speedups)
-        return [spread(row, "step_ms"), row["repeats"], row["speedup"], saving, own_share(row)]
-
-    return _tables(rows, [*head, "of its own clusters'"], cells)
-
-
-def self_attention_table(rows: list[Row]) -> str:
-    """A table for each run that is shown."""
-    head = ["", "in a call, ms (20 to 80 %)", "turns", "of unmerged"]
-    head += ["longer than the oracle, ms", "of the oracle's saving", "of its own clusters'"]
-
-    def cells(row: Row, speedups: dict[str, float], unpatched: Row) -> list[str]:
-        name, oracle = row["contestant"], oracle_of(row["contestant"])
-        longer = "-"
-        if not is_bound(name) and oracle in speedups:
-            difference = 1 / speedups[name] - 1 / speedups[oracle]
-            longer = f"{float(unpatched['step_ms']) * difference:.0f}"
-        relative, saving = f"{1 / speedups[name]:.2f}", oracle_share(name, speedups)
-        times = [spread(row, "step_ms"), row["repeats"], relative]
-        return [*times, longer, saving, own_share(row)]
-
-    return _tables(rows, head, cells)
-
-
-def _tables(
-    rows: list[Row], head: list[str], cells: Callable[[Row, dict[str, float], Row], list[str]]
-) -> str:
+    head = ["", "ms (20 to 80 %)", "turns", "speed-up", "of unmerged", "longer than the oracle, ms"]
+    head += ["of the oracle's saving", "of its own clusters'"]
     parts = []
-    for group in grouped(last_runs(rows), ("case", *MODEL, "commit")):
+    for group in grouped(last_runs(list(rows)), ("case", *MODEL, "commit")):
         first = group[0]
-        speedups = {row["contestant"]: float(row["speedup"]) for row in group}
-        unpatched = next(row for row in group if row["contestant"] == UNPATCHED)
-        lines = [[row["contestant"], *cells(row, speedups, unpatched)] for row in group]
+        relative = {row["contestant"]: 1 / float(row["speedup"]) for row in group}
+        unpatched = next(float(r["step_ms"]) for r in group if r["contestant"] == UNPATCHED)
+        lines = []
+        for row in group:
+            name, oracle = row["contestant"], relative.get(oracle_of(row["contestant"]))
+            longer = share = "-"
+            if not is_bound(name) and oracle is not None:
+                longer = f"{unpatched * (relative[name] - oracle):.0f}"
+                share = _percent(1 - relative[name], 1 - oracle)
+            own = "-"
+            if row["kept_ms"]:
+                step = float(row["step_ms"])
+                around = step / relative[name]
+                own = _percent(around - step, around - float(row["kept_ms"]))
+            times = [spread(row, "step_ms"), row["repeats"], f"{float(row['speedup']):.2f}x"]
+            lines.append([name, *times, f"{relative[name]:.2f}", longer, share, own])
         title = f"**{first['case']}**, {first['dtype']}, batch {first['batch']}; "
         parts.append(f"{title}{conditions(group)}\n\n{table(head, lines)}")
     return "\n\n".join(parts) or NOT_RUN
+
+
+def _percent(saved: float, most: float) -> str:
+    return f"{100 * saved / most:.0f} %" if most > 0 else "-"
 
 
 def last_runs(rows: list[Row]) -> list[Row]:
@@ -195,22 +184,3 @@ def last_runs(rows: list[Row]) -> list[Row]:
     ]
     cases = list(dict.fromkeys(row["case"] for row in shown))
     return sorted(shown, key=lambda row: cases.index(row["case"]))
-
-
-def oracle_share(contestant: str, speedups: dict[str, float]) -> str:
-    """Share of its oracle's saving that a contestant saves."""
-    oracle = oracle_of(contestant)
-    if is_bound(contestant) or oracle not in speedups:
-        return "-"
-    most = 1 - 1 / speedups[oracle]
-    return f"{100 * (1 - 1 / speedups[contestant]) / most:.0f} %" if most > 0 else "-"
-
-
-def own_share(row: Row) -> str:
-    """Share that a contestant saves of what it would save if its own clusters cost nothing."""
-    if not row["kept_ms"]:
-        return "-"
-    step = float(row["step_ms"])
-    unpatched = step * float(row["speedup"])
-    most = unpatched - float(row["kept_ms"])
-    return f"{100 * (unpatched - step) / most:.0f} %" if most > 0 else "-"

@@ -121,15 +121,17 @@ class UNetCalls:
     @torch.no_grad()
     def call(self, timestep: Tensor, size: tuple[int, int], module: Any = None) -> Tensor:
         """Output of the UNet, or of a `module` made of it, on latents of (height, width)."""
+        module = self.unet if module is None else module
         sample, keywords = self.inputs(*size)
-        output: Tensor = (module or self.unet)(sample, timestep, **keywords)[0]
+        output: Tensor = module(sample, timestep, **keywords)[0]
         return output
 
     @torch.no_grad()
     def timed(self, timestep: Tensor, module: Any = None) -> Cost:
         """Cost of a call of the UNet, or of a `module` made of it, at the case's size."""
+        module = self.unet if module is None else module
         sample, keywords = self.inputs(self.latent, self.latent)
-        return timed(lambda: (module or self.unet)(sample, timestep, **keywords))
+        return timed(lambda: module(sample, timestep, **keywords))
 
     def timesteps(self) -> Tensor:
         """Timesteps of a new generation."""

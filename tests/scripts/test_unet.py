@@ -109,15 +109,15 @@ def rows_of(benchmark, speedups, **changes):
     return [{**row, "contestant": name, "speedup": str(one)} for name, one in speedups.items()]
 
 
-def test_step_times(tmp_path):
-    speedups = {"unpatched": 1, "oracle-qkv-50": 1.25, "tomesd-50": 1.2, "atc-keys-50": 0.9}
-    rows = rows_of(unet.STEP, {"tomesd-50": 5}) + rows_of(unet.STEP, speedups)
+def test_times(tmp_path):
+    speedups = {"unpatched": 1, "oracle-qkv-50": 4, "tomesd-50": 1.25, "preset-fast": 2}
+    rows = rows_of(unet.STEP, {"tomesd-50": 5}) + rows_of(unet.STEP, speedups, step_ms="1000")
     append_rows(tmp_path / "unet.csv", unet.COLUMNS, rows)
     text = unet.step_times(tmp_path)
     assert "**sd15-512**, 1, batch 1; a CPU, 1 thread, torch 1, commit 1." in text
-    assert "| tomesd-50 | 1 (1 to 1) | 1 | 1.2 | 83 % | - |" in text
-    assert "| atc-keys-50 | 1 (1 to 1) | 1 | 0.9 | -56 % | - |" in text
-    assert "| oracle-qkv-50 | 1 (1 to 1) | 1 | 1.25 | - | - |" in text
+    assert "| oracle-qkv-50 | 1000 (1 to 1) | 1 | 4.00x | 0.25 | - | - | - |" in text
+    assert "| tomesd-50 | 1000 (1 to 1) | 1 | 1.25x | 0.80 | 550 | 27 % | - |" in text
+    assert "| preset-fast | 1000 (1 to 1) | 1 | 2.00x | 0.50 | - | - | - |" in text  # no oracle
     assert text.count("tomesd-50") == 1  # the last row counts
     assert unet.self_attention_times(tmp_path) == "Not run."
 
@@ -125,23 +125,14 @@ def test_step_times(tmp_path):
 def test_settings_stand_beside_the_oracles_of_their_run():
     runs = {
         "first": {"unpatched": 1, "oracle-qkv-50": 3, "atc-keys-50": 2.5},
-        "second": {"unpatched": 1, "oracle-qkv-50": 1.25, "atc-keys-50": 1.2, "tomesd-50": 1.1},
+        "second": {"unpatched": 1, "oracle-qkv-50": 1.25, "atc-keys-50": 0.9, "tomesd-50": 1.1},
         "third": {"unpatched": 1, "oracle-qkv-50": 2, "tomesd-50": 1.6, "preset-fast": 1.8},
     }
     rows = [row for commit in runs for row in rows_of(unet.STEP, runs[commit], commit=commit)]
     rows[-1]["kept_ms"] = "0.8"
-    second, third = unet.step_table(rows).split("\n\n**")
+    second, third = unet.times_table(rows).split("\n\n**")
     assert "commit second." in second
-    assert "| atc-keys-50 | 1 (1 to 1) | 1 | 1.2 | 83 % | - |" in second
+    assert "| atc-keys-50 | 1 (1 to 1) | 1 | 0.90x | 1.11 | 0 | -56 % | - |" in second
     assert "tomesd" not in second
-    assert "| oracle-qkv-50 | 1 (1 to 1) | 1 | 2 | - | - |" in third
-    assert "| tomesd-50 | 1 (1 to 1) | 1 | 1.6 | 75 % | - |" in third
-    assert "| preset-fast | 1 (1 to 1) | 1 | 1.8 | - | 80 % |" in third
-
-
-def test_self_attention_says_how_much_longer_than_the_oracle_it_takes():
-    speedups = {"unpatched": 1, "oracle-qkv-50": 4, "atc-keys-50": 1.25, "preset-fast": 2}
-    text = unet.self_attention_table(rows_of(unet.SELF_ATTENTION, speedups, step_ms="1000"))
-    assert "| oracle-qkv-50 | 1000 (1 to 1) | 1 | 0.25 | - | - | - |" in text
-    assert "| atc-keys-50 | 1000 (1 to 1) | 1 | 0.80 | 550 | 27 % | - |" in text
-    assert "| preset-fast | 1000 (1 to 1) | 1 | 0.50 | - | - | - |" in text  # its oracle is not
+    assert "| tomesd-50 | 1 (1 to 1) | 1 | 1.60x | 0.62 | 0 | 75 % | - |" in third
+    assert "| preset-fast | 1 (1 to 1) | 1 | 1.80x | 0.56 | - | - | 80 % |" in third
