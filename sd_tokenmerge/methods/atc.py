@@ -1,6 +1,6 @@
 """Agglomerative Token Clustering (Haurum et al., ECCV 2024).
 
-Clusters are built bottom-up: the two closest are combined until K remain (section 3.2), in cosine
+Clusters are built bottom-up: the two closest are combined until K remain (section 3.2), by cosine
 distance with single (eq. 1), complete (eq. 2) or average (eq. 3) linkage. Deterministic.
 """
 
@@ -18,7 +18,7 @@ from sd_tokenmerge.partitions import Partition
 
 @dataclass(frozen=True)
 class ATC(Method):
-    """Agglomerative clustering in cosine distance.
+    """Agglomerative clustering by cosine distance.
 
     Attributes:
         linkage: distance between clusters: `"single"` (eq. 1), `"complete"` (eq. 2) or `"average"`
@@ -26,7 +26,6 @@ class ATC(Method):
     """
 
     name: ClassVar[str] = "atc"
-    order_free: ClassVar[bool] = True
     linkage: Literal["single", "complete", "average"] = "average"
 
     def _cluster(

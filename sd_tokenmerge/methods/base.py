@@ -36,8 +36,6 @@ class Method(ABC):
     """
 
     name: ClassVar[str]
-    order_free: ClassVar[bool] = False
-    """Whether permuting the tokens merely permutes their labels."""
 
     @property
     def uses_seed(self) -> bool:

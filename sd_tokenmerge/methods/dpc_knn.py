@@ -31,7 +31,6 @@ class DPCKNN(Method):
     """
 
     name: ClassVar[str] = "dpc-knn"
-    order_free: ClassVar[bool] = True
     k: int = 5
 
     def __post_init__(self) -> None:

@@ -8,7 +8,6 @@ and K = N / 2 cells of two. Deterministic.
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import ClassVar
@@ -58,18 +57,13 @@ def best_num_bands(grid: Grid, num_clusters: int) -> int:
 
 def _spread(grid: Grid, num_clusters: int, bands: int) -> int:
     # A row of n tokens has the spread n (n^2 - 1) / 12 about its center; the 12 is left out.
-    shapes = Counter(
-        (
-            (band + 1) * grid.height // bands - band * grid.height // bands,
-            (band + 1) * num_clusters // bands - band * num_clusters // bands,
-        )
-        for band in range(bands)
-    )
     total = 0
-    for (height, cells), count in shapes.items():
+    for band in range(bands):
+        height = (band + 1) * grid.height // bands - band * grid.height // bands
+        cells = (band + 1) * num_clusters // bands - band * num_clusters // bands
         width, wider = divmod(grid.width, cells)
         for cell_width, number in ((width, cells - wider), (width + 1, wider)):
-            total += count * number * height * cell_width * (height**2 + cell_width**2 - 2)
+            total += number * height * cell_width * (height**2 + cell_width**2 - 2)
     return total
 
 

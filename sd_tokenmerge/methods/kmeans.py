@@ -29,7 +29,7 @@ from sd_tokenmerge.partitions import Partition
 
 @dataclass(frozen=True)
 class KMeans(TokenPooling):
-    """Lloyd's K-Means in Euclidean distance.
+    """Lloyd's K-Means with Euclidean distance.
 
     Attributes:
         weighted: weight tokens by their scores and start from the K highest ones; by default, all

@@ -40,7 +40,7 @@ not decide between equally good members, such as the two of a pair."""
 
 @dataclass(frozen=True)
 class KMedoids(TokenPooling):
-    """K-Medoids in Euclidean distance; each cluster is represented by its medoid.
+    """K-Medoids with Euclidean distance; each cluster is represented by its medoid.
 
     Attributes:
         weighted: weight tokens by their scores and start from the K highest ones; by default, all

@@ -31,8 +31,9 @@ class LoTM(Method):
     Attributes:
         neighbours: which tokens may be paired. `"row"`, as in the paper: (1, 2), (3, 4), ... of the
             row-major sequence. `"grid"`: any token with its horizontal or vertical neighbours,
-            most similar pair first, each token in at most one; a merged token has the neighbours
-            of all its tokens. If there are too few disjoint pairs, another application follows.
+            most similar pair first, each token in at most one pair; a merged token has the
+            neighbours of all its tokens. If there are too few disjoint pairs, another application
+            follows.
     """
 
     name: ClassVar[str] = "lotm"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -14,7 +13,7 @@ from sd_tokenmerge.methods.base import Method
 
 @dataclass(frozen=True)
 class TokenPooling(Method):
-    """Iterative clustering around K centers in Euclidean distance.
+    """Iterative clustering around K centers by Euclidean distance.
 
     Attributes:
         weighted: weight tokens by `scores` and start from the K highest ones; by default, all
@@ -22,7 +21,6 @@ class TokenPooling(Method):
         iterations: number of times the centers are recomputed, at least 1.
     """
 
-    order_free: ClassVar[bool] = True
     weighted: bool = False
     iterations: int = 5
 

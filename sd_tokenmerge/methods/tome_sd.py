@@ -24,8 +24,7 @@ class ToMeSD(Method):
     """Bipartite soft matching to one destination per cell of the grid.
 
     Attributes:
-        stride: side of a cell in tokens, at least 2; keeps at least about 1 / stride^2 of the
-            tokens.
+        stride: side of a cell in tokens, at least 2; the lowest keep rate is about 1 / stride^2.
         random: draw the destination of each cell from the seed (the authors' default) instead of
             taking its top-left token (the variant that the ATC paper compares with).
     """
