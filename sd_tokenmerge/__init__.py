@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from sd_tokenmerge.config import PRESETS, MergeConfig
     from sd_tokenmerge.keep_rates import Depth, During, KeepRate, Linear
     from sd_tokenmerge.methods import (
         ATC,
@@ -27,8 +28,7 @@ if TYPE_CHECKING:
         partition,
     )
     from sd_tokenmerge.partitions import Partition, clusters_to_keep
-    from sd_tokenmerge.patcher import PatchHandle, apply_patch, remove_patch
-    from sd_tokenmerge.presets import PRESETS, Preset
+    from sd_tokenmerge.patching.apply import PatchHandle, apply_patch, remove_patch
 
 __version__ = "0.1.0"
 
@@ -46,10 +46,10 @@ __all__ = [
     "KeepRate",
     "Linear",
     "LoTM",
+    "MergeConfig",
     "Method",
     "Partition",
     "PatchHandle",
-    "Preset",
     "RandomClusters",
     "ToMe",
     "ToMeSD",
@@ -61,17 +61,17 @@ __all__ = [
 ]
 
 _HOMES = {
-    "PRESETS": "presets",
-    "Preset": "presets",
+    "MergeConfig": "config",
+    "PRESETS": "config",
     "Depth": "keep_rates",
     "During": "keep_rates",
     "KeepRate": "keep_rates",
     "Linear": "keep_rates",
     "Partition": "partitions",
     "clusters_to_keep": "partitions",
-    "PatchHandle": "patcher",
-    "apply_patch": "patcher",
-    "remove_patch": "patcher",
+    "PatchHandle": "patching.apply",
+    "apply_patch": "patching.apply",
+    "remove_patch": "patching.apply",
 }
 
 

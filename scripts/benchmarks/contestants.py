@@ -128,7 +128,7 @@ CONTESTANTS = {
         oracle("qkv", 0.5),
         Contestant("tomesd-50", tomesd_ratio=0.5),
         Contestant("tomesd-25", tomesd_ratio=0.75),
-        Contestant("preset-exact", {"preset": "exact"}),
+        Contestant("preset-paper", {"preset": "paper"}),
         Contestant("atc-keys-50", {"method": "atc", "keep_rate": 0.5, "features": "keys"}),
         Contestant(
             "atc-keys-50-refresh-10",
@@ -136,7 +136,10 @@ CONTESTANTS = {
         ),
         Contestant("preset-balanced", {"preset": "balanced"}),
         Contestant("preset-fast", {"preset": "fast"}),
-        *(oracle(PRESETS[name].merge, PRESETS[name].keep_rate) for name in ("balanced", "fast")),
+        *(
+            oracle(PRESETS[name].merge, PRESETS[name].keep_rate.rate)
+            for name in ("balanced", "fast")
+        ),
         Contestant("scikit-learn-atc-50", {"method": ScikitLearnATC(), "keep_rate": 0.5}),
         Contestant("tome-sd-50", {"method": "tome-sd", "keep_rate": 0.5}),
         Contestant("atc-complete-50", {"method": "atc:linkage=complete", "keep_rate": 0.5}),
@@ -149,7 +152,7 @@ def oracle_of(contestant: str) -> str:
     if not contestant.startswith("preset-"):
         return oracle_name("qkv", 0.5)
     preset = PRESETS[contestant.removeprefix("preset-")]
-    return oracle_name(preset.merge, preset.keep_rate)
+    return oracle_name(preset.merge, preset.keep_rate.rate)
 
 
 def is_bound(contestant: str) -> bool:

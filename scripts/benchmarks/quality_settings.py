@@ -38,7 +38,11 @@ def all_settings() -> list[Contestant]:
         ]
 
     def preset(name: str) -> Contestant:
-        options = {option: getattr(PRESETS[name], option) for option in DEFAULTS}
+        config = PRESETS[name]
+        options = {option: getattr(config, option) for option in DEFAULTS} | {
+            "keep_rate": config.keep_rate.rate,
+            "proportional_attention": config.weights_keys,
+        }
         return Contestant(f"preset-{name}", options)
 
     return [

@@ -42,11 +42,16 @@ PAIRS = (
 PEER = "tomesd-50"
 """The setting that README's table compares with."""
 RECOMMENDED = (
-    ('`preset="balanced"`', PRESETS["balanced"].keep_rate, "preset-balanced", "preset-balanced"),
-    ('`preset="fast"`', PRESETS["fast"].keep_rate, "preset-fast", "preset-fast"),
+    (
+        '`preset="balanced"`',
+        PRESETS["balanced"].keep_rate.rate,
+        "preset-balanced",
+        "preset-balanced",
+    ),
+    ('`preset="fast"`', PRESETS["fast"].keep_rate.rate, "preset-fast", "preset-fast"),
     ("the `tomesd` package", 0.5, PEER, PEER),
     ("the `tomesd` package", 0.25, "tomesd-25", "tomesd-25"),
-    ('`preset="exact"`: ATC as in its paper', 0.5, "preset-exact", "qkv-50"),
+    ('`preset="paper"`: ATC as in its paper', 0.5, "preset-paper", "qkv-50"),
     ("the same by scikit-learn, as in the paper's code", 0.5, "scikit-learn-atc-50", None),
 )
 """README's rows: name, keep rate, contestant of `unet`, setting of `quality`."""

@@ -36,7 +36,7 @@ COLUMNS = (
 )
 STEP, SELF_ATTENTION = "unet-step", "self-attention-step"
 DEFAULT = (
-    *(UNPATCHED, "oracle-qkv-50", "tomesd-50", "tomesd-25", "preset-exact", "atc-keys-50"),
+    *(UNPATCHED, "oracle-qkv-50", "tomesd-50", "tomesd-25", "preset-paper", "atc-keys-50"),
     *("atc-keys-50-refresh-10", "preset-balanced", "preset-fast", "oracle-kv-25", "oracle-kv-10"),
 )
 MODEL = ("device", "dtype", "batch", "threads")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sd_tokenmerge.cli.errors import interruption, memory_errors, user_errors
-from sd_tokenmerge.presets import find_preset
+from sd_tokenmerge.config import make_config
 from sd_tokenmerge.sampling.imagenet import PAPER_TEMPLATE, parse_classes
 from sd_tokenmerge.sampling.options import (
     DEFAULT_KEEP_RATE,
@@ -123,7 +123,7 @@ def generate_command(
     preset: Annotated[
         str | None,
         typer.Option(
-            help="Settings that belong together: exact (the papers), balanced or fast; what is "
+            help="Settings that belong together: paper (the papers), balanced or fast; what is "
             "given besides overrides it.",
             rich_help_panel=_MERGING,
         ),
@@ -328,8 +328,9 @@ def _fill_in_preset(values: dict[str, Any]) -> None:
     name = values.pop("preset", None)
     if name is not None and values.get("method") == NO_METHOD:
         raise ValueError(f"--preset excludes --method {NO_METHOD}, got both.")
-    preset = asdict(find_preset("exact" if name is None else name))
-    del preset["summary"]
+    preset = vars(make_config(preset="paper" if name is None else name)).copy()
+    del preset["levels"], preset["seed"]
+    preset["keep_rate"] = str(preset["keep_rate"])
     if name is None:  # left open: it depends on the method
         del preset["keep_rate"]
     for option, value in preset.items():

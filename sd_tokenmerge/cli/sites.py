@@ -12,7 +12,7 @@ from sd_tokenmerge.cli.errors import user_errors
 from sd_tokenmerge.sampling.options import DEFAULT_KEEP_RATE, DEFAULT_METHOD
 
 if TYPE_CHECKING:
-    from sd_tokenmerge.outline import PlannedSite
+    from sd_tokenmerge.patching.outline import PlannedSite
 
 
 def sites_command(
@@ -60,7 +60,8 @@ def sites_command(
 
     quiet_libraries()
 
-    from sd_tokenmerge.outline import load_outline, plan_sites
+    from sd_tokenmerge.config import make_config
+    from sd_tokenmerge.patching.outline import load_outline, plan_sites
     from sd_tokenmerge.sampling.resolve import default_model, read_sample_settings
 
     with user_errors():
@@ -71,9 +72,7 @@ def sites_command(
         outline = load_outline(model, revision=revision, local_files_only=local_files_only)
         sites = plan_sites(
             outline,
-            method,
-            keep_rate=keep_rate,
-            levels=levels,
+            make_config(method, keep_rate=keep_rate, levels=levels),
             height=height or size or own,
             width=width or size or own,
         )

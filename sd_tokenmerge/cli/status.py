@@ -11,7 +11,7 @@ import typer
 
 from sd_tokenmerge.cli.columns import in_columns
 from sd_tokenmerge.cli.errors import user_errors
-from sd_tokenmerge.keep_rate_strings import format_keep_rates, parse_keep_rates
+from sd_tokenmerge.keep_rates import format_keep_rates, parse_keep_rates
 
 if TYPE_CHECKING:
     from sd_tokenmerge.sampling.status import RunStatus

@@ -5,13 +5,12 @@ from __future__ import annotations
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
-from sd_tokenmerge import patcher
-from sd_tokenmerge.keep_rate_strings import parse_keep_rates
-from sd_tokenmerge.keep_rates import KeepRate
-from sd_tokenmerge.methods import parse_method
-from sd_tokenmerge.patcher import apply_patch, choose_sites
+from sd_tokenmerge.config import make_config
+from sd_tokenmerge.keep_rates import KeepRate, parse_keep_rates
+from sd_tokenmerge.patching import targets
+from sd_tokenmerge.patching.apply import apply_patch
+from sd_tokenmerge.patching.sites import find_denoiser
 from sd_tokenmerge.sampling.options import NO_METHOD, GenerateOptions, ResolvedOptions
-from sd_tokenmerge.sites import find_denoiser
 
 
 def patched(pipe: Any, options: ResolvedOptions) -> AbstractContextManager[Any]:
@@ -54,9 +53,10 @@ def require_reachable(pipe: Any, options: ResolvedOptions) -> None:
     Raises:
         ValueError: there is a level at which it cannot.
     """
-    merged = choose_sites(find_denoiser(pipe), options.keep_rate, _levels(options))
+    config = make_config(options.method, keep_rate=options.keep_rate, levels=_levels(options))
+    merged = targets.choose_targets(find_denoiser(pipe), config)
     size = (options.height // pipe.vae_scale_factor, options.width // pipe.vae_scale_factor)
-    patcher.require_reachable(parse_method(options.method), merged, *size)
+    targets.require_reachable(config.parsed_method, merged, *size)
 
 
 def _levels(options: ResolvedOptions) -> int | None:

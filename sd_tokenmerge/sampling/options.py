@@ -6,9 +6,8 @@ import re
 from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from sd_tokenmerge.keep_rate_strings import format_keep_rates, parse_keep_rates
-from sd_tokenmerge.keep_rates import Constant, KeepRate
-from sd_tokenmerge.presets import PRESETS, Features, Merge
+from sd_tokenmerge.config import Features, Merge
+from sd_tokenmerge.keep_rates import Constant, KeepRate, format_keep_rates, parse_keep_rates
 from sd_tokenmerge.sampling.imagenet import (
     PAPER_TEMPLATE,
     NameStyle,
@@ -24,7 +23,7 @@ if TYPE_CHECKING:
 PAPER_SIZE, PAPER_STEPS, PAPER_GUIDANCE = 512, 50, 7.5
 """ToMe-SD's and ATC's protocol for Stable Diffusion 1.5."""
 
-DEFAULT_METHOD, DEFAULT_KEEP_RATE = PRESETS["exact"].method, PRESETS["exact"].keep_rate
+DEFAULT_METHOD, DEFAULT_KEEP_RATE = "atc", 0.5
 """The defaults of `apply_patch`."""
 
 NO_METHOD = "none"
@@ -121,7 +120,7 @@ class GenerateOptions:
     merge: Merge = "qkv"
     refresh_every: int = 1
     share_layers: bool = False
-    proportional_attention: bool = False
+    proportional_attention: bool | None = None
     merge_seed: int = 0
 
     model_config: str | None = field(default=None, metadata=_NOT_COMPARED)

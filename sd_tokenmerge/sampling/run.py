@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from sd_tokenmerge.keep_rate_strings import format_keep_rates, parse_keep_rates
+from sd_tokenmerge.keep_rates import format_keep_rates, parse_keep_rates
 from sd_tokenmerge.sampling.description import RUN_FILE, describe_run, version_differences
 from sd_tokenmerge.sampling.folder import (
     check_folder,

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
-from sd_tokenmerge.outline import Outline, load_outline, plan_sites
-from sd_tokenmerge.patcher import apply_patch
+from sd_tokenmerge.config import make_config
+from sd_tokenmerge.patching.apply import apply_patch
+from sd_tokenmerge.patching.outline import Outline, load_outline, plan_sites
 from sd_tokenmerge.sampling.description import (
     DescriptionError,
     content_differences,
@@ -145,9 +146,7 @@ def _find_unreachable(
         try:
             plan_sites(
                 outline,
-                options.method,
-                keep_rate=setting.keep_rate,
-                levels=options.levels,
+                make_config(options.method, keep_rate=setting.keep_rate, levels=options.levels),
                 height=resolved.height,
                 width=resolved.width,
             )

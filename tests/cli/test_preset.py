@@ -4,7 +4,7 @@ import pytest
 
 from sd_tokenmerge.cli.app import run
 from sd_tokenmerge.cli.generate import read_options
-from sd_tokenmerge.presets import PRESETS
+from sd_tokenmerge.config import PRESETS
 from sd_tokenmerge.sampling.options import GenerateOptions
 
 MERGING = ("method", "features", "merge", "refresh_every", "share_layers", "proportional_attention")

@@ -10,7 +10,11 @@ import accelerate
 import pytest
 import torch
 from accelerate.hooks import AlignDevicesHook, add_hook_to_module, remove_hook_from_module
-from diffusers import StableDiffusionImg2ImgPipeline, StableDiffusionPAGPipeline
+from diffusers import (
+    DDIMScheduler,
+    StableDiffusionImg2ImgPipeline,
+    StableDiffusionPAGPipeline,
+)
 from diffusers.hooks import apply_group_offloading, apply_layerwise_casting
 from diffusers.models.attention_processor import (
     AttnProcessor,
@@ -18,9 +22,10 @@ from diffusers.models.attention_processor import (
     PAGCFGIdentitySelfAttnProcessor2_0,
 )
 from peft import LoraConfig
+from torch.utils.checkpoint import checkpoint
 
-from sd_tokenmerge import apply_patch
-from sd_tokenmerge.sites import find_sites
+from sd_tokenmerge import Linear, apply_patch
+from sd_tokenmerge.patching.sites import find_sites
 from tests.patching.spies import traced
 from tests.tiny_models import CROSS_ATTENTION_DIM, tiny_sd15, tiny_sdxl, tiny_unet, unet_inputs
 
@@ -169,7 +174,7 @@ def merged_blocks(handle):
 @pytest.mark.parametrize("change", CHANGES, ids=str)
 def test_order_does_not_matter(change, options):
     if change.name == "fused QKV" and options.get("merge", "qkv") != "qkv":
-        pytest.skip("refused: tested in test_hook.py")
+        pytest.skip("refused: tested in test_attention.py")
     first, second = tiny_unet(), tiny_unet()
     change.do(first)
     changed = call(first, change)
@@ -202,18 +207,81 @@ def test_undoing_a_change_made_before(change):
     assert torch.equal(call(unet), call(tiny_unet()))
 
 
-@pytest.mark.parametrize("options", [{}, {"features": "keys", "merge": "kv"}], ids=str)
-@pytest.mark.parametrize("method", ["tome-sd", "tome-sd:random=true"])
-def test_gradient_checkpointing_gives_the_same_gradients(method, options):
+CHECKPOINTED = [
+    {},
+    {"features": "keys", "merge": "kv"},
+    {"method": "tome-sd:random=true"},
+    {"method": "random", "share_layers": True},
+    {"refresh_every": 2, "merge": "kv"},
+    {"keep_rate": Linear(0.9, 0.3, stages=2)},
+]
+
+
+class Owner:
+    """The least that counts as a pipeline."""
+
+    def __init__(self, unet):
+        self.unet = unet
+        self.scheduler = DDIMScheduler()
+        self.scheduler.set_timesteps(3)
+
+
+def gradients_of(options, sizes, *, checkpointing):
+    """Gradients of one backward pass through several calls, as in DRaFT and AlignProp."""
+    unet = tiny_unet().requires_grad_(True).train()
+    if checkpointing:
+        unet.enable_gradient_checkpointing()
+    owner = Owner(unet)
+    apply_patch(owner, **{"method": "tome-sd", **options})
+    loss = 0.0
+    for timestep, (height, width) in zip(owner.scheduler.timesteps, sizes, strict=True):
+        inputs = {**unet_inputs(height=height, width=width), "timestep": timestep}
+        inputs["sample"] = inputs["sample"].roll(int(timestep), dims=-1)
+        loss = loss + unet(**inputs).sample.square().sum()
+    loss.backward()
+    return {name: parameter.grad for name, parameter in unet.named_parameters()}
+
+
+@pytest.mark.parametrize("options", CHECKPOINTED, ids=str)
+@pytest.mark.parametrize("sizes", [[(16, 16)] * 3, [(16, 16), (16, 24), (24, 16)]], ids=str)
+def test_gradient_checkpointing_gives_the_same_gradients(options, sizes):
+    expected = gradients_of(options, sizes, checkpointing=False)
+    assert all(gradient is not None for gradient in expected.values())
+    for name, gradient in gradients_of(options, sizes, checkpointing=True).items():
+        torch.testing.assert_close(gradient, expected[name], msg=name)
+
+
+@pytest.mark.parametrize("options", [{"method": "random"}, {"refresh_every": 2}], ids=str)
+@pytest.mark.parametrize("use_reentrant", [False, True])
+def test_checkpointing_that_hides_the_call_is_refused(options, use_reentrant):
+    unet = tiny_unet().requires_grad_(True).train()
+    apply_patch(unet, **{"method": "tome-sd", **options})
+    inputs = {**unet_inputs(), "timestep": torch.tensor([500, 400])[0]}
+
+    def call_unet(sample):
+        return unet(**{**inputs, "sample": sample}).sample
+
+    sample = inputs["sample"].requires_grad_(True)
+    output = checkpoint(call_unet, sample, use_reentrant=use_reentrant)
+    with pytest.raises(RuntimeError, match="can't be recomputed during backward"):
+        output.sum().backward()
+
+
+def test_checkpointing_a_whole_unet_with_partitions_of_features_alone():
     gradients = []
     for checkpointing in (False, True):
         unet = tiny_unet().requires_grad_(True).train()
-        if checkpointing:
-            unet.enable_gradient_checkpointing()
-        apply_patch(unet, method, **options)
-        unet(**unet_inputs()).sample.square().sum().backward()
+        apply_patch(unet, "tome-sd")
+        loss = 0.0
+        for size in (16, 24):
+            inputs = unet_inputs(width=size)
+            if checkpointing:
+                sample = checkpoint(unet, *inputs.values(), use_reentrant=False).sample
+            else:
+                sample = unet(**inputs).sample
+            loss = loss + sample.square().sum()
+        loss.backward()
         gradients.append({name: p.grad for name, p in unet.named_parameters()})
-    assert all(gradient is not None for gradient in gradients[0].values())
     for name, gradient in gradients[0].items():
         torch.testing.assert_close(gradients[1][name], gradient, msg=name)
 

@@ -190,10 +190,8 @@ def test_other_sizes_are_recompiled_once():
 
 
 @pytest.mark.skipif(not hasattr(torch.Tag, "cudagraph_unsafe"), reason="torch is too old")
-@pytest.mark.parametrize("name", ["scheduled_labels", "agglomerative_labels"])
-def test_a_cuda_graph_does_not_replay_the_choice_of_one_step(name):
-    operator = getattr(torch.ops.sd_tokenmerge, name).default
-    assert torch.Tag.cudagraph_unsafe in operator.tags
+def test_a_cuda_graph_does_not_replay_the_choice_of_one_step():
+    assert torch.Tag.cudagraph_unsafe in torch.ops.sd_tokenmerge.choose_labels.default.tags
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a GPU")

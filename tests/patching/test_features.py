@@ -8,8 +8,8 @@ import torch
 from diffusers.models.attention_processor import Attention
 from peft import LoraConfig, inject_adapter_in_model
 
-from sd_tokenmerge import features
-from sd_tokenmerge.features import head_mean_keys, received_attention
+from sd_tokenmerge.patching import features
+from sd_tokenmerge.patching.features import head_mean_keys, received_attention
 
 TOKENS = torch.randn(2, 30, 32, generator=torch.Generator().manual_seed(0))
 
@@ -61,7 +61,38 @@ class Upcasting(torch.nn.Linear):
         return torch.nn.functional.linear(x, self.weight.float())
 
 
+class QuantizedWeight(torch.Tensor):
+    """As torchao's: a tensor subclass that a plain `nn.Linear` can multiply by, and little else."""
+
+    @staticmethod
+    def __new__(cls, weight):
+        quantized = torch.Tensor._make_wrapper_subclass(
+            cls, weight.shape, dtype=weight.dtype, device=weight.device
+        )
+        quantized.integers = (weight * 64).round().to(torch.int8)
+        return quantized
+
+    @classmethod
+    def __torch_dispatch__(cls, function, types, args=(), kwargs=None):
+        if function is torch.ops.aten.detach.default:
+            return args[0]
+        raise NotImplementedError(f"{function} of a quantised weight")
+
+    @classmethod
+    def __torch_function__(cls, function, types, args=(), kwargs=None):
+        if function is torch.nn.functional.linear:
+            tokens, weight, bias = args
+            return torch.nn.functional.linear(tokens, weight.integers / 64, bias)
+        return super().__torch_function__(function, types, args, kwargs or {})
+
+
+def with_quantized_weight(attention):
+    weight = QuantizedWeight(attention.to_k.weight.detach())
+    attention.to_k.weight = torch.nn.Parameter(weight, requires_grad=False)
+
+
 WRAPPINGS = [
+    with_quantized_weight,
     with_hook,
     with_pre_hook,
     with_lora,

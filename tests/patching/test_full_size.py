@@ -9,7 +9,7 @@ import torch
 from diffusers import UNet2DConditionModel
 
 from sd_tokenmerge import apply_patch
-from tests.patching.test_patcher import fingerprint
+from tests.patching.test_apply import fingerprint
 
 
 @pytest.mark.slow

@@ -1,15 +1,30 @@
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
-from diffusers import DDIMScheduler, EulerDiscreteScheduler, HeunDiscreteScheduler
+from diffusers import (
+    DDIMScheduler,
+    EDMDPMSolverMultistepScheduler,
+    EDMEulerScheduler,
+    EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    HeunDiscreteScheduler,
+    StableDiffusionImg2ImgPipeline,
+)
 from hypothesis import given
 from hypothesis import strategies as st
 
 from sd_tokenmerge import Depth, During, Linear, apply_patch, clusters_to_keep
-from sd_tokenmerge.keep_rate_strings import format_keep_rates, parse_keep_rate, parse_keep_rates
-from sd_tokenmerge.keep_rates import Constant, KeepRate
-from sd_tokenmerge.timesteps import TimestepReader, all_elements
+from sd_tokenmerge.keep_rates import (
+    Constant,
+    KeepRate,
+    format_keep_rates,
+    parse_keep_rate,
+    parse_keep_rates,
+)
+from sd_tokenmerge.patching.apply import find_patch
 from tests.patching.spies import SpyMethod
 from tests.patching.test_compile import Backend, compiled, small_unet
 from tests.tiny_models import call_unet, tiny_sd15, tiny_unet, unet_inputs
@@ -159,6 +174,14 @@ class TestStrings:
             make()
 
 
+class Owner:
+    """The least that counts as a pipeline."""
+
+    def __init__(self, unet, scheduler=None):
+        self.unet = unet
+        self.scheduler = DDIMScheduler() if scheduler is None else scheduler
+
+
 class TestOverSteps:
     @pytest.mark.parametrize("scheduler", [DDIMScheduler, EulerDiscreteScheduler])
     def test_in_a_pipeline(self, scheduler):
@@ -166,30 +189,28 @@ class TestOverSteps:
         pipe.scheduler = scheduler.from_config(pipe.scheduler.config)
         apply_patch(pipe, spy, keep_rate=Linear(0.9, 0.5, stages=2))
         pipe("text", num_inference_steps=6, output_type="latent")
-        rates = [0.9 if 1 - t / 1000 < 0.5 else 0.5 for t in pipe.scheduler.timesteps.tolist()]
-        assert len(set(rates)) == 2
-        assert kept(spy) == [clusters_to_keep(256, rate) for rate in rates]
+        assert kept(spy) == [clusters_to_keep(256, rate) for rate in (0.9,) * 3 + (0.5,) * 3]
 
     def test_both_calls_of_a_step_keep_the_same(self):
         pipe, spy = tiny_sd15(), SpyMethod()
         pipe.scheduler = HeunDiscreteScheduler.from_config(pipe.scheduler.config)
         apply_patch(pipe, spy, keep_rate="linear:first=0.8,last=0.4,stages=3")
         pipe("text", num_inference_steps=4, output_type="latent")
-        timesteps = pipe.scheduler.timesteps.tolist()
-        stages = [min(int((1 - t / 1000) * 3), 2) for t in timesteps]
-        expected = [clusters_to_keep(256, (0.8, 0.6, 0.4)[stage]) for stage in stages]
-        assert kept(spy) == expected
-        assert len(set(expected)) == 3
+        count = len(pipe.scheduler.timesteps)
+        assert count == 7  # 4 steps: the last has one call
+        stages = [index * 3 // count for index in range(count)]
+        assert kept(spy) == [clusters_to_keep(256, (0.8, 0.6, 0.4)[stage]) for stage in stages]
 
     def test_nothing_is_merged_before_start_and_after_stop(self):
         unet, plain, spy = tiny_unet(), tiny_unet(), SpyMethod()
-        handle = apply_patch(unet, spy, keep_rate=During(0.5, start=0.3, stop=0.8))
+        owner = Owner(unet)
+        handle = apply_patch(owner, spy, keep_rate=During(0.5, start=0.3, stop=0.8))
         for timestep, merged in (
             (900, False),
-            (701, False),
-            (700, True),
-            (201, True),
-            (200, False),
+            (700, False),
+            (699, True),
+            (200, True),
+            (199, False),
         ):
             spy.calls.clear()
             got = call_unet(unet, timestep=timestep)
@@ -199,29 +220,80 @@ class TestOverSteps:
 
     def test_the_noisiest_image_of_a_batch_decides(self):
         unet, spy = tiny_unet(), SpyMethod()
-        apply_patch(unet, spy, keep_rate=During(0.5, stop=0.5))
+        owner = Owner(unet)
+        apply_patch(owner, spy, keep_rate=During(0.5, stop=0.5))
         for timesteps, merged in (([400, 600], True), ([400, 300], False)):
             spy.calls.clear()
             with torch.no_grad():
                 unet(**{**unet_inputs(), "timestep": torch.tensor(timesteps)})
             assert bool(spy.calls) == merged
 
-    def test_pure_noise_is_where_the_scheduler_has_it(self):
+    @pytest.mark.parametrize(
+        "scheduler",
+        [EDMEulerScheduler, EDMDPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler],
+    )
+    def test_schedulers_whose_timesteps_are_no_training_steps(self, scheduler):
+        """EDM's timesteps are logarithms of noise levels: -1.55 is the last."""
+        unet, spy = tiny_unet(), SpyMethod()
+        owner = Owner(unet, scheduler())
+        owner.scheduler.set_timesteps(10)
+        apply_patch(owner, spy, keep_rate=During(0.5, stop=0.4))
+        with torch.no_grad():
+            for timestep in owner.scheduler.timesteps:
+                unet(**{**unet_inputs(), "timestep": timestep})
+        assert len(spy.calls) == 4 * 5
+
+    def test_timesteps_of_another_scheduler_are_refused(self):
+        unet = tiny_unet()
+        owner = Owner(unet)
+        owner.scheduler.set_timesteps(10)
+        apply_patch(owner, SpyMethod(), keep_rate=During(0.5, stop=0.5))
+        with pytest.raises(RuntimeError, match=r"one of the scheduler's timesteps.*got 898\.5"):
+            call_unet(unet, timestep=898.5)
+
+    def test_a_scheduler_may_be_replaced(self):
         pipe, spy = tiny_sd15(), SpyMethod()
-        pipe.scheduler.register_to_config(num_train_timesteps=500)
-        apply_patch(pipe, spy, keep_rate=During(0.5, stop=0.5))
-        call_unet(pipe.unet, timestep=260)
-        assert len(spy.calls) == 5
-        call_unet(pipe.unet, timestep=250)
-        assert len(spy.calls) == 5
+        apply_patch(pipe, spy, keep_rate=Linear(0.9, 0.5, stages=2))
+        pipe.scheduler = EulerDiscreteScheduler.from_config(pipe.scheduler.config)
+        pipe("text", num_inference_steps=4, output_type="latent")
+        assert kept(spy) == [clusters_to_keep(256, rate) for rate in (0.9, 0.9, 0.5, 0.5)]
+
+    def test_img2img_starts_where_its_noise_does(self):
+        pipe, spy = tiny_sd15(), SpyMethod()
+        img2img = StableDiffusionImg2ImgPipeline(**pipe.components, requires_safety_checker=False)
+        img2img.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
+        apply_patch(img2img, spy, keep_rate=Linear(0.9, 0.5, stages=2))
+        picture = torch.rand(1, 3, 128, 128, generator=torch.Generator().manual_seed(1))
+        img2img("a dog", picture, strength=0.6, num_inference_steps=10, output_type="latent")
+        assert kept(spy) == [clusters_to_keep(256, rate) for rate in (0.9,) + (0.5,) * 5]
+
+    def test_a_copied_pipeline_has_its_own_scheduler(self):
+        pipe, spy = tiny_sd15(), SpyMethod()
+        pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
+        apply_patch(pipe, spy, keep_rate=Linear(0.9, 0.5, stages=2))
+        twin = copy.deepcopy(pipe)
+        spy_of_twin = find_patch(twin.unet)._reuse.method
+        del pipe
+        twin("text", num_inference_steps=4, output_type="latent")
+        rates = (0.9, 0.9, 0.5, 0.5)
+        assert kept(spy_of_twin) == [clusters_to_keep(256, rate) for rate in rates]
+
+    def test_a_copied_unet_has_no_scheduler(self):
+        pipe = tiny_sd15()
+        apply_patch(pipe, SpyMethod(), keep_rate=Linear(0.9, 0.5, stages=2))
+        unet = copy.deepcopy(pipe.unet)
+        with pytest.raises(RuntimeError, match="patch the pipeline instead of its UNet"):
+            call_unet(unet)
 
     def test_partitions_are_reused_within_a_stage_only(self):
         unet = tiny_unet()
+        owner = Owner(unet)
+        owner.scheduler.set_timesteps(10)
         handle = apply_patch(
-            unet, SpyMethod(), keep_rate=Linear(0.8, 0.4, stages=2), refresh_every=4
+            owner, SpyMethod(), keep_rate=Linear(0.8, 0.4, stages=2), refresh_every=4
         )
         with torch.no_grad():
-            for timestep in torch.arange(950, 0, -100):
+            for timestep in owner.scheduler.timesteps:
                 unet(**{**unet_inputs(), "timestep": timestep})
         row = handle.report().rows[0]
         # steps 0-4 keep 0.8, 5-9 keep 0.4; due at 0, 4, 8, and at 5 for the other number
@@ -232,8 +304,9 @@ class TestOverSteps:
         plain = call_unet(small_unet())
         torch._dynamo.reset()
         keep_rate = Linear(1.0, 0.4, stages=4)
-        apply_patch(eager, "tome-sd", keep_rate=keep_rate)
-        handle = apply_patch(unet, "tome-sd", keep_rate=keep_rate)
+        owners = Owner(eager), Owner(unet)
+        apply_patch(owners[0], "tome-sd", keep_rate=keep_rate)
+        handle = apply_patch(owners[1], "tome-sd", keep_rate=keep_rate)
         module = compiled(unet, "wrapped", backend)
         kept_tokens = []
         for timestep in (900, 800, 700, 600, 400, 300, 100, 50, 900, 400):
@@ -273,14 +346,14 @@ class TestOverBlocksAndLevels:
 
     def test_levels_by_number(self):
         unet, spy = tiny_unet(), SpyMethod()
-        handle = apply_patch(unet, spy, keep_rate={2: 0.5, 0: Linear(0.9, 0.6)})
+        owner = Owner(unet)
+        handle = apply_patch(owner, spy, keep_rate={2: 0.5, 0: Linear(0.9, 0.6)})
         call_unet(unet, timestep=999)
         by_grid = {tuple(call.grid): call.num_clusters for call in spy.calls}
         assert by_grid == {(16, 16): clusters_to_keep(256, 0.9), (4, 4): 8}
         report = handle.report()
         assert {row.level for row in report.rows if row.merged} == {0, 2}
-        linear = "linear:first=0.9,last=0.6,stages=5"
-        assert f"keep rate {linear} at level 0 and 0.5 at level 2," in report.title
+        assert "keep rate 0=linear:first=0.9,last=0.6,stages=5,2=0.5" in report.title
 
     def test_strings_are_taken_as_they_are_written(self):
         unet, again = tiny_unet(), tiny_unet()
@@ -290,7 +363,7 @@ class TestOverBlocksAndLevels:
 
     def test_title_of_a_single_one(self):
         title = apply_patch(tiny_unet(), keep_rate="depth:rate=0.7").report().title
-        assert "keep rate depth:rate=0.7," in title
+        assert title == "atc, keep rate depth:rate=0.7"
 
     @pytest.mark.parametrize(
         ("options", "error", "message"),
@@ -319,30 +392,4 @@ class TestOverBlocksAndLevels:
     )
     def test_bad_ones_are_refused(self, options, error, message):
         with pytest.raises(error, match=message):
-            apply_patch(tiny_unet(), **options)
-
-
-class TestTimestepReader:
-    @pytest.mark.parametrize(
-        ("timestep", "values"),
-        [
-            (7, (7.0,)),
-            (torch.tensor(7), (7.0,)),
-            (torch.tensor([9, 7, 9]), (7.0, 9.0)),
-            (torch.tensor(7.5).expand(3), (7.5,)),
-        ],
-    )
-    def test_distinct_values(self, timestep, values):
-        assert TimestepReader().read(timestep) == values
-
-    @pytest.mark.parametrize("dtype", [torch.int64, torch.float32, torch.float64])
-    def test_all_elements_behind_a_view(self, dtype):
-        timesteps = torch.arange(900, 0, -100, dtype=dtype)
-        assert all_elements(timesteps[3:][2]) == timesteps.tolist()
-
-    def test_elements_are_found_by_their_place(self):
-        reader = TimestepReader()
-        for timesteps in (torch.arange(900, 0, -100), torch.linspace(999, 1, 7)):
-            for view in (timesteps, timesteps[2:]):
-                assert [reader._element(t) for t in view] == view.tolist()
-                assert [reader._element(t.expand(2)) for t in view] == view.tolist()
+            apply_patch(Owner(tiny_unet()), **options)

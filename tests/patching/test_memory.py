@@ -10,7 +10,7 @@ from torch.profiler import ProfilerActivity, profile
 from sd_tokenmerge import apply_patch
 from sd_tokenmerge.kernels import agglomerative
 from sd_tokenmerge.methods import METHODS
-from sd_tokenmerge.sites import find_sites
+from sd_tokenmerge.patching.sites import find_sites
 from tests.tiny_models import UNET_CONFIGS
 
 KV = {"merge": "kv", "proportional_attention": True}

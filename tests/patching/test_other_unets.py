@@ -6,7 +6,7 @@ import torch
 from diffusers import UNet2DConditionModel, UNetMotionModel
 
 from sd_tokenmerge import apply_patch
-from sd_tokenmerge.sites import find_sites
+from sd_tokenmerge.patching.sites import find_sites
 from tests.tiny_models import UNET_CONFIGS, unet_inputs
 
 SMALL = {

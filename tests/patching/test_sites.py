@@ -8,7 +8,7 @@ import torch
 from diffusers import ControlNetModel, FluxTransformer2DModel, UNet2DConditionModel, UNet2DModel
 
 from sd_tokenmerge import apply_patch
-from sd_tokenmerge.sites import find_denoiser, find_sites, level_grid
+from sd_tokenmerge.patching.sites import find_denoiser, find_sites, level_grid
 from tests.patching.spies import traced
 from tests.tiny_models import call_unet, tiny_sd15, tiny_sdxl, tiny_unet
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from sd_tokenmerge.patcher import apply_patch
-from sd_tokenmerge.presets import PRESETS
+from sd_tokenmerge.config import PRESETS
+from sd_tokenmerge.patching.apply import apply_patch
 from sd_tokenmerge.sampling import options as options_module
 from sd_tokenmerge.sampling.options import GenerateOptions
 from sd_tokenmerge.sampling.resolve import resolve_options

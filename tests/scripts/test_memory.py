@@ -71,7 +71,7 @@ def test_only_the_merged_level_is_watched(calls):
 def test_choosing_is_counted(calls):
     unpatched, fresh = (
         memory.trace_call(calls, CONTESTANTS[name]).attention
-        for name in ("unpatched", "preset-exact")
+        for name in ("unpatched", "preset-paper")
     )
     assert fresh > unpatched  # so few tokens that clustering needs more than attention
 

@@ -33,7 +33,7 @@ def test_presets_are_as_they_are():
     known = {setting.name: setting_columns(setting) for setting in all_settings()}
     for name in ("balanced", "fast"):
         columns, preset = known[f"preset-{name}"], PRESETS[name]
-        assert float(columns["keep_rate"]) == preset.keep_rate
+        assert float(columns["keep_rate"]) == preset.keep_rate.rate
         assert (columns["merge"], columns["method"]) == (preset.merge, preset.method)
     assert known["tomesd-25"]["attention_cost"] == "0.0625"
 

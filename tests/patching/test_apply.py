@@ -8,8 +8,8 @@ import torch
 from diffusers import ControlNetModel, UNet2DConditionModel
 
 import sd_tokenmerge
-from sd_tokenmerge import ToMeSD, apply_patch, remove_patch
-from sd_tokenmerge.sites import find_sites
+from sd_tokenmerge import During, ToMeSD, apply_patch, remove_patch
+from sd_tokenmerge.patching.sites import find_sites
 from tests.patching.spies import SpyMethod
 from tests.tiny_models import call_unet, tiny_sd15, tiny_sdxl, tiny_unet
 
@@ -176,7 +176,15 @@ class TestArguments:
             ({"levels": 5}, ValueError, r"`levels` must be in \[1, 4\].*got 5"),
             ({"levels": 1.0}, TypeError, "`levels` must be an integer, got 1.0"),
             ({"levels": True}, TypeError, "`levels` must be an integer, got True"),
-            ({"refresh_every": 0}, ValueError, "`refresh_every` must be at least 1, got 0"),
+            ({"refresh_every": 0}, ValueError, r"`refresh_every` must be in \[1, 2\^31\)"),
+            ({"refresh_every": 10**30}, ValueError, r"`refresh_every` must be in \[1, 2\^31\)"),
+            ({"replace": "yes"}, TypeError, "`replace` must be True or False, got 'yes'"),
+            ({"keep_rte": 0.5}, TypeError, "a merging option must be one of .*got 'keep_rte'"),
+            (
+                {"keep_rate": During(0.5)},
+                ValueError,
+                "`pipe` must be a pipeline, whose scheduler knows the steps, got UNet2DCondition",
+            ),
             ({"refresh_every": 2.0}, TypeError, "`refresh_every` must be an integer, got 2.0"),
             ({"share_layers": "no"}, TypeError, "`share_layers` must be True or False, got 'no'"),
             (
@@ -184,7 +192,7 @@ class TestArguments:
                 TypeError,
                 "`proportional_attention` must be True or False, got 1",
             ),
-            ({"seed": -1}, ValueError, "`seed` must be at least 0, got -1"),
+            ({"seed": -1}, ValueError, r"`seed` must be in \[0, 2\^63\), got -1"),
             ({"seed": 2**63}, ValueError, r"`seed` must be in \[0, 2\^63\)"),
             ({"features": "value"}, ValueError, "`features` must be one of input, keys, got"),
             ({"merge": "vk"}, ValueError, "`merge` must be one of qkv, kv, q, got 'vk'"),
@@ -192,7 +200,7 @@ class TestArguments:
             (
                 {"merge": "q", "proportional_attention": True},
                 ValueError,
-                "`proportional_attention` must be False for merge='q'",
+                "`proportional_attention` must not be True for merge='q'",
             ),
             (
                 {"method": "tome", "keep_rate": 0.4},
@@ -267,7 +275,7 @@ class TestReport:
         lines = text.splitlines()
         assert lines[0].startswith(f"{MERGED[kind]} of {OF[kind]} self-attention blocks merged: ")
         assert "tome-sd, keep rate 0.6" in lines[0]
-        assert "refreshed every 4 steps" in lines[0]
+        assert "refresh_every=4" in lines[0]
         assert len(lines) == 2 + OF[kind]
         assert text.count("not merged") == OF[kind] - MERGED[kind]
         assert ("64 -> 39 " if kind == "sdxl" else "256 -> 154 ") in text

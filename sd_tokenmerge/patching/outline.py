@@ -1,9 +1,8 @@
-"""A model's UNet without its weights, and what would be merged where in it."""
+"""A model's UNet without its weights, and what a patch would merge in it."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,17 +10,16 @@ from typing import Any
 import torch
 from diffusers import UNet2DConditionModel
 
-from sd_tokenmerge.keep_rate_strings import KeepRateLike
-from sd_tokenmerge.methods import parse_method
-from sd_tokenmerge.methods.base import Grid, Method
+from sd_tokenmerge.config import MergeConfig
+from sd_tokenmerge.methods.base import Grid
 from sd_tokenmerge.partitions import clusters_to_keep
-from sd_tokenmerge.patcher import apply_patch, choose_sites, require_reachable
-from sd_tokenmerge.sites import find_sites, level_grid, native_latent_size
+from sd_tokenmerge.patching.sites import find_sites, level_grid, native_latent_size
+from sd_tokenmerge.patching.targets import choose_targets, require_reachable
 
 
 @dataclass(frozen=True)
 class Outline:
-    """What is known of a pipeline from its configuration alone.
+    """What a pipeline's configuration tells without its weights.
 
     Attributes:
         unet: the UNet on the meta device.
@@ -33,7 +31,7 @@ class Outline:
 
     @property
     def native_size(self) -> tuple[int, int] | None:
-        """Height and width in pixels that the UNet was made for, where its configuration tells."""
+        """Height and width in pixels that the UNet was made for; None if its config has none."""
         latent = native_latent_size(self.unet)
         if latent is None:
             return None
@@ -94,10 +92,8 @@ class PlannedSite:
 
 def plan_sites(
     outline: Outline,
-    method: str | Method = "atc",
+    config: MergeConfig,
     *,
-    keep_rate: KeepRateLike | Mapping[int, KeepRateLike] = 0.5,
-    levels: int | None = None,
     height: int | None = None,
     width: int | None = None,
 ) -> list[PlannedSite]:
@@ -105,25 +101,22 @@ def plan_sites(
 
     Args:
         outline: the model.
-        method: as in `apply_patch`.
-        keep_rate: as in `apply_patch`, but the same in every step.
-        levels: as in `apply_patch`.
-        height: of the image in pixels; default: what the UNet was made for.
+        config: how tokens are merged; its keep rate must be the same in every step.
+        height: of the image in pixels; default: the size that the UNet was made for.
         width: likewise.
 
     Raises:
-        ValueError: an argument is out of range, the keep rate changes over the steps, the size is
-            unknown or no multiple of `vae_scale_factor`, or the method cannot reach the keep rate
+        ValueError: the keep rate changes over the steps, the size is unknown or no multiple of
+            `vae_scale_factor`, no block would be merged, or the method can't reach the keep rate
             at this size.
     """
-    method = parse_method(method)
+    for rate in config.keep_rates:
+        if rate.varies_over_steps:
+            raise ValueError(f"`keep_rate` must be the same in every step, got {rate}.")
     latent = _latent_size(outline, height, width)
-    chosen = choose_sites(outline.unet, keep_rate, levels)
-    for one in chosen:
-        if one.keep_rate.varies_over_steps:
-            raise ValueError(f"`keep_rate` must be the same in every step, got {one.keep_rate}.")
-    require_reachable(method, chosen, *latent)
-    rates = {one.site.path: one.keep_rate.at(0.0, one.depth) for one in chosen}
+    targets = choose_targets(outline.unet, config)
+    require_reachable(config.parsed_method, targets, *latent)
+    rates = {target.site.path: target.keep_rate.at(0.0, target.depth) for target in targets}
     planned = []
     for site in find_sites(outline.unet):
         grid = level_grid(site.level, *latent)
@@ -139,7 +132,6 @@ def plan_sites(
                 merged=site.path in rates,
             )
         )
-    apply_patch(outline.unet, method, keep_rate=keep_rate, levels=levels).remove()
     return planned
 
 

@@ -40,10 +40,10 @@ class Site:
 
 
 def find_denoiser(model: object) -> nn.Module:
-    """The UNet of a pipeline, or `model` itself where it is a UNet or a ControlNet; not compiled.
+    """The uncompiled UNet of a pipeline, or `model` itself if it is a UNet or a ControlNet.
 
     Raises:
-        TypeError: there is no such module in `model`.
+        TypeError: `model` is neither of them.
     """
     denoiser = getattr(model, "unet", model)
     denoiser = getattr(denoiser, "_orig_mod", denoiser)  # what torch.compile(unet) wraps
@@ -58,11 +58,10 @@ def find_denoiser(model: object) -> nn.Module:
 def find_sites(denoiser: nn.Module) -> list[Site]:
     """All self-attentions over the image's tokens, in the order in which they run.
 
-    Attention over time (AnimateDiff), GLIGEN's fusers and blocks that only attend to the text are
-    none of them.
+    Excludes temporal attention, GLIGEN and text-only blocks.
 
     Raises:
-        ValueError: a transformer is neither in a down, mid nor up block, so its level is unknown.
+        ValueError: a transformer is outside the down, mid and up blocks, so its level is unknown.
     """
     sites = []
     for name, transformer in denoiser.named_modules():
@@ -102,18 +101,12 @@ def level_grid(level: int, latent_height: int, latent_width: int) -> Grid:
 
 
 def native_latent_size(denoiser: nn.Module) -> tuple[int, int] | None:
-    """Height and width of the latents that a denoiser was made for, where its config tells."""
+    """Height and width of the latents that a denoiser was made for; None if its config has none."""
     size = getattr(getattr(denoiser, "config", None), "sample_size", None)
     if size is None:
         return None
     height, width = (size, size) if isinstance(size, int) else size
     return height, width
-
-
-def num_train_timesteps(pipe: object) -> int:
-    """The timestep of pure noise: that of the pipeline's scheduler, 1,000 where there is none."""
-    scheduler = getattr(pipe, "scheduler", None)
-    return int(getattr(getattr(scheduler, "config", None), "num_train_timesteps", 1000))
 
 
 def cache_over_steps(attention: Any) -> str | None:
@@ -131,7 +124,7 @@ def cache_over_steps(attention: Any) -> str | None:
 
 
 def only_attends_to_itself(attention: Any) -> str | None:
-    """Why this attention can take neither separate keys nor a bias on its logits, if so."""
+    """Why this attention can take no separate keys and no bias on its logits; None if it can."""
     if isinstance(
         attention.processor,
         (PAGIdentitySelfAttnProcessor2_0, PAGCFGIdentitySelfAttnProcessor2_0),

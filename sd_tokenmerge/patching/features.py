@@ -9,17 +9,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 _CHUNK_ELEMENTS = 2**20
-"""Attention weights held at a time: 4 MiB in float32, and as much again for their softmax."""
+"""Attention weights held at a time: 4 MiB in float32, and another 4 MiB for their softmax."""
 _COMPILED_CHUNK_ELEMENTS = 2**24
-"""As many while compiling, where every chunk becomes a part of the graph."""
+"""The limit while compiling, where every chunk becomes a part of the graph."""
 
 
 def head_mean_keys(attention: Any, tokens: Tensor) -> Tensor:
     """The keys averaged over the heads, which ATC compares, `[B, N, C] -> [B, N, C / heads]`.
 
-    The average of linear maps is one linear map, so this costs 1/heads of `attention.to_k`. Where
-    `to_k` is more than its weight (LoRA, quantised, offloaded, ...) or the keys are normalised, all
-    heads' keys are computed and then averaged.
+    The average of linear maps is a linear map, so this costs 1/heads of `attention.to_k`. If `to_k`
+    is more than its weight (LoRA, quantisation, offloading, ...) or the keys are normalised, the
+    keys of all heads are computed and then averaged.
 
     Args:
         attention: a diffusers `Attention`.
@@ -40,6 +40,8 @@ def head_mean_keys(attention: Any, tokens: Tensor) -> Tensor:
 def _is_just_its_weight(linear: nn.Module, tokens: Tensor) -> bool:
     return (
         type(linear) is nn.Linear
+        and type(linear.weight) is nn.Parameter  # quantised weights are subclasses of tensors
+        and linear.weight.is_floating_point()
         and "forward" not in linear.__dict__  # accelerate and diffusers put their hooks there
         and not linear._forward_pre_hooks
         and not linear._forward_hooks

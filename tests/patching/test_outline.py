@@ -4,8 +4,9 @@ import json
 
 import pytest
 
-from sd_tokenmerge.outline import load_outline, plan_sites
-from sd_tokenmerge.patcher import apply_patch
+from sd_tokenmerge import Linear, MergeConfig
+from sd_tokenmerge.patching.apply import apply_patch
+from sd_tokenmerge.patching.outline import load_outline, plan_sites
 from tests.tiny_models import tiny_sd15, tiny_sdxl, unet_inputs
 
 
@@ -29,7 +30,7 @@ def test_full_size_models_need_no_weights(shared, name):
     outline = load_outline(str(shared / "model-configs" / name))
     assert outline.native_size == size
     assert {parameter.device.type for parameter in outline.unet.parameters()} == {"meta"}
-    sites = plan_sites(outline, "atc", keep_rate=0.5)
+    sites = plan_sites(outline, MergeConfig())
     assert len(sites) == num_sites
     merged = [site for site in sites if site.merged]
     assert len(merged) == num_merged
@@ -43,9 +44,10 @@ def test_full_size_models_need_no_weights(shared, name):
 @pytest.mark.parametrize("size", [(128, 128), (96, 160), (104, 72)])
 def test_the_plan_is_what_a_patched_unet_does(tiny_folder, size):
     outline = load_outline(str(tiny_folder))
-    planned = plan_sites(outline, "random", keep_rate=0.3, levels=2, height=size[0], width=size[1])
+    config = MergeConfig("random", keep_rate=0.3, levels=2)
+    planned = plan_sites(outline, config, height=size[0], width=size[1])
     unet = tiny_sd15().unet
-    with apply_patch(unet, "random", keep_rate=0.3, levels=2) as handle:
+    with apply_patch(unet, config) as handle:
         unet(**unet_inputs(height=size[0] // 8, width=size[1] // 8))
         rows = handle.report().rows
     assert [site.block for site in planned] == [row.block for row in rows]
@@ -59,15 +61,9 @@ def test_the_plan_is_what_a_patched_unet_does(tiny_folder, size):
             )
 
 
-def test_the_outline_is_left_unpatched(tiny_folder):
-    outline = load_outline(str(tiny_folder))
-    plan_sites(outline)
-    assert [site.tokens_after for site in plan_sites(outline, keep_rate=0.25) if site.merged]
-
-
 def test_sdxl_has_no_attention_at_its_finest_level(tmp_path):
     tiny_sdxl().save_pretrained(tmp_path)
-    sites = plan_sites(load_outline(str(tmp_path)))
+    sites = plan_sites(load_outline(str(tmp_path)), MergeConfig())
     assert {site.level for site in sites if site.merged} == {1}
 
 
@@ -75,6 +71,7 @@ def test_sdxl_has_no_attention_at_its_finest_level(tmp_path):
     ("arguments", "message"),
     [
         ({"method": "tome", "keep_rate": 0.4}, "a keep rate of at least 0.5"),
+        ({"keep_rate": Linear(0.9, 0.5)}, "`keep_rate` must be the same in every step"),
         ({"keep_rate": 0.0}, r"`keep_rate` must be in \(0, 1\]"),
         ({"levels": 5}, r"`levels` must be in \[1, 4\]"),
         ({"height": 100}, "`height` must be a positive multiple of 8, got 100"),
@@ -83,17 +80,20 @@ def test_sdxl_has_no_attention_at_its_finest_level(tmp_path):
     ],
 )
 def test_bad_arguments_are_refused(tiny_folder, arguments, message):
+    outline = load_outline(str(tiny_folder))
+    size = {name: value for name, value in arguments.items() if name in ("height", "width")}
+    options = {name: value for name, value in arguments.items() if name not in size}
     with pytest.raises(ValueError, match=message):
-        plan_sites(load_outline(str(tiny_folder)), **arguments)
+        plan_sites(outline, MergeConfig(**options), **size)
 
 
 def test_a_method_may_reach_one_size_and_not_another(tiny_folder):
     """2 x 2 cells of an odd grid: fewer destinations than a quarter of the tokens."""
     outline = load_outline(str(tiny_folder))
-    sites = plan_sites(outline, "tome-sd", keep_rate=0.25)
+    sites = plan_sites(outline, MergeConfig("tome-sd", keep_rate=0.25))
     assert {site.tokens_after for site in sites if site.merged} == {64}
     with pytest.raises(ValueError, match="tome-sd on a 2x16 grid"):
-        plan_sites(outline, "tome-sd", keep_rate=0.2, height=16, width=128)
+        plan_sites(outline, MergeConfig("tome-sd", keep_rate=0.2), height=16, width=128)
 
 
 def test_what_is_no_model_is_refused(tmp_path, tiny_folder):

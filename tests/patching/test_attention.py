@@ -7,7 +7,9 @@ from diffusers.hooks import PyramidAttentionBroadcastConfig, apply_pyramid_atten
 from torch.nn import functional
 
 from sd_tokenmerge import METHODS, ToMeSD, apply_patch, clusters_to_keep, parse_method
-from sd_tokenmerge.sites import find_sites
+from sd_tokenmerge.methods.base import Grid
+from sd_tokenmerge.patching.call import DenoiserCall
+from sd_tokenmerge.patching.sites import find_sites
 from tests.patching.spies import SpyMethod, traced
 from tests.reference.merged_block import merged_attention, merged_block
 from tests.tiny_models import call_unet, tiny_unet, unet_inputs
@@ -53,15 +55,15 @@ def test_every_method_in_every_form_equals_the_slow_twin(method, merge, proporti
     unet, partitions = tiny_unet(), []
     options = {"merge": merge, "proportional_attention": proportional, "features": "keys"}
     apply_patch(unet, method, **options)
-    call_unet(unet)  # now the grid is known
     attention = find_sites(unet)[0].attention
-    choose = attention._merger.partition
+    choose = attention._merged_block._choose
 
     def chosen(*arguments):
         partitions.append(choose(*arguments))
         return partitions[-1]
 
-    monkeypatch.setattr(attention._merger, "partition", chosen)
+    monkeypatch.setattr(attention._merged_block, "_choose", chosen)
+    stand_in_for_unet(attention)
     tokens = torch.randn(2, 256, 32, generator=torch.Generator().manual_seed(2))
     with torch.no_grad():
         got = attention(tokens)
@@ -278,25 +280,33 @@ class TestRandomness:
         assert len({call.seed for call in spy.calls}) == 5
 
 
+def stand_in_for_unet(attention):
+    """Let an attention believe that its transformer and its denoiser are running it."""
+    block = attention._merged_block
+    block.recorder.grid = Grid(16, 16)
+    block.reuse.begin_call(DenoiserCall())
+
+
 class TestRefusals:
     def test_tokens_must_fill_the_grid(self):
         unet = tiny_unet()
         apply_patch(unet, "tome-sd")
-        call_unet(unet)
         block = find_sites(unet)[0].block
+        stand_in_for_unet(block.attn1)
         with pytest.raises(ValueError, match=r"must fill its transformer's 16x16 grid, got 255"):
             block(torch.randn(2, 255, 32), encoder_hidden_states=torch.randn(2, 77, 32))
 
     def test_block_needs_its_transformer(self):
         unet = tiny_unet()
         apply_patch(unet, "tome-sd")
+        call_unet(unet)
         with pytest.raises(RuntimeError, match="must be run by its transformer"):
             find_sites(unet)[0].block(torch.randn(2, 256, 32))
 
     def test_attention_needs_its_block(self):
         unet = tiny_unet()
         apply_patch(unet, "tome-sd")
-        call_unet(unet)
+        stand_in_for_unet(find_sites(unet)[0].attention)
         with pytest.raises(RuntimeError, match="must run its self-attention itself"):
             find_sites(unet)[0].attention(torch.randn(2, 256, 32))
 
@@ -312,7 +322,7 @@ class TestRefusals:
     def test_other_keys(self):
         unet = tiny_unet()
         apply_patch(unet, "tome-sd", features="keys")
-        call_unet(unet)
+        stand_in_for_unet(find_sites(unet)[0].attention)
         with pytest.raises(ValueError, match="must get no `encoder_hidden_states`"):
             find_sites(unet)[0].attention(torch.randn(2, 256, 32), torch.randn(2, 9, 32))
 

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import weakref
 from dataclasses import dataclass
 
 import pytest
@@ -19,7 +18,11 @@ from diffusers import (
 )
 
 from sd_tokenmerge import Method, ToMeSD, apply_patch
-from sd_tokenmerge.schedule import Schedule
+from sd_tokenmerge.patching.apply import find_patch
+from sd_tokenmerge.patching.call import DenoiserCall
+from sd_tokenmerge.patching.compiled import register
+from sd_tokenmerge.patching.reuse import PartitionReuse
+from sd_tokenmerge.patching.sites import find_sites
 from tests.patching.spies import SpyMethod, traced
 from tests.tiny_models import call_unet, tiny_sd15, tiny_unet, unet_inputs
 
@@ -230,28 +233,6 @@ class TestRefreshEvery:
         walk(unet, [t.expand(2) for t in torch.arange(700, 0, -100)])
         assert counts(handle) == (2, 5)
 
-    def test_new_tensors_in_each_call_are_never_reused(self):
-        unet = tiny_unet()
-        handle = apply_patch(unet, SpyMethod(), refresh_every=5)
-        walk(unet, (torch.tensor(t) for t in range(700, 0, -100)))  # each gone before the next
-        assert counts(handle) == (7, 0)
-
-    def test_new_timesteps_can_not_be_where_old_ones_were_in_memory(self):
-        schedule = Schedule(SpyMethod(), 0, refresh_every=2, paths=["block"], sources=[None])
-        timestep = torch.tensor(500)
-        old = weakref.ref(timestep)
-        schedule.begin_call(timestep)
-        del timestep
-        assert old() is not None  # its memory is not free while the next one is made
-        schedule.begin_call(torch.tensor(400))
-        assert old() is None
-
-    def test_numbers_go_down_within_a_generation(self):
-        unet = tiny_unet()
-        handle = apply_patch(unet, SpyMethod(), refresh_every=2)
-        walk(unet, [900, 600, 300, 900, 600, 300])
-        assert counts(handle) == (4, 2)
-
     def test_ascending_timesteps(self):
         unet = tiny_unet()
         handle = apply_patch(unet, SpyMethod(), refresh_every=2)
@@ -311,28 +292,56 @@ class TestShareLayers:
 
 
 def test_a_compiled_graph_may_overwrite_the_labels_it_gets():
-    schedule = Schedule(SpyMethod(), 0, refresh_every=3, paths=["block"], sources=[None])
+    reuse = PartitionReuse(SpyMethod(), 0, refresh_every=3, paths=["block"], sources=[None])
+    register(reuse)
     labels = []
-    for timestep in torch.arange(300, 0, -100):
-        schedule.begin_call(timestep)
-        got, _ = torch.ops.sd_tokenmerge.scheduled_labels(
-            torch.randn(2, 12, 4), None, schedule.blocks[0].ticket, 5, 3, 4, 0
+    for step in range(3):
+        reuse.begin_call(DenoiserCall(step=step))
+        got, _ = torch.ops.sd_tokenmerge.choose_labels(
+            torch.randn(2, 12, 4), None, reuse.blocks[0].ticket, 5, 3, 4, 0
         )
         labels.append(got.clone())
         got.zero_()
-    assert schedule.blocks[0].times_reused == 2
+    assert reuse.blocks[0].times_reused == 2
     assert labels[0].max() == 4
     assert torch.equal(labels[1], labels[0])
     assert torch.equal(labels[2], labels[0])
 
 
+class Chunked(torch.nn.Module):
+    """Runs a block on one image after another, as AnimateDiff's FreeNoise does with frames."""
+
+    def __init__(self, block):
+        super().__init__()
+        self.block = block
+
+    def forward(self, hidden_states, encoder_hidden_states=None, **kwargs):
+        chunks = zip(hidden_states.split(1), encoder_hidden_states.split(1), strict=True)
+        return torch.cat(
+            [self.block(image, encoder_hidden_states=text, **kwargs) for image, text in chunks]
+        )
+
+
+@pytest.mark.parametrize("share_layers", [False, True])
+def test_a_block_that_runs_twice_in_one_call_has_two_partitions(share_layers):
+    unet, whole = tiny_unet(), tiny_unet()
+    options = {"refresh_every": 3, "share_layers": share_layers}
+    handle = apply_patch(unet, "tome-sd", **options)
+    apply_patch(whole, "tome-sd", **options)
+    for site in find_sites(unet):
+        site.transformer.transformer_blocks[0] = Chunked(site.block)
+    timesteps = torch.arange(400, 0, -100)
+    for got, expected in zip(walk(unet, timesteps), walk(whole, timesteps), strict=True):
+        torch.testing.assert_close(got, expected, rtol=0, atol=1e-5)
+    assert counts(handle) == (4, 4)
+    assert counts(handle, 1) == ((0, 8) if share_layers else (4, 4))
+
+
 def test_kept_partitions_take_no_memory_where_none_are_reused():
     unet = tiny_unet()
-    handle = apply_patch(unet, "tome-sd")
+    apply_patch(unet, "tome-sd")
     call_unet(unet)
-    for block in handle._patch.schedule.blocks:
-        assert block._latest is None
-        assert not block._kept
+    assert all(not block.kept for block in find_patch(unet)._reuse.blocks)
 
 
 def generate_img2img(pipe, picture):

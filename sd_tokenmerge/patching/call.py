@@ -1,0 +1,225 @@
+"""One call of the denoiser: its place in the denoising, found from its timestep.
+
+A step is an entry of the scheduler's `timesteps`. Pipelines call the denoiser with an element of
+that tensor, so the element's place in memory tells the generation (each makes new `timesteps`) and
+the step, without waiting for the device. Any other timestep is looked up in the scheduler by value.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+
+@dataclass
+class DenoiserCall:
+    """One call of the denoiser, from its beginning to its end.
+
+    Attributes:
+        step: entries of the scheduler's `timesteps` since the generation began.
+        number: calls made before this one in the same step; guidance can need several.
+        progress: index of the step / number of the scheduler's timesteps, in [0, 1); None without
+            a scheduler.
+        timesteps: the distinct timesteps of the batch, ascending; empty if no method draws from
+            them.
+        runs: how many times each block has run in this call, by its name.
+    """
+
+    step: int = 0
+    number: int = 0
+    progress: float | None = None
+    timesteps: tuple[float, ...] = ()
+    runs: Counter[str] = field(default_factory=Counter)
+
+
+class SchedulerOf:
+    """The current scheduler of a pipeline, which may be replaced at any time.
+
+    A deep copy of the pipeline refers to the copy. A copy of the denoiser alone has no scheduler.
+    """
+
+    def __init__(self, pipe: object) -> None:
+        """Refer to a pipeline; an object without a scheduler counts as None."""
+        self._pipe: Any = weakref.ref(pipe) if hasattr(pipe, "scheduler") else _nothing
+
+    @property
+    def is_known(self) -> bool:
+        """Whether there is a scheduler."""
+        return self._pipe() is not None
+
+    @property
+    def timesteps(self) -> Tensor | None:
+        """The scheduler's `timesteps`, `[S]`; None without a scheduler, and before they are set."""
+        timesteps = getattr(getattr(self._pipe(), "scheduler", None), "timesteps", None)
+        return timesteps if isinstance(timesteps, Tensor) else None
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> SchedulerOf:
+        copied = SchedulerOf(None)
+        copy_of_pipe = memo.get(id(self._pipe()))
+        if copy_of_pipe is not None:
+            copied._pipe = weakref.ref(copy_of_pipe)
+        return copied
+
+    def __reduce__(self) -> Any:
+        return SchedulerOf, (None,)
+
+
+def _nothing() -> None:
+    return None
+
+
+class _Place(NamedTuple):
+    timesteps: tuple[int, int]
+    """Address and version of the generation's timesteps."""
+    position: int
+
+
+class CallLog:
+    """Creates the `DenoiserCall` of each call, by comparing it with the call before."""
+
+    def __init__(
+        self, scheduler: SchedulerOf, *, needs_step: bool, needs_progress: bool, needs_values: bool
+    ) -> None:
+        """Start without a call.
+
+        Args:
+            scheduler: of the pipeline.
+            needs_step: whether `step` and `number` are used.
+            needs_progress: whether `progress` is used.
+            needs_values: whether `timesteps` are used.
+        """
+        self._scheduler = scheduler
+        self._needs_step = needs_step
+        self._needs_progress = needs_progress
+        self._needs_values = needs_values
+        self._place: _Place | None = None
+        self._step = self._number = 0
+        self._held: Any = None
+        self._read_from: Tensor | None = None
+        self._values: dict[tuple[int, int], list[float]] = {}
+
+    def begin(self, timestep: Tensor | float) -> DenoiserCall:
+        """Describe the call that is made with this timestep.
+
+        Args:
+            timestep: a number, or a tensor with one element or one per image.
+
+        Raises:
+            RuntimeError: the step is needed and can't be told from the timestep.
+        """
+        call = DenoiserCall()
+        if self._needs_values:
+            call.timesteps = tuple(sorted(set(self._read(timestep))))
+        if self._needs_step:
+            self._follow(self._locate(timestep))
+            call.step, call.number = self._step, self._number
+        if self._needs_progress:
+            timesteps = self._scheduler.timesteps
+            if timesteps is None:
+                raise _unknown_step(timestep)
+            call.progress = self._index(timestep, timesteps) / len(timesteps)
+        return call
+
+    def _follow(self, place: _Place) -> None:
+        before, self._place = self._place, place
+        if (
+            before is None
+            or before.timesteps != place.timesteps
+            or place.position < before.position
+        ):
+            self._step = self._number = 0
+        elif place.position == before.position:
+            self._number += 1
+        else:
+            self._step, self._number = self._step + 1, 0
+
+    def _locate(self, timestep: Tensor | float) -> _Place:
+        if _is_element(timestep):
+            self._held = timestep  # kept alive, so that no later tensor gets its address
+            return _Place(_identity(timestep), int(timestep.storage_offset()))  # type: ignore[union-attr]
+        timesteps = self._scheduler.timesteps
+        if timesteps is not None:
+            self._held = timesteps
+            return _Place(_identity(timesteps), self._index(timestep, timesteps))
+        if not isinstance(timestep, Tensor):
+            raise _unknown_step(timestep)
+        self._held = timestep
+        return _Place(_identity(timestep), 0)  # a generation of its own: nothing is reused
+
+    def _index(self, timestep: Tensor | float, timesteps: Tensor) -> int:
+        """The place of a timestep among the scheduler's."""
+        first, stride = int(timesteps.storage_offset()), int(timesteps.stride(0))
+        if _is_element(timestep) and _address(timestep) == _address(timesteps):
+            return (int(timestep.storage_offset()) - first) // stride  # type: ignore[union-attr]
+        values = self._read_all(timesteps)[first :: stride or 1][: len(timesteps)]
+        value = max(self._read(timestep))  # the noisiest image of a batch decides
+        if value not in values:
+            raise RuntimeError(
+                "the denoiser must be called with one of the scheduler's timesteps, so that "
+                f"merging knows the step; got {value:g}, which is not among them."
+            )
+        return values.index(value)
+
+    def _read(self, timestep: Tensor | float) -> list[float]:
+        """The timestep's values, waiting for the device once per generation where possible."""
+        if not isinstance(timestep, Tensor):
+            return [float(timestep)]
+        if timestep.device.type != "cpu" and _is_element(timestep):
+            return [self._read_all(timestep)[int(timestep.storage_offset())]]
+        return [float(value) for value in timestep.flatten().tolist()]
+
+    def _read_all(self, tensor: Tensor) -> list[float]:
+        """Every element of the memory that `tensor` is a view of."""
+        identity = _identity(tensor)
+        if identity not in self._values or tensor.is_inference():
+            self._values = {identity: all_elements(tensor)}
+            self._read_from = tensor  # kept alive, so that no later tensor gets its address
+        return self._values[identity]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy has seen no call."""
+        fresh = CallLog(
+            self._scheduler,
+            needs_step=self._needs_step,
+            needs_progress=self._needs_progress,
+            needs_values=self._needs_values,
+        )
+        return fresh.__dict__
+
+
+def all_elements(tensor: Tensor) -> list[float]:
+    """Every element of the memory that `tensor` is a view of."""
+    whole = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
+    return [float(value) for value in whole.set_(tensor.untyped_storage()).tolist()]
+
+
+def _is_element(timestep: Tensor | float) -> bool:
+    """Whether a timestep is one element of a tensor with several, possibly expanded."""
+    return (
+        isinstance(timestep, Tensor)
+        and (timestep.numel() == 1 or not any(timestep.stride()))
+        and timestep.untyped_storage().nbytes() > timestep.element_size()
+    )
+
+
+def _address(tensor: Any) -> int:
+    return int(tensor.untyped_storage().data_ptr())
+
+
+def _identity(tensor: Any) -> tuple[int, int]:
+    """Address and version: changes when the tensor is replaced or updated in place."""
+    return _address(tensor), -1 if tensor.is_inference() else int(tensor._version)
+
+
+def _unknown_step(timestep: Tensor | float) -> RuntimeError:
+    given = list(timestep.shape) if isinstance(timestep, Tensor) else repr(timestep)
+    return RuntimeError(
+        "merging must know the denoising step (for `refresh_every` above 1, and for keep rates "
+        "that change over the steps): patch the pipeline instead of its UNet, or call the UNet "
+        f"with elements of the scheduler's `timesteps`; got {given}."
+    )
