@@ -101,7 +101,7 @@ class MergeConfig:
             )
         if self.proportional_attention and self.merge == "q":
             raise ValueError(
-                "`proportional_attention` must not be True for merge='q', which merges no keys."
+                "`proportional_attention` must be False for merge='q', which merges no keys."
             )
         if self.share_layers and any(rate.varies_over_blocks for rate in self.keep_rates):
             raise ValueError("`share_layers` must be False with a keep rate that differs by block.")

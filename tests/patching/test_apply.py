@@ -200,7 +200,7 @@ class TestArguments:
             (
                 {"merge": "q", "proportional_attention": True},
                 ValueError,
-                "`proportional_attention` must not be True for merge='q'",
+                "`proportional_attention` must be False for merge='q'",
             ),
             (
                 {"method": "tome", "keep_rate": 0.4},
