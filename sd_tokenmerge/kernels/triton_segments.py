@@ -1,6 +1,6 @@
-"""Triton kernel of `sd_tokenmerge.kernels.segments`."""
+"""Sums of tokens sorted by segment, as a Triton kernel."""
 
-# ruff: noqa: N803  (Triton's constants are in capitals)
+# ruff: noqa: N803  (Triton constants are upper case)
 # mypy: disable-error-code="no-untyped-def, untyped-decorator"
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _BLOCK_CHANNELS = 128
 
 @triton.jit
 def sum_segments(tokens, order, first, sums, C, DTYPE: tl.constexpr, BLOCK_C: tl.constexpr):
-    """Add up the tokens of one segment, one after the other; one program per segment and block."""
+    """Sum one segment's tokens in order; one program per segment and block of channels."""
     segment = tl.program_id(0).to(tl.int64)
     channel = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     total = tl.zeros((BLOCK_C,), DTYPE)
@@ -25,12 +25,12 @@ def sum_segments(tokens, order, first, sums, C, DTYPE: tl.constexpr, BLOCK_C: tl
 
 
 def sum_sorted_segments(tokens: Tensor, order: Tensor, first: Tensor, dtype: torch.dtype) -> Tensor:
-    """Sum the tokens of each segment in their order, `[N, C] -> [K, C]` in `dtype`.
+    """Sum the tokens of each segment in order, `[N, C] -> [K, C]` in `dtype`.
 
     Args:
-        tokens: `[N, C]`.
-        order: `[N]` int64, tokens by segment.
-        first: `[K + 1]` int64, where each segment begins in `order`.
+        tokens: `[N, C]`, any float dtype, on CUDA.
+        order: `[N]` int64, the tokens' indices sorted by segment.
+        first: `[K + 1]` int64, the place in `order` where each segment begins; the last is N.
         dtype: float32 or float64.
     """
     num_segments, channels = len(first) - 1, tokens.shape[1]
