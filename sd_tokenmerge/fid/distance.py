@@ -3,8 +3,8 @@
 `FD = |mu_a - mu_b|^2 + tr S_a + tr S_b - 2 tr (S_a S_b)^(1/2)` (Heusel et al., NeurIPS 2017, eq.
 6). With factors `S = F^T F`, the last trace is the nuclear norm (the sum of the singular values) of
 `F_a F_b^T`. Singular values are computed to machine precision whatever the rank, while the usual
-matrix square root and the eigenvalues of `S_a S_b` lose half of the digits to every vanishing
-eigenvalue. `docs/fid.md` has the measured errors.
+matrix square root and the eigenvalues of `S_a S_b` lose half of their digits where an eigenvalue
+vanishes. `docs/fid.md` has the measured errors.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Gaussian:
         mean: `[D]` float64.
         factor: `[R, D]` float64 with `factor.T @ factor` the covariance (divided by N - 1); R is at
             most D.
-        num_images: N, or None where a foreign statistics file does not say.
+        num_images: N, or None if unknown (a foreign statistics file).
     """
 
     mean: Tensor
@@ -69,25 +69,28 @@ class Gaussian:
 
     @classmethod
     def from_statistics(cls, mean: Tensor, covariance: Tensor) -> Gaussian:
-        """Wrap a mean and a covariance that were computed elsewhere, of unknown many images.
+        """Wrap a mean and a covariance that were computed elsewhere, from an unknown N.
 
         Args:
             mean: `[D]`, any float dtype.
             covariance: `[D, D]`, symmetric up to rounding; the symmetric part is used.
 
         Raises:
-            ValueError: shapes do not match, a value is not finite, or the matrix is not a
-                covariance.
+            ValueError: shapes do not match, a value is not finite (or its square overflows), or the
+                matrix is not a covariance.
         """
         mean, covariance = mean.to(torch.float64), covariance.to(torch.float64)
-        size = mean.shape[0] if mean.ndim == 1 else -1
-        if tuple(covariance.shape) != (size, size):
+        size = mean.shape[0] if mean.ndim == 1 else 0
+        if size == 0 or tuple(covariance.shape) != (size, size):
             raise ValueError(
                 "`mean` must be [D] and `covariance` [D, D], "
                 f"got {list(mean.shape)} and {list(covariance.shape)}."
             )
-        if not (mean.isfinite().all() and covariance.isfinite().all()):
-            raise ValueError("`mean` and `covariance` must be finite, got NaN or infinity.")
+        largest = float(torch.stack([mean.abs().max(), covariance.abs().max()]).max())
+        if not largest < 1e150:  # NaN, or its square would overflow
+            raise ValueError(
+                f"`mean` and `covariance` must be finite and below 1e150, got {largest:.3g}."
+            )
         scale = float(covariance.abs().max())
         asymmetry = float((covariance - covariance.T).abs().max())
         if asymmetry > 1e-4 * scale:
@@ -107,11 +110,11 @@ class Gaussian:
 
 
 def frechet_distance(a: Gaussian | Tensor, b: Gaussian | Tensor) -> float:
-    """Fréchet distance between two normal distributions; logs `rank_warning` where it applies.
+    """Fréchet distance between two sets; logs their `rank_warning`, if any.
 
     Args:
-        a: a `Gaussian`, or `[N, D]` features that one is fitted to.
-        b: the same for the other set.
+        a: a `Gaussian`, or `[N, D]` features to fit one to.
+        b: likewise.
 
     Returns:
         As `squared_wasserstein`.
@@ -144,37 +147,44 @@ def squared_wasserstein(a: Gaussian, b: Gaussian) -> float:
     return float((a.mean - b.mean).square().sum()) + a.trace + b.trace - 2 * nuclear_norm
 
 
-def require_features(features: Tensor) -> None:
-    """Refuse features that have no covariance.
+def require_features(*sets: Tensor) -> None:
+    """Refuse features that have no covariance, and sets of different features.
 
     Must run before any decomposition: with a NaN in the matrix, `torch.linalg.eigvals` ends the
     process and SciPy's `sqrtm` does not return.
 
     Raises:
-        ValueError: not `[N, D]`, N below 2, or a value that is not finite.
+        ValueError: a set is not `[N, D]` with N at least 2, has a value that is not finite, or has
+            another D than the first.
     """
-    if features.ndim != 2:
-        raise ValueError(f"Features of a set must be [N, D], got {list(features.shape)}.")
-    if features.shape[0] < 2:
-        raise ValueError(
-            f"Features of a set must be of at least 2 images, got {features.shape[0]}: "
-            "one image has no covariance."
-        )
-    finite = features.isfinite().all(dim=1)
-    if not finite.all():
-        rows = (~finite).nonzero().flatten().tolist()
-        raise ValueError(
-            f"Features of a set must be finite, got NaN or infinity in {len(rows)} of "
-            f"{features.shape[0]} rows, the first being row {rows[0]}."
-        )
+    for features in sets:
+        if features.ndim != 2 or features.shape[1] == 0:
+            raise ValueError(f"Features of a set must be [N, D], got {list(features.shape)}.")
+        if features.shape[0] < 2:
+            raise ValueError(
+                f"Features of a set must be of at least 2 images, got {features.shape[0]}: "
+                "one image has no covariance."
+            )
+        finite = features.isfinite().all(dim=1)
+        if not finite.all():
+            rows = (~finite).nonzero().flatten().tolist()
+            raise ValueError(
+                f"Features of a set must be finite, got NaN or infinity in {len(rows)} of "
+                f"{features.shape[0]} rows, the first being row {rows[0]}."
+            )
+        if features.shape[1] != sets[0].shape[1]:
+            raise ValueError(
+                "Both sets must have the same number of features, "
+                f"got {sets[0].shape[1]} and {features.shape[1]}."
+            )
 
 
 def rank_warning(gaussian: Gaussian) -> str | None:
-    """What to say where N <= D: the distance then grows as N falls (docs/fid.md)."""
+    """A sentence for readers if N <= D, where the distance grows as N falls (docs/fid.md)."""
     n, d = gaussian.num_images, gaussian.num_features
     if n is None or n > d:
         return None
     return (
-        f"{n} images are not more than the {d} features: the Fréchet distance is biased upwards, "
+        f"{n} images are no more than the {d} features: the Fréchet distance is biased upwards "
         "and comparable only between sets of this size"
     )

@@ -1,9 +1,9 @@
-"""The loop from image files to features: threads read and resize, the network follows.
+"""From image files to features: threads read and resize images while the network computes.
 
-Threads rather than processes load the images: Pillow decodes and resizes without holding the
-interpreter, an error keeps its type and its file name, and nothing is copied between processes.
-Every forward pass has the same batch size (the last one is padded), because convolution algorithms,
-and with them the last digits, depend on it: so results do not depend on how images are sharded.
+Threads suffice because Pillow releases the interpreter lock while it decodes and resizes. Every
+forward pass has the same batch size (the last batch is padded): the choice of convolution
+algorithm, and with it the last digits, depends on it, and features must not depend on how images
+are shared among processes.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ def _extract_shard(
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode())
         if device.type == "cuda":  # TF32 would leave three digits
-            stack.enter_context(torch.backends.cudnn.flags(allow_tf32=False))
+            stack.enter_context(torch.backends.cudnn.flags(enabled=True, allow_tf32=False))
         if autocast is not None:
             stack.enter_context(torch.autocast(device.type, autocast))
         for pixels in _load_batches(paths, resize, extractor.image_size, batch_size, num_workers):

@@ -1,10 +1,10 @@
 """Features of an image set: extracted once, then read from the cache.
 
 The cache key is the content: the SHA-256 of every file in order, the network's weights, the
-protocol and the precision. Renaming a folder keeps the entry, touching one pixel makes a new one.
+protocol and the precision. Renaming a folder keeps the entry; changing one pixel makes a new one.
 
-Started by `accelerate launch` or `torchrun`, every process extracts the images `rank, rank + world,
-rank + 2 world, ...` and all receive the whole set in the usual order.
+Among several processes (`accelerate launch`, `torchrun`), process `rank` of `count` extracts images
+`rank, rank + count, rank + 2 count, ...`, and all receive the whole set in the usual order.
 """
 
 from __future__ import annotations
@@ -44,14 +44,17 @@ PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.floa
 
 @dataclass(frozen=True)
 class FeatureSpace:
-    """What has to be equal for two sets of features to be comparable.
+    """What two sets of features must have in common to be comparable.
 
     Attributes:
         extractor: name of the network.
         protocol: name of the image preparation.
-        precision: of the network's arithmetic.
-        weights_sha256: of the network's weight file; None where a foreign file does not say.
+        precision: of the network's arithmetic, a key of `PRECISIONS`.
+        weights_sha256: of the network's weight file; None if unknown (a foreign file).
         assumed: whether extractor and protocol are the user's word for a foreign file.
+
+    Raises:
+        TypeError: an attribute is of another type.
     """
 
     extractor: str
@@ -60,16 +63,21 @@ class FeatureSpace:
     weights_sha256: str | None = None
     assumed: bool = False
 
+    def __post_init__(self) -> None:
+        texts = (self.extractor, self.protocol, self.precision, self.weights_sha256 or "")
+        if not all(isinstance(text, str) for text in texts) or type(self.assumed) is not bool:
+            raise TypeError(f"A feature space must consist of names, got {vars(self)}")
+
     def __str__(self) -> str:
         weights = (self.weights_sha256 or "unknown")[:8]
         text = f"{self.extractor} (weights {weights}), protocol {self.protocol}, {self.precision}"
         return text + " (assumed)" if self.assumed else text
 
     def require_same(self, other: FeatureSpace) -> None:
-        """Refuse to compare features of different networks or preparations.
+        """Check that features of both spaces may be compared; unknown weights match any.
 
         Raises:
-            ValueError: naming both.
+            ValueError: networks, weights, protocols or precisions differ; the message names both.
         """
         same = (self.extractor, self.protocol, self.precision) == (
             other.extractor,
@@ -87,10 +95,10 @@ class FeatureSet:
 
     Attributes:
         features: `[N, D]` float32 on the CPU, finite.
-        files: N paths relative to the folder, POSIX style, sorted; empty where a foreign file does
-            not have them.
+        files: N paths relative to the folder, POSIX style, sorted; empty if unknown (a foreign
+            file).
         hashes: N SHA-256 digests of the files; empty where `files` is.
-        space: what the features are of.
+        space: network, image preparation and precision.
         from_cache: whether they were read rather than computed.
         seconds: time that hashing and extraction (or reading) took.
     """
@@ -145,8 +153,7 @@ def extract_features(
         precision: `"float32"`, or `"bfloat16"` or `"float16"` for automatic mixed precision, which
             is faster on a GPU and a different feature space.
         batch_size: images per forward pass.
-        num_workers: threads that read and resize; default: one per processor that
-            this process may use, at most 16.
+        num_workers: threads that read and resize; default: one per usable processor, at most 16.
         device: default: CUDA, else MPS, else the CPU.
         cache: False for none, True for the default folder, or the folder.
         progress: called with (images done, images in all), first with 0; not on a cache hit.
@@ -155,7 +162,7 @@ def extract_features(
         The features on the CPU; the same on every process.
 
     Raises:
-        ValueError: the folder, an argument or an image cannot be used (`ImageError`), the weights
+        ValueError: the folder, an argument or an image (`ImageError`) cannot be used, the weights
             are missing (`WeightsError`), or the network gave NaN or infinity for an image.
     """
     if precision not in PRECISIONS:
@@ -180,7 +187,8 @@ def extract_features(
     names = tuple(path.relative_to(folder).as_posix() for path in paths)
     entry = None if cache is False else _cache_folder(cache) / f"{_key(space, hashes)}.npz"
 
-    cached = read_entry(entry) if entry is not None and processes.is_first else None
+    shape = len(paths), extractor.num_features
+    cached = _read_entry(entry, shape) if entry is not None and processes.is_first else None
     features = processes.broadcast(cached)
     from_cache = features is not None
     if features is None:
@@ -195,7 +203,7 @@ def extract_features(
             progress=progress,
         )
         if entry is not None and processes.is_first:
-            write_entry(entry, features, space)
+            _write_entry(entry, features, space)
     seconds = time.perf_counter() - started
     return FeatureSet(features, names, tuple(hashes), space, from_cache, seconds)
 
@@ -210,14 +218,14 @@ def list_content(folder: str | os.PathLike[str]) -> tuple[list[Path], list[str]]
     return paths, [file_sha256(path) for path in paths]
 
 
-def read_entry(path: Path) -> Tensor | None:
-    """Features of a cache entry; None where there is none or it is damaged (which is logged)."""
+def _read_entry(path: Path, shape: tuple[int, int]) -> Tensor | None:
+    """Features of a cache entry; None if there is none or it is damaged (which is logged)."""
     if not path.is_file():
         return None
     try:
-        arrays = read_arrays(path)
+        arrays = read_arrays(path, ("features", "sha256"))
         features = arrays["features"]
-        if str(arrays["sha256"]) != _array_sha256(features):
+        if features.shape != shape or str(arrays["sha256"]) != _array_sha256(features):
             raise StorageError(f"{str(path)!r} does not match its checksum.")
     except (StorageError, KeyError) as error:
         logger.warning("A damaged cache entry is computed again: %s", error)
@@ -225,7 +233,7 @@ def read_entry(path: Path) -> Tensor | None:
     return torch.from_numpy(features)
 
 
-def write_entry(path: Path, features: Tensor, space: FeatureSpace) -> None:
+def _write_entry(path: Path, features: Tensor, space: FeatureSpace) -> None:
     """Write a cache entry with its checksum; a folder that cannot be written is only a warning."""
     array = features.numpy()
     arrays = {

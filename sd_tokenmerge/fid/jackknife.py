@@ -1,17 +1,17 @@
-"""How sure a distance is: the delete-group jackknife, with the correction of Efron & Stein.
+"""Standard errors of distances: the delete-group jackknife with Efron and Stein's correction.
 
 The bootstrap is not valid for the Fréchet distance: images drawn twice lower the covariance's rank,
 which in a simulation put the bootstrap's mean 11 above the value and doubled its spread. Deleting
 one group of images at a time keeps them distinct.
 
-The jackknife is right for a statistic that is a sum over images, and says twice the variance of one
-that is a sum over pairs of them (Efron & Stein, The jackknife estimate of variance, Annals of
+The jackknife gives the variance of a statistic that is a sum over images, and twice the variance of
+one that is a sum over pairs of images (Efron & Stein, The jackknife estimate of variance, Annals of
 Statistics 9, 1981). A distance far above its floor is nearly the former; that of a perfect
-generator, which is at its minimum, is about half the latter. The part of the pairs shows in second
-differences, for which neighbouring groups are deleted two at a time, and is taken off once.
+generator, which is at its minimum, is about half the latter. The contribution of pairs shows in
+second differences, for which neighbouring groups are deleted two at a time, and is subtracted once.
 
 The error is that of drawing other generated images; the reference set is taken as given.
-docs/fid.md has simulations.
+`docs/fid.md` has simulations.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ NUM_GROUPS = 20
 
 @dataclass(frozen=True, eq=False)
 class Groups:
-    """A division of N images into G groups, which are deleted one and two at a time.
+    """A division of N images into G groups, to be deleted one and two at a time.
 
     Attributes:
         labels: `[N]` int64 in [0, G).
@@ -49,7 +49,7 @@ class Groups:
 
     @property
     def deleted(self) -> Tensor:
-        """`[2G, G]` bool, the groups each replicate is without: g, then g and its next one."""
+        """`[2G, G]` bool, groups deleted per replicate: each g, then each g with g + 1 (mod G)."""
         single = torch.eye(self.num_groups, dtype=torch.bool)
         return torch.cat([single, single | single.roll(1, dims=1)])
 
@@ -60,7 +60,7 @@ class Groups:
 
 
 def class_of(file: str) -> str:
-    """The class that a file's name tells: its folder, or what precedes the last underscore.
+    """The class of a file: its folder, or the part of its name before the last underscore.
 
     Examples: `n01440764/x.JPEG` is of `n01440764`, `17_0.png` of `17`.
     """
@@ -83,7 +83,7 @@ def make_groups(files: Sequence[str], num_groups: int = NUM_GROUPS) -> Groups | 
         num_groups: G.
 
     Returns:
-        The groups, or None with fewer than two images per group: too few for an error estimate.
+        The groups, or None if there are fewer than 2G images: too few for an error estimate.
     """
     if len(files) < 2 * num_groups:
         return None
@@ -108,15 +108,20 @@ def _natural(name: str) -> tuple[int, int, str]:
 def jackknife_error(value: float, replicates: Tensor, groups: Groups) -> float:
     """Standard error of a value from replicates with one and two groups deleted each.
 
-    Groups may differ by a few images, and a distance falls with the number of images; so the
-    pseudo-values are those for groups of unequal size, from which a bias in 1/N cancels (Busing,
-    Meijer & van der Leeden, Statistics and Computing 9, 1999); from the second differences it
-    cancels, too. The corrected variance is at least half the uncorrected one: less than that would
-    say that the pairs make more than everything.
+    Groups may differ by a few images, and a distance falls with the number of images. The
+    pseudo-values are therefore those for groups of unequal size, from which a bias in 1/N cancels
+    (Busing, Meijer & van der Leeden, Statistics and Computing 9, 1999), as it does from the second
+    differences.
+
+    Accuracy for independent groups: the variance of a sum over images is unbiased. That of a sum
+    over pairs (KID, or any U- or V-statistic of degree two) is unbiased but for terms of order
+    1/G^2, unless the floor applies: the corrected variance is at least half the uncorrected one,
+    which makes the error of a pure sum over pairs 10 % too large at G = 20. Other statistics,
+    such as the Fréchet distance, are right as far as two such terms describe them.
 
     Args:
-        value: of all images.
-        replicates: `[2G]`, in the order of `Groups.deleted`; `[G]` without the correction.
+        value: the statistic of all images.
+        replicates: `[2G]`, in the order of `Groups.deleted`; `[G]` for no correction.
         groups: division of the N images.
     """
     replicates = replicates.to(torch.float64)
@@ -131,11 +136,11 @@ def jackknife_error(value: float, replicates: Tensor, groups: Groups) -> float:
 
 
 def _excess(value: float, single: Tensor, double: Tensor, share: Tensor) -> Tensor:
-    """How much larger the jackknife's variance is for the pairs of images in a statistic.
+    """By how much the jackknife's variance overstates the contribution of pairs.
 
-    For G groups of equal size, `Q = G s - (G - 1) (s_g + s_h) + (G - 2) s_gh`, and half its
-    variance is the variance of what pairs of groups contribute (Efron & Stein 1981): in Q, the sum
-    over images cancels, and of the pairs those between g and h remain.
+    In `Q = G s - (G - 1) (s_g + s_h) + (G - 2) s_gh` (for groups of equal size), the sum over
+    images cancels, and of the sum over pairs the part between g and h remains; half its variance
+    is the excess (Efron & Stein 1981).
     """
     following = share.roll(-1)
     differences = len(share) * (
@@ -148,7 +153,7 @@ def _excess(value: float, single: Tensor, double: Tensor, share: Tensor) -> Tens
 
 
 def frechet_replicates(features: Tensor, reference: Gaussian, groups: Groups) -> Tensor:
-    """Fréchet distances to the reference without some groups of images, as `jackknife_error` needs.
+    """Fréchet distances to the reference with groups of images deleted, for `jackknife_error`.
 
     Args:
         features: `[N, D]`, any float dtype.
@@ -167,15 +172,14 @@ def frechet_replicates(features: Tensor, reference: Gaussian, groups: Groups) ->
 def frechet_of_subsets(features: Tensor, reference: Gaussian, subsets: Iterable[Tensor]) -> Tensor:
     """Fréchet distances of subsets of one set of images to a reference.
 
-    The products with the reference's factor are taken once and shared by all subsets. Nuclear norms
-    come from the eigenvalues of a Gram matrix: faster than singular values, and within 1e-8
-    relative, far below the error that is estimated.
+    Products with the reference's factor are computed once for all subsets. Nuclear norms come from
+    the eigenvalues of a Gram matrix: faster than singular values, and within 1e-8 relative, far
+    below the error to be estimated.
 
     Args:
         features: `[N, D]`, any float dtype.
         reference: normal distribution of the reference set.
-        subsets: `[N]` bool each: which images are in it; most of them, or it would be faster to
-            begin anew.
+        subsets: `[N]` bool each, the images in it. Fast if these are most of the images.
 
     Returns:
         `[subsets]` float64.

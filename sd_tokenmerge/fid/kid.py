@@ -1,7 +1,8 @@
 """Kernel Inception Distance (Binkowski et al., ICLR 2018): unbiased, so usable for small sets.
 
-The squared maximum mean discrepancy with the kernel `(x.y / D + 1)^3`, estimated by the U-statistic
-of all images. `subset_kid` averages over random subsets, as torchmetrics and torch-fidelity do.
+The squared maximum mean discrepancy (MMD) with the kernel `(x.y / D + 1)^3`, estimated by the
+U-statistic over all images. `subset_kid` averages over random subsets, as torchmetrics and
+torch-fidelity do.
 """
 
 from __future__ import annotations
@@ -23,10 +24,10 @@ def polynomial_kernel(x: Tensor, y: Tensor) -> Tensor:
 
 
 def self_similarity(features: Tensor) -> float:
-    """Mean kernel of all pairs of different images; a reference set's can be kept.
+    """Mean kernel over all pairs of different images of one set.
 
     Raises:
-        ValueError: not finite `[N, D]` features of at least two images.
+        ValueError: as `require_features`.
     """
     require_features(features)
     features = features.to(torch.float64)
@@ -43,16 +44,15 @@ def kernel_distance(
     Args:
         features: `[N, D]`, any float dtype.
         reference: `[M, D]`.
-        reference_similarity: `self_similarity(reference)`, where it is known already.
+        reference_similarity: `self_similarity(reference)`, if already known.
 
     Returns:
-        The squared MMD; around zero, and as often below as above it, for sets of the same
-        population.
+        The squared MMD. Zero on average for two sets of one population, so often negative.
 
     Raises:
-        ValueError: features are not finite, of different sizes, or of fewer than two images.
+        ValueError: as `require_features`.
     """
-    _require_same_size(features, reference)
+    require_features(features, reference)
     if reference_similarity is None:
         reference_similarity = self_similarity(reference)
     features, reference = features.to(torch.float64), reference.to(torch.float64)
@@ -63,8 +63,8 @@ def kernel_distance(
 def kernel_replicates(
     features: Tensor, reference: Tensor, groups: Groups, *, reference_similarity: float
 ) -> Tensor:
-    """KIDs without some groups of images (see `Groups.deleted`), `[2G]` float64."""
-    _require_same_size(features, reference)
+    """KIDs with groups of images deleted, `[2G]` float64 in the order of `Groups.deleted`."""
+    require_features(features, reference)
     features, reference = features.to(torch.float64), reference.to(torch.float64)
     member = torch.nn.functional.one_hot(groups.labels, groups.num_groups).to(
         torch.float64
@@ -98,21 +98,21 @@ def subset_kid(
     subset_size: int = 1000,
     seed: int = 0,
 ) -> SubsetKID:
-    """KID as other packages print it: over random subsets without repetition.
+    """KID as other packages print it: averaged over random subsets drawn without replacement.
 
-    The standard deviation tells how much one subset varies, not how sure the mean is.
+    The standard deviation is that of single subsets, not the uncertainty of the mean.
 
     Args:
         features: `[N, D]`, any float dtype.
         reference: `[M, D]`.
-        num_subsets: how many to draw.
-        subset_size: images of each set in a subset; at most N and M.
+        num_subsets: number of subsets.
+        subset_size: images per subset, of each set; at most N and M.
         seed: of a private generator.
 
     Raises:
-        ValueError: a subset would be larger than a set, or as in `kernel_distance`.
+        ValueError: a subset would be larger than a set, or as `require_features`.
     """
-    _require_same_size(features, reference)
+    require_features(features, reference)
     smallest = min(features.shape[0], reference.shape[0])
     if not 2 <= subset_size <= smallest:
         raise ValueError(f"`subset_size` must be in [2, {smallest}], got {subset_size}.")
@@ -141,13 +141,3 @@ def _kernel_sum(x: Tensor, y: Tensor) -> float:
 
 def _diagonal(features: Tensor) -> Tensor:
     return (features.square().sum(1) / features.shape[1] + 1) ** 3
-
-
-def _require_same_size(features: Tensor, reference: Tensor) -> None:
-    require_features(features)
-    require_features(reference)
-    if features.shape[1] != reference.shape[1]:
-        raise ValueError(
-            "`features` and `reference` must have the same number of features, "
-            f"got {features.shape[1]} and {reference.shape[1]}."
-        )

@@ -1,8 +1,8 @@
-"""Fidelity and diversity apart: precision, recall, density, coverage from nearest neighbours.
+"""Fidelity and diversity apart: precision, recall, density and coverage by nearest neighbours.
 
-A ball around each image reaches to its k-th nearest neighbour in the same set; the balls of a set
-stand for its manifold. Precision and recall: Kynkaanniemi et al. (NeurIPS 2019), k = 3. Density and
-coverage: Naeem et al. (ICML 2020), k = 5.
+A set's manifold is the union of balls around its images, each reaching to the image's k-th nearest
+neighbour in the same set. Precision and recall: Kynkaanniemi et al. (NeurIPS 2019), k = 3. Density
+and coverage: Naeem et al. (ICML 2020), k = 5.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Manifold:
     Attributes:
         precision: share of the generated images inside the reference manifold, in [0, 1].
         recall: share of the reference images inside the generated manifold, in [0, 1].
-        density: how many reference balls a generated image is in, relative to k; may exceed 1.
+        density: mean number of reference balls around a generated image, over k; may exceed 1.
         coverage: share of the reference balls that hold a generated image, in [0, 1].
     """
 
@@ -37,7 +37,7 @@ class Manifold:
 def compare_manifolds(
     generated: Tensor, reference: Tensor, *, k_precision: int = 3, k_density: int = 5
 ) -> Manifold:
-    """Compute all four.
+    """Compute all four numbers.
 
     Args:
         generated: `[N, D]` features, any float dtype.
@@ -46,16 +46,9 @@ def compare_manifolds(
         k_density: neighbours for density and coverage.
 
     Raises:
-        ValueError: features are not finite `[N, D]` of the same D, or a set has no more than k
-            images.
+        ValueError: as `require_features`, or a set has no more than k images.
     """
-    require_features(generated)
-    require_features(reference)
-    if generated.shape[1] != reference.shape[1]:
-        raise ValueError(
-            "`generated` and `reference` must have the same number of features, "
-            f"got {generated.shape[1]} and {reference.shape[1]}."
-        )
+    require_features(generated, reference)
     smallest = min(generated.shape[0], reference.shape[0])
     largest_k = max(k_precision, k_density)
     if min(k_precision, k_density) < 1 or largest_k >= smallest:

@@ -135,6 +135,39 @@ def test_error_of_a_sum_over_pairs_is_not_overstated() -> None:
     assert ratios[1] == pytest.approx(1, abs=0.15)
 
 
+@pytest.mark.parametrize(
+    ("num_images", "shift", "corrected"),
+    [
+        (200, 0.0, 1.2),  # pairs alone: the floor applies half of the time
+        (200, 0.5, 1.0),
+        (200, 2.0, 1.0),  # nearly a sum over images
+        (190, 0.5, 1.0),  # groups of 9 and 10
+    ],
+)
+def test_variance_of_a_sum_over_pairs(num_images: int, shift: float, corrected: float) -> None:
+    # mean x.y over pairs of different images, as KID is of a kernel: a U-statistic of degree two
+    size = 64
+    by_image, by_pair = 4 * shift**2 / num_images, 2 * size / num_images**2  # true variances
+    generator = torch.Generator().manual_seed(0)
+    groups = Groups(torch.arange(num_images) % 20, 20, by_class=False)
+    member = torch.nn.functional.one_hot(groups.labels).double()
+    kept = (~groups.deleted).double()
+    count = kept @ member.sum(0)
+    values, estimates = [], []
+    for _ in range(1500):
+        x = torch.randn(num_images, size, generator=generator, dtype=torch.float64)
+        x[:, 0] += shift
+        sums, squares = member.T @ x, member.T @ x.square().sum(1)
+        value = float((x.sum(0).square().sum() - x.square().sum()) / num_images / (num_images - 1))
+        replicates = ((kept @ sums).square().sum(1) - kept @ squares) / (count * (count - 1))
+        values.append(value)
+        errors = [jackknife_error(value, some, groups) for some in (replicates[:20], replicates)]
+        estimates.append(torch.tensor(errors).double().square())
+    ratios = torch.stack(estimates).mean(0) / torch.tensor(values).double().var()
+    uncorrected = (by_image + 2 * by_pair) / (by_image + by_pair)
+    assert ratios.tolist() == pytest.approx([uncorrected, corrected], rel=0.1)
+
+
 def test_the_correction_takes_off_half_of_the_variance_at_most() -> None:
     single = torch.randn(20, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     double = 100 * torch.randn(20, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
