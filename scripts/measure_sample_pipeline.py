@@ -18,8 +18,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image, ImageFilter
-from sample_pictures import PIPELINE, REFERENCE_SEED, Picture, SamplePipeline, rendered, save
-from sample_world import CLASSES, render
+from sample_pictures import PIPELINE, SamplePipeline
+from sample_world import CLASSES, REFERENCE_SEED, Picture, render, rendered, save
 from torch import Tensor, nn
 
 from sd_tokenmerge import apply_patch

@@ -11,8 +11,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from sample_pictures import rendered, save
-from sample_world import CLASSES
+from sample_world import CLASSES, rendered, save
 
 
 def main() -> None:

@@ -7,6 +7,7 @@ python scripts/bench.py fid                     only the latter
 from __future__ import annotations
 
 import argparse
+import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -67,13 +68,16 @@ def speed(arguments: argparse.Namespace) -> list[dict[str, str]]:
     CPU time per image tells the cost of reading and resizing: on a machine without a GPU, both
     compete for the same processors.
     """
-    count = min(arguments.images, len(find_images(arguments.photos))) // BATCH * BATCH
+    found = find_images(arguments.photos)
+    count = min(arguments.images, len(found)) // BATCH * BATCH
+    if not count:
+        sys.exit(f"--photos must hold at least {BATCH} images, got {len(found)}.")
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         photos = Path(folder) / "photos"
         photos.mkdir()
-        for path in find_images(arguments.photos)[:count]:
-            (photos / path.name).symlink_to(path.resolve())
+        for index, path in enumerate(found[:count]):
+            (photos / f"{index}{path.suffix}").symlink_to(path.resolve())
         lite = find_extractor("efficientnet-lite0", PROTOCOLS["atc"])
         for extractor in (random_inception(Path(folder)), lite):
             network = extractor.load()
@@ -95,16 +99,13 @@ def speed(arguments: argparse.Namespace) -> list[dict[str, str]]:
                 seconds=arguments.minutes * 30,
                 rounds=arguments.rounds,
             )
-            wall, cpu = (
-                {name: median(costs) for name, costs in by_name.items()}
-                for by_name in (
-                    {name: one.seconds for name, one in timings.items()},
-                    {name: [c.cpu for c in one.costs] for name, one in timings.items()},
-                )
-            )
-            values = [count / wall["bare"], count / wall["files"]]
-            values += [1 / median(timings["files"].relative)]
-            values += [1000 * cpu["bare"] / count, 1000 * cpu["files"] / count]
+            wall = {name: median(one.seconds) / count for name, one in timings.items()}
+            cpu = {
+                name: 1000 * median(cost.cpu for cost in one.costs) / count
+                for name, one in timings.items()
+            }
+            values = [1 / wall["bare"], 1 / wall["files"], 1 / median(timings["files"].relative)]
+            values += [cpu["bare"], cpu["files"]]
             texts = [extractor.name, *(f"{value:.3g}" for value in values)]
             rows.append(dict(zip(SPEED_COLUMNS, texts, strict=False)))
     return rows

@@ -27,8 +27,8 @@ from statistics import mean, median, stdev
 from typing import Any
 
 import torch
-from sample_pictures import PIPELINE, SamplePipeline, rendered, save
-from sample_world import CLASSES
+from sample_pictures import PIPELINE, SamplePipeline
+from sample_world import CLASSES, rendered, save
 
 from benchmarks.contestants import Contestant
 from benchmarks.options import add_common_options

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from matplotlib.axes import Axes
+import numpy as np
 from matplotlib.figure import Figure
 
 from benchmarks.markdown import latest
@@ -38,66 +37,50 @@ def plot_quality(folder: Path) -> None:
         folder: of `quality.csv` and `quality_time.csv`; gets `quality.png`.
     """
     rows = latest(read_rows(folder / "quality.csv"), ("setting",))
-    timed_rows = latest(read_rows(folder / "quality_time.csv"), ("setting",))
-    times = {row["setting"]: float(row["relative"]) for row in timed_rows}
+    rows = sorted((row for row in rows if row["psnr_db"]), key=lambda row: float(row["keep_rate"]))
+    timed = latest(read_rows(folder / "quality_time.csv"), ("setting",))
+    costs = {row["setting"]: 100 * float(row["attention_cost"]) for row in rows}
+    times = {row["setting"]: float(row["relative"]) for row in timed}
     figure = Figure(figsize=(10.5, 4.4), layout="constrained")
     by_cost, by_time = figure.subplots(1, 2, sharey=True)
-    for name, style in SERIES.items():
-        points = [row for row in rows if series_of(row["setting"]) == name and row["psnr_db"]]
-        points.sort(key=lambda row: float(row["keep_rate"]))
-        if points:
-            _draw(by_cost, [100 * float(row["attention_cost"]) for row in points], points, style)
-        timed = [row for row in points if row["setting"] in times]
-        if timed:
-            _draw(by_time, [times[row["setting"]] for row in timed], timed, style)
+    shown: dict[str, Any] = {}
+    for axes, places in ((by_cost, costs), (by_time, times)):
+        for name, (label, colour, marker) in SERIES.items():
+            points = [row for row in rows if series_of(row["setting"]) == name]
+            points = [row for row in points if row["setting"] in places]
+            if not points:
+                continue
+            middle, low, high = (
+                np.array([float(row[column]) for row in points])
+                for column in ("psnr_db", "psnr_db_20", "psnr_db_80")
+            )
+            shown[label] = axes.errorbar(
+                [places[row["setting"]] for row in points],
+                middle,
+                yerr=[middle - low, high - middle],
+                fmt=marker,
+                color=colour,
+                elinewidth=1,
+                capsize=2,
+            )
+        axes.grid(color="0.92")
+        axes.set_axisbelow(True)
+        axes.spines[["top", "right"]].set_visible(False)
+    if UNMERGED in times:
+        shown[UNMERGED] = by_time.axvline(1.0, color="0.4", linestyle=(0, (5, 3)))
     by_cost.set_xscale("log")
     by_cost.set_xticks([0.25, 1, 5, 10, 25, 50, 100], ["0.25", "1", "5", "10", "25", "50", "100"])
     by_cost.set_xlabel("products of queries and keys (% of unmerged)")
     by_cost.set_ylabel("PSNR to the unmerged picture (dB)")
     by_time.set_xlabel("time of denoising, relative to unmerged")
-    if UNMERGED in times:
-        by_time.axvline(1.0, color="0.4", linestyle=(0, (5, 3)), label=UNMERGED)
-    for axes in (by_cost, by_time):
-        axes.grid(color="0.92")
-        axes.set_axisbelow(True)
-        axes.spines[["top", "right"]].set_visible(False)
-    shown: dict[str, Any] = {}
-    for axes in (by_cost, by_time):
-        handles, labels = axes.get_legend_handles_labels()
-        shown |= dict(zip(labels, handles, strict=True))
     figure.legend(
         shown.values(), shown.keys(), loc="outside right upper", frameon=False, fontsize=8.5
     )
-    figure.suptitle(
-        "Change by merging: median over the pictures; bars: 20 to 80 %", x=0.01, ha="left", size=11
-    )
+    title = "Change by merging: median over the pictures; bars: 20 to 80 %"
+    figure.suptitle(title, x=0.01, ha="left", size=11)
     figure.savefig(folder / "quality.png", dpi=160)
 
 
 def series_of(setting: str) -> str:
     """The setting's name without its keep rate."""
     return re.sub(r"-\d+$", "", setting)
-
-
-def _draw(
-    axes: Axes,
-    places: list[float],
-    points: Sequence[Mapping[str, str]],
-    style: tuple[str, str, str],
-) -> None:
-    label, colour, marker = style
-    values = [float(row["psnr_db"]) for row in points]
-    low = [v - float(row["psnr_db_20"]) for v, row in zip(values, points, strict=True)]
-    high = [float(row["psnr_db_80"]) - v for v, row in zip(values, points, strict=True)]
-    axes.errorbar(
-        places,
-        values,
-        yerr=[low, high],
-        fmt=marker,
-        color=colour,
-        label=label,
-        markersize=6,
-        linewidth=1.5,
-        elinewidth=1,
-        capsize=2,
-    )

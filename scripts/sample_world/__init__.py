@@ -5,10 +5,7 @@ both come from it. Pictures hold long-range structure on purpose (mirror symmetr
 symmetry, texture repeated across the picture), so that self-attention has work to do.
 """
 
-from sample_world.objects import OBJECTS
 from sample_world.render import render
+from sample_world.sets import CLASSES, REFERENCE_SEED, Picture, rendered, save
 
-CLASSES = tuple(sorted(OBJECTS))
-"""ImageNet class indices of the world, ascending."""
-
-__all__ = ["CLASSES", "OBJECTS", "render"]
+__all__ = ["CLASSES", "REFERENCE_SEED", "Picture", "render", "rendered", "save"]
