@@ -1,7 +1,9 @@
 """Merging in a denoiser: where its self-attentions are, and what happens around each of them.
 
-`apply` attaches a patch to the self-attentions that `sites` finds and `targets` chooses. `call`
-describes one call of the denoiser. `attention` merges, attends and unmerges. `reuse` decides
-whether a partition is computed, from `features`, or reused; in compiled models, the operator of
-`compiled` asks it. `report` says what was merged. `outline` plans a patch without weights.
+apply      apply_patch, remove_patch               sites     self-attentions of a denoiser
+patch      hooks, and their removal                targets   those that a config merges
+attention  merge, attend, unmerge                  report    what was merged
+block      a block's grid, input and partition     outline   a plan without weights
+call       one call of the denoiser                features  what methods cluster
+reuse      whether to compute a partition          compiled  the same under torch.compile
 """

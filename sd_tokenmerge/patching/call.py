@@ -12,7 +12,6 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
 
@@ -73,12 +72,6 @@ def _nothing() -> None:
     return None
 
 
-class _Place(NamedTuple):
-    timesteps: tuple[int, int]
-    """Address and version of the generation's timesteps."""
-    position: int
-
-
 class CallLog:
     """Creates the `DenoiserCall` of each call, by comparing it with the call before."""
 
@@ -94,14 +87,10 @@ class CallLog:
             needs_values: whether `timesteps` are used.
         """
         self._scheduler = scheduler
-        self._needs_step = needs_step
-        self._needs_progress = needs_progress
-        self._needs_values = needs_values
+        self._needs = (needs_step, needs_progress, needs_values)
         self._place: _Place | None = None
         self._step = self._number = 0
-        self._held: Any = None
-        self._read_from: Tensor | None = None
-        self._values: dict[tuple[int, int], list[float]] = {}
+        self._listed: _Listed | None = None
 
     def begin(self, timestep: Tensor | float) -> DenoiserCall:
         """Describe the call that is made with this timestep.
@@ -112,13 +101,13 @@ class CallLog:
         Raises:
             RuntimeError: the step is needed and can't be told from the timestep.
         """
-        call = DenoiserCall()
-        if self._needs_values:
+        call, (needs_step, needs_progress, needs_values) = DenoiserCall(), self._needs
+        if needs_values:
             call.timesteps = tuple(sorted(set(self._read(timestep))))
-        if self._needs_step:
+        if needs_step:
             self._follow(self._locate(timestep))
             call.step, call.number = self._step, self._number
-        if self._needs_progress:
+        if needs_progress:
             timesteps = self._scheduler.timesteps
             if timesteps is None:
                 raise _unknown_step(timestep)
@@ -129,7 +118,7 @@ class CallLog:
         before, self._place = self._place, place
         if (
             before is None
-            or before.timesteps != place.timesteps
+            or before.generation != place.generation
             or place.position < before.position
         ):
             self._step = self._number = 0
@@ -139,24 +128,23 @@ class CallLog:
             self._step, self._number = self._step + 1, 0
 
     def _locate(self, timestep: Tensor | float) -> _Place:
-        if _is_element(timestep):
-            self._held = timestep  # kept alive, so that no later tensor gets its address
-            return _Place(_identity(timestep), int(timestep.storage_offset()))  # type: ignore[union-attr]
+        if isinstance(timestep, Tensor) and _is_element(timestep):
+            return _Place(_identity(timestep), int(timestep.storage_offset()), timestep)
         timesteps = self._scheduler.timesteps
         if timesteps is not None:
-            self._held = timesteps
-            return _Place(_identity(timesteps), self._index(timestep, timesteps))
+            return _Place(_identity(timesteps), self._index(timestep, timesteps), timesteps)
         if not isinstance(timestep, Tensor):
             raise _unknown_step(timestep)
-        self._held = timestep
-        return _Place(_identity(timestep), 0)  # a generation of its own: nothing is reused
+        return _Place(
+            _identity(timestep), 0, timestep
+        )  # a generation of its own: nothing is reused
 
     def _index(self, timestep: Tensor | float, timesteps: Tensor) -> int:
-        """The place of a timestep among the scheduler's."""
-        first, stride = int(timesteps.storage_offset()), int(timesteps.stride(0))
-        if _is_element(timestep) and _address(timestep) == _address(timesteps):
-            return (int(timestep.storage_offset()) - first) // stride  # type: ignore[union-attr]
-        values = self._read_all(timesteps)[first :: stride or 1][: len(timesteps)]
+        """The index of a timestep among the scheduler's."""
+        if isinstance(timestep, Tensor) and _shares_memory(timestep, timesteps):
+            distance = int(timestep.storage_offset() - timesteps.storage_offset())
+            return distance // int(timesteps.stride(0))
+        values = self._list(timesteps)
         value = max(self._read(timestep))  # the noisiest image of a batch decides
         if value not in values:
             raise RuntimeError(
@@ -166,54 +154,54 @@ class CallLog:
         return values.index(value)
 
     def _read(self, timestep: Tensor | float) -> list[float]:
-        """The timestep's values, waiting for the device once per generation where possible."""
+        """The timestep's values; those of a scheduler wait for the device once per generation."""
         if not isinstance(timestep, Tensor):
             return [float(timestep)]
-        if timestep.device.type != "cpu" and _is_element(timestep):
-            return [self._read_all(timestep)[int(timestep.storage_offset())]]
+        timesteps = self._scheduler.timesteps
+        if timesteps is not None and _shares_memory(timestep, timesteps):
+            return [self._list(timesteps)[self._index(timestep, timesteps)]]
         return [float(value) for value in timestep.flatten().tolist()]
 
-    def _read_all(self, tensor: Tensor) -> list[float]:
-        """Every element of the memory that `tensor` is a view of."""
-        identity = _identity(tensor)
-        if identity not in self._values or tensor.is_inference():
-            self._values = {identity: all_elements(tensor)}
-            self._read_from = tensor  # kept alive, so that no later tensor gets its address
-        return self._values[identity]
+    def _list(self, timesteps: Tensor) -> list[float]:
+        identity = _identity(timesteps)
+        if self._listed is None or self._listed.identity != identity or timesteps.is_inference():
+            self._listed = _Listed(identity, [float(t) for t in timesteps.tolist()], timesteps)
+        return self._listed.values
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy has seen no call."""
-        fresh = CallLog(
-            self._scheduler,
-            needs_step=self._needs_step,
-            needs_progress=self._needs_progress,
-            needs_values=self._needs_values,
-        )
-        return fresh.__dict__
+        return self.__dict__ | {"_place": None, "_step": 0, "_number": 0, "_listed": None}
 
 
-def all_elements(tensor: Tensor) -> list[float]:
-    """Every element of the memory that `tensor` is a view of."""
-    whole = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
-    return [float(value) for value in whole.set_(tensor.untyped_storage()).tolist()]
+class _Place(NamedTuple):
+    generation: tuple[int, int]
+    """Identity of the tensor that holds the generation's timesteps."""
+    position: int
+    tensor: Tensor
+    """Kept alive, so that no later tensor gets its address."""
 
 
-def _is_element(timestep: Tensor | float) -> bool:
+class _Listed(NamedTuple):
+    identity: tuple[int, int]
+    values: list[float]
+    tensor: Tensor
+    """Kept alive, so that no later tensor gets its address."""
+
+
+def _is_element(timestep: Tensor) -> bool:
     """Whether a timestep is one element of a tensor with several, possibly expanded."""
-    return (
-        isinstance(timestep, Tensor)
-        and (timestep.numel() == 1 or not any(timestep.stride()))
-        and timestep.untyped_storage().nbytes() > timestep.element_size()
-    )
+    is_one = timestep.numel() == 1 or not any(timestep.stride())
+    return is_one and timestep.untyped_storage().nbytes() > timestep.element_size()
 
 
-def _address(tensor: Any) -> int:
-    return int(tensor.untyped_storage().data_ptr())
+def _shares_memory(timestep: Tensor, timesteps: Tensor) -> bool:
+    return _is_element(timestep) and _identity(timestep) == _identity(timesteps)
 
 
-def _identity(tensor: Any) -> tuple[int, int]:
+def _identity(tensor: Tensor) -> tuple[int, int]:
     """Address and version: changes when the tensor is replaced or updated in place."""
-    return _address(tensor), -1 if tensor.is_inference() else int(tensor._version)
+    version = -1 if tensor.is_inference() else int(tensor._version)
+    return int(tensor.untyped_storage().data_ptr()), version
 
 
 def _unknown_step(timestep: Tensor | float) -> RuntimeError:

@@ -24,7 +24,7 @@ from sd_tokenmerge.keep_rates import (
     parse_keep_rate,
     parse_keep_rates,
 )
-from sd_tokenmerge.patching.apply import find_patch
+from sd_tokenmerge.patching.patch import find_patch
 from tests.patching.spies import SpyMethod
 from tests.patching.test_compile import Backend, compiled, small_unet
 from tests.tiny_models import call_unet, tiny_sd15, tiny_unet, unet_inputs

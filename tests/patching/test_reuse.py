@@ -18,9 +18,9 @@ from diffusers import (
 )
 
 from sd_tokenmerge import Method, ToMeSD, apply_patch
-from sd_tokenmerge.patching.apply import find_patch
 from sd_tokenmerge.patching.call import DenoiserCall
 from sd_tokenmerge.patching.compiled import register
+from sd_tokenmerge.patching.patch import find_patch
 from sd_tokenmerge.patching.reuse import PartitionReuse
 from sd_tokenmerge.patching.sites import find_sites
 from tests.patching.spies import SpyMethod, traced

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sd_tokenmerge.patching.apply import find_patch
+from sd_tokenmerge.patching.patch import find_patch
 from sd_tokenmerge.sampling import run as run_module
 from sd_tokenmerge.sampling.description import RUN_FILE
 from sd_tokenmerge.sampling.lock import lock_folder

@@ -1,0 +1,164 @@
+"""A patch: the hooks and merged attentions that it adds to a denoiser, and their removal."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.hooks import RemovableHandle
+
+from sd_tokenmerge.config import MergeConfig
+from sd_tokenmerge.methods.base import Method
+from sd_tokenmerge.partitions import clusters_to_keep
+from sd_tokenmerge.patching.attention import MergedAttention, attach, detach
+from sd_tokenmerge.patching.block import Arguments, GridRecorder, Keywords, MergedBlock
+from sd_tokenmerge.patching.call import CallLog, SchedulerOf
+from sd_tokenmerge.patching.compiled import is_in_backward, register
+from sd_tokenmerge.patching.report import BlockReport, Report
+from sd_tokenmerge.patching.reuse import PartitionReuse
+from sd_tokenmerge.patching.sites import find_sites
+from sd_tokenmerge.patching.targets import Target
+
+
+class Patch:
+    """Everything a patch adds to a denoiser. Holds no modules: it is copied along with them."""
+
+    def __init__(
+        self,
+        config: MergeConfig,
+        method: Method,
+        denoiser: nn.Module,
+        targets: list[Target],
+        scheduler: SchedulerOf,
+    ) -> None:
+        """Prepare what `attach_to` attaches.
+
+        Args:
+            config: how tokens are merged.
+            method: `config.parsed_method`.
+            denoiser: the UNet or ControlNet.
+            targets: the self-attentions to merge.
+            scheduler: of the pipeline.
+        """
+        self.config = config
+        self._places = [(site.path, site.level) for site in find_sites(denoiser)]
+        self._reuse = PartitionReuse(
+            method,
+            config.seed,
+            config.refresh_every,
+            [target.site.path for target in targets],
+            _sources(targets, config.share_layers),
+        )
+        register(self._reuse)
+        self._varying = any(rate.varies_over_steps for rate in config.keep_rates)
+        self._calls = CallLog(
+            scheduler,
+            needs_step=config.refresh_every > 1,
+            needs_progress=self._varying,
+            needs_values=method.uses_seed,
+        )
+        self._blocks: dict[str, MergedBlock] = {}
+        self._hooks: list[RemovableHandle] = []
+
+    def attach_to(self, denoiser: nn.Module, targets: list[Target]) -> None:
+        """Put the hooks on; the arguments are those of `__init__`."""
+        recorders: dict[nn.Module, GridRecorder] = {}
+        for partitions, target in zip(self._reuse.blocks, targets, strict=True):
+            site = target.site
+            if site.transformer not in recorders:
+                recorder = recorders[site.transformer] = GridRecorder()
+                self._add_pre_hook(site.transformer, recorder.begin)
+                self._hooks.append(site.transformer.register_forward_hook(recorder.end))
+            block = MergedBlock(
+                self.config,
+                self._reuse,
+                partitions,
+                recorders[site.transformer],
+                target.keep_rate,
+                target.depth,
+            )
+            self._blocks[site.path] = block
+            self._add_pre_hook(site.block, block.record_input)
+            attach(site.attention, block, self)
+        # Without need for it, there is no hook on the denoiser: torch.export can't trace it.
+        if self._reuse.needs_call or self._varying:
+            self._add_pre_hook(denoiser, self._begin_call)
+            self._hooks.append(denoiser.register_forward_hook(self._end_call, always_call=True))
+
+    def _add_pre_hook(self, module: nn.Module, hook: Any) -> None:
+        self._hooks.append(module.register_forward_pre_hook(hook, with_kwargs=True))
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def _begin_call(self, module: Any, args: Arguments, kwargs: Keywords) -> None:
+        """Forward pre-hook of the denoiser; a compiled denoiser runs it outside the graph."""
+        if is_in_backward():
+            raise RuntimeError(
+                "a call of the denoiser can't be recomputed during backward, because its "
+                "partitions depend on the denoising step: checkpoint its blocks instead, with "
+                "enable_gradient_checkpointing()."
+            )
+        call = self._calls.begin(args[1] if len(args) > 1 else kwargs["timestep"])
+        self._reuse.begin_call(call)
+        if call.progress is not None:
+            for block in self._blocks.values():
+                block.set_progress(call.progress)
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def _end_call(self, module: Any, args: Arguments, output: Any) -> None:
+        """Forward hook of the denoiser, also after an error."""
+        self._reuse.end_call()
+
+    def detach_from(self, denoiser: nn.Module) -> None:
+        """Take everything off again, from the denoiser given to `attach_to` or its copy."""
+        for module in denoiser.modules():
+            if isinstance(module, MergedAttention):
+                detach(module)
+        for hook in self._hooks:
+            hook.remove()
+
+    def report(self) -> Report:
+        """What was merged so far."""
+        return Report(str(self.config), tuple(self._row(*place) for place in self._places))
+
+    def _row(self, path: str, level: int) -> BlockReport:
+        if path not in self._blocks:
+            return BlockReport(path, level, merged=False)
+        block = self._blocks[path]
+        grid = block.recorder.last_grid
+        count = None if grid is None else grid.num_tokens
+        return BlockReport(
+            path,
+            level,
+            merged=True,
+            grid=grid,
+            tokens_before=count,
+            tokens_after=None if count is None else clusters_to_keep(count, block.rate),
+            times_computed=block.partitions.times_computed,
+            times_reused=block.partitions.times_reused,
+        )
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """A copy is known to compiled graphs as itself."""
+        self.__dict__.update(state)
+        self._reuse.forget()
+        register(self._reuse)
+
+
+def _sources(targets: list[Target], share_layers: bool) -> list[int | None]:
+    """For each target, the index of the first target of its level if that provides partitions."""
+    first: dict[int, int] = {}
+    sources: list[int | None] = []
+    for index, target in enumerate(targets):
+        provider = first.setdefault(target.site.level, index)
+        sources.append(provider if share_layers and provider != index else None)
+    return sources
+
+
+def find_patch(denoiser: nn.Module) -> Patch | None:
+    """The patch of a denoiser, if it has one."""
+    for module in denoiser.modules():
+        if isinstance(module, MergedAttention):
+            patch: Patch = module._patch
+            return patch
+    return None
