@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import torch
 from diffusers import UNet2DConditionModel
 
 from sd_tokenmerge.config import MergeConfig
+from sd_tokenmerge.files import read_json
 from sd_tokenmerge.methods.base import Grid
 from sd_tokenmerge.partitions import clusters_to_keep
 from sd_tokenmerge.patching.sites import find_sites, level_grid, native_latent_size
@@ -173,8 +173,7 @@ def _read_config(
                 f"`model` {model!r} is no local path, and its {file} cannot be fetched ({reason})."
             ) from error
         path = Path(downloaded)
-    try:
-        config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is damaged ({error}).") from error
+    config = read_json(path)
+    if not isinstance(config, dict):
+        raise ValueError(f"{path} must hold a JSON object, got {type(config).__name__}.")
     return config
