@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from sd_tokenmerge.devices import resolve_device
 
@@ -83,6 +84,24 @@ class Processes:
         box = [value]
         broadcast_object_list(box, from_process=0)
         return box[0]
+
+    def agree(self, decide: Callable[[], _Value]) -> _Value:
+        """Let the first process decide; every process returns its result, or raises its error.
+
+        Args:
+            decide: called in the first process only; `ValueError`, `TypeError` and `OSError` are
+                passed on to the others.
+        """
+        result: Any = None
+        if self.is_first:
+            try:
+                result = decide()
+            except (ValueError, TypeError, OSError) as error:
+                result = error
+        result = self.broadcast(result)
+        if isinstance(result, Exception):
+            raise result
+        return result  # type: ignore[no-any-return]
 
     def gather(self, value: _Value) -> list[_Value]:
         """All processes' values in the order of their ranks, in every process; picklable."""

@@ -1,6 +1,6 @@
-"""Errors that are the user's to solve: one line on stderr, no traceback.
+"""Errors that the user can solve: one line on stderr, no traceback.
 
-With SD_TOKENMERGE_TRACEBACK=1 in the environment, they show their traceback too.
+With SD_TOKENMERGE_TRACEBACK=1 in the environment, they show their traceback as well.
 """
 
 from __future__ import annotations
@@ -9,13 +9,15 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
+import typer
+
 
 class UserError(Exception):
-    """Something the user can put right; the command line prints it as `error: <message>`.
+    """An error that the user can solve; the command line prints it as `error: <message>`.
 
     Attributes:
-        exit_code: 2 for bad input, 1 where the surroundings failed (a full disk), 130 for Ctrl-C.
-        names_options: whether names in backticks are options as the library calls them.
+        exit_code: 2 for bad input, 1 for a failure while working (a full disk), 130 for Ctrl-C.
+        names_options: whether names in backticks are the library's names of options.
     """
 
     def __init__(self, message: str, exit_code: int = 2, *, names_options: bool = False):
@@ -24,26 +26,26 @@ class UserError(Exception):
         self.names_options = names_options
 
     def name_flags(self, flags: Mapping[str, str]) -> None:
-        """Call the options as the user does: `keep_rate` is --keep-rate.
+        """Replace the library's names of options by flags: `keep_rate` by --keep-rate.
 
         Args:
-            flags: of the command that ran, by the library's name; other names stay.
+            flags: the flags of the command that ran, by the library's name; other names stay.
         """
         if self.names_options:
-            said = re.sub(r"`(\w+)`", lambda name: flags.get(name[1], name[0]), str(self))
-            self.args = (said,)
+            self.args = (re.sub(r"`(\w+)`", lambda name: flags.get(name[1], name[0]), str(self)),)
 
 
 @contextmanager
-def user_errors(*types: type[Exception]) -> Iterator[None]:
-    """Report exceptions of the given types as the user's to solve.
+def user_errors(*types: type[Exception], flags: Mapping[str, str] | None = None) -> Iterator[None]:
+    """Report exceptions of the given types as errors that the user can solve.
 
-    Wrap the part of a command that reads and checks its input. What is not wrapped keeps its
-    traceback, because an unexpected exception is a bug of ours.
+    Wrap the part of a command that reads and checks its input. Other exceptions keep their
+    traceback, because an unexpected exception is a bug of this package.
 
     Args:
-        types: what to report; default: `ValueError` and `OSError`, the library's own for bad
+        types: what to report; default: `ValueError` and `OSError`, which the library raises for bad
             values and unusable files.
+        flags: flags by the library's names, where they differ from the command's.
 
     Raises:
         UserError: one of `types` was raised inside; its message, on one line.
@@ -52,40 +54,56 @@ def user_errors(*types: type[Exception]) -> Iterator[None]:
     try:
         yield
     except reported as error:
-        is_own = not isinstance(error, OSError)  # else what is in backticks is a file
-        raise UserError(describe(error), names_options=is_own) from error
+        names_options = not isinstance(error, OSError)  # otherwise backticks hold a file's name
+        new = UserError(describe(error), names_options=names_options)
+        new.name_flags(flags or {})
+        raise new from error
 
 
 @contextmanager
-def memory_errors() -> Iterator[None]:
-    """Say what to do where the device's memory does not suffice.
+def generation_errors() -> Iterator[None]:
+    """Report too little memory and NaN pixels, which show only while images are generated.
 
     Raises:
-        UserError: that is so.
+        UserError: one of them happened; exit code 1.
     """
     import torch
 
+    from sd_tokenmerge.processes import is_first_process
+    from sd_tokenmerge.sampling.run import NotANumberError
+
     try:
         yield
-    except torch.OutOfMemoryError as error:
+    except NotANumberError as error:
+        if not is_first_process():
+            raise typer.Exit(1) from error
+        raise UserError(
+            f"{error}. All other images are done. Half precision is a common cause: try --dtype "
+            "bfloat16 or float32 in another --out.",
+            exit_code=1,
+        ) from error
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        is_memory = isinstance(error, torch.OutOfMemoryError | MemoryError)
+        if not is_memory and "allocate memory" not in str(error):  # as torch says on the CPU
+            raise
         raise UserError(
             "the device's memory does not suffice: use a smaller --batch-size or --offload model. "
-            "The same command, so changed, goes on where this one stopped.",
+            "The same command with such a change resumes where this one stopped.",
             exit_code=1,
         ) from error
 
 
 def interruption(error: OSError) -> UserError:
-    """What to say where a disk fills up, or fails, amid the work."""
+    """The error for a disk that fills up, or fails, during the work."""
     return UserError(
-        f"{describe(error)}. What is there is whole; when this is solved, run the same command "
-        f"again.",
+        f"{describe(error)}. The stored images are intact; when this is solved, run the same "
+        f"command again.",
         exit_code=1,
     )
 
 
 def describe(error: Exception) -> str:
-    """An exception's message on one line, with the file's name where the system left it out."""
+    """An exception's message on one line, with the file's name if the system left it out."""
     if isinstance(error, OSError) and error.strerror:
         name = f" `{error.filename}`" if error.filename is not None else ""
         return f"{error.strerror}:{name}" if name else error.strerror

@@ -214,7 +214,7 @@ def _progress() -> Iterator[Callable[[int, int], None]]:
         if done == 0:
             bar.stop()
             bar.start(total, 0)
-        bar.update([done])
+        bar.update(done)
         if done == total:
             bar.stop()
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Sequence
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 _LINE_EVERY_S = 30.0
 
@@ -17,14 +16,13 @@ class ConsoleProgress:
     """Implements `sampling.progress.Progress`.
 
     Args:
-        label: what stands before the bar.
+        label: text before the bar.
     """
 
     def __init__(self, label: str = "Generating"):
         self._label = label
         self._console = Console(stderr=True)
         self._bar: Progress | None = None
-        self._tasks: list[TaskID] = []
         self._total = 0
         self._before = 0
         self._generated = 0
@@ -46,18 +44,17 @@ class ConsoleProgress:
                 console=self._console,
                 transient=True,
             )
-            self._tasks = [self._bar.add_task(self._label, total=total, completed=done, rate="")]
+            self._bar.add_task(self._label, total=total, completed=done, rate="")
             self._bar.start()
 
-    def update(self, done_by_process: Sequence[int]) -> None:
-        """Show how far it is, with the rate and the time left."""
-        generated = sum(done_by_process)
+    def update(self, generated: int) -> None:
+        """Show the images done, with the rate and the time left."""
         if generated == self._generated:
             return
         self._generated = generated
         rate = self._rate()
         if self._bar is not None:
-            self._update_bar(self._bar, done_by_process, rate)
+            self._bar.update(self._bar.task_ids[0], completed=self._before + generated, rate=rate)
         elif time.monotonic() - self._last_line >= _LINE_EVERY_S:
             self._last_line = time.monotonic()
             self.note(f"{self._label}: {self._before + generated}/{self._total} images, {rate}")
@@ -77,16 +74,6 @@ class ConsoleProgress:
             self._bar.stop()
             self._bar = None
 
-    def _update_bar(self, bar: Progress, done_by_process: Sequence[int], rate: str) -> None:
-        bar.update(self._tasks[0], completed=self._before + self._generated, rate=rate)
-        if len(done_by_process) > 1 and len(self._tasks) == 1:
-            self._tasks += [
-                bar.add_task(f"  process {rank}", total=None, rate="")
-                for rank in range(len(done_by_process))
-            ]
-        for task, done in zip(self._tasks[1:], done_by_process, strict=False):
-            bar.update(task, completed=done, rate="images")
-
     def _rate(self) -> str:
         elapsed = time.monotonic() - self._started
         per_second = self._generated / elapsed
@@ -95,17 +82,17 @@ class ConsoleProgress:
 
 
 def format_rate(per_second: float) -> str:
-    """Images per second, or seconds per image where that is easier to read."""
+    """Images per second, or seconds per image if that is easier to read."""
     return f"{per_second:.2f} images/s" if per_second >= 1 else f"{1 / per_second:.2f} s/image"
 
 
 def format_count(count: int, noun: str) -> str:
-    """So many of something, such as "1 image" or "2 images"."""
+    """A count with its noun, such as "1 image" or "2 images"."""
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def format_duration(seconds: float) -> str:
-    """For example `2 d 3 h`, `1 h 05 min`, `3 min 20 s` or `12 s`."""
+    """A duration for people, such as `2 d 3 h`, `1 h 05 min`, `3 min 20 s` or `12 s`."""
     total = round(seconds)
     minutes, hours, days = total // 60, total // 3600, total // 86400
     if days:

@@ -32,7 +32,7 @@ def reference_command(
     def advance(done: int, total: int) -> None:
         if done == 1:
             bar.start(total, 0)
-        bar.update([done])
+        bar.update(done)
 
     try:
         with user_errors():

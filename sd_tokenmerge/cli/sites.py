@@ -3,53 +3,28 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Annotated
-
-import typer
+from typing import TYPE_CHECKING, Any
 
 from sd_tokenmerge.cli.columns import in_columns
 from sd_tokenmerge.cli.errors import user_errors
-from sd_tokenmerge.sampling.options import DEFAULT_KEEP_RATE, DEFAULT_METHOD
+from sd_tokenmerge.cli.field_options import with_options
+from sd_tokenmerge.cli.generate import AsJson, Preset, Size, read_merging, read_size
+from sd_tokenmerge.config import MergeConfig
+from sd_tokenmerge.keep_rates import format_keep_rates
+from sd_tokenmerge.sampling.options import GenerateOptions
 
 if TYPE_CHECKING:
     from sd_tokenmerge.patching.outline import PlannedSite
 
+_OPTIONS = (
+    *("height", "width", "model", "revision", "local_files_only"),
+    *("method", "keep_rate", "levels"),
+)
 
+
+@with_options(GenerateOptions, MergeConfig, only=_OPTIONS)
 def sites_command(
-    model: Annotated[
-        str | None,
-        typer.Option(
-            help="Diffusers folder or hub id; only configurations are read. Default: the sample "
-            "pipeline of the checkout."
-        ),
-    ] = None,
-    method: Annotated[
-        str, typer.Option(help="A method string; see `sd-tokenmerge methods`.")
-    ] = DEFAULT_METHOD,
-    keep_rate: Annotated[
-        str,
-        typer.Option(
-            help="Fraction of tokens kept, in (0, 1], or one that differs by block or level, as in "
-            "`generate`."
-        ),
-    ] = f"{DEFAULT_KEEP_RATE:g}",
-    levels: Annotated[
-        int | None,
-        typer.Option(
-            help="How many of the finest resolutions with self-attention are merged; default: 1."
-        ),
-    ] = None,
-    size: Annotated[
-        int | None,
-        typer.Option(help="Height and width in pixels; default: what the model was made for."),
-    ] = None,
-    height: Annotated[int | None, typer.Option(help="Instead of --size.")] = None,
-    width: Annotated[int | None, typer.Option(help="Instead of --size.")] = None,
-    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub id.")] = None,
-    local_files_only: Annotated[
-        bool, typer.Option("--local-files-only", help="Never ask the hub.")
-    ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    *, size: Size = None, preset: Preset = None, as_json: AsJson = False, **values: Any
 ) -> None:
     """Show what would be merged where: blocks, grids, tokens before and after.
 
@@ -60,26 +35,25 @@ def sites_command(
 
     quiet_libraries()
 
-    from sd_tokenmerge.config import make_config
     from sd_tokenmerge.patching.outline import load_outline, plan_sites
     from sd_tokenmerge.sampling.resolve import default_model, read_sample_settings
 
+    config = read_merging(values | {"preset": preset})
     with user_errors():
-        if size is not None and (height is not None or width is not None):
-            raise ValueError("--size excludes --height and --width, got both.")
-        model = default_model() if model is None else model
-        own = read_sample_settings(model).get("size")
-        outline = load_outline(model, revision=revision, local_files_only=local_files_only)
-        sites = plan_sites(
-            outline,
-            make_config(method, keep_rate=keep_rate, levels=levels),
-            height=height or size or own,
-            width=width or size or own,
+        model = default_model() if values["model"] is None else values["model"]
+        sample = read_sample_settings(model)
+        given = {name: values[name] for name in ("height", "width") if values[name] is not None}
+        pixels = sample | given | read_size(values | {"size": size})
+        outline = load_outline(
+            model,
+            revision=values["revision"],
+            local_files_only=bool(values["local_files_only"]),
         )
+        sites = plan_sites(outline, config, height=pixels.get("height"), width=pixels.get("width"))
     if as_json:
         print(json.dumps([_as_dict(site) for site in sites], indent=2))
     else:
-        print(f"{_summary(sites, method, keep_rate)}\n\n{_table(sites)}")
+        print(f"{_summary(sites, config)}\n\n{_table(sites)}")
 
 
 def _as_dict(site: PlannedSite) -> dict[str, object]:
@@ -87,12 +61,12 @@ def _as_dict(site: PlannedSite) -> dict[str, object]:
     return vars(site) | {"grid": grid}
 
 
-def _summary(sites: list[PlannedSite], method: str, keep_rate: str) -> str:
+def _summary(sites: list[PlannedSite], config: MergeConfig) -> str:
     merged = [site for site in sites if site.merged]
     changes = dict.fromkeys(f"{s.tokens_before:,} -> {s.tokens_after:,} tokens" for s in merged)
     return (
-        f"{len(merged)} of {len(sites)} self-attentions are merged by {method} at keep rate "
-        f"{keep_rate}: {', '.join(changes)}."
+        f"{len(merged)} of {len(sites)} self-attentions are merged by {config.method} at keep rate "
+        f"{format_keep_rates(config.keep_rate)}: {', '.join(changes)}."  # type: ignore[arg-type]
     )
 
 

@@ -11,7 +11,6 @@ import typer
 
 from sd_tokenmerge.cli.columns import in_columns
 from sd_tokenmerge.cli.errors import user_errors
-from sd_tokenmerge.keep_rates import format_keep_rates, parse_keep_rates
 
 if TYPE_CHECKING:
     from sd_tokenmerge.sampling.status import RunStatus
@@ -22,10 +21,10 @@ def status_command(
     folder: Annotated[str, typer.Argument(help="A run or sweep folder, or a folder of them.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Say what is done, missing and broken in a run or sweep folder.
+    """Show what is done, missing and broken in a run or sweep folder.
 
-    Every image is read and compared with the manifest; nothing is changed. The exit code is 0 if
-    everything is complete and intact, else 1.
+    Every image is read and compared with its recorded hash; nothing is changed. The exit code is 0
+    if everything is complete and intact, else 1.
     """
     from sd_tokenmerge.sweep.status import folder_status
 
@@ -45,10 +44,9 @@ def _print_runs(runs: tuple[RunStatus, ...], folder: Path) -> None:
     rows = [["folder", "method", "keep", "images", "done", "missing", "broken", ""]]
     for run in runs:
         counts = (run.total, run.done, run.missing, run.broken)
-        keep = format_keep_rates(parse_keep_rates(run.keep_rate))
         path = Path(run.folder)
         name = path if path == folder else path.relative_to(folder)
-        rows.append([str(name), run.method, keep, *map(str, counts), run.state])
+        rows.append([str(name), run.method, run.keep_rate, *map(str, counts), run.state])
     print(in_columns(rows, left=(0, 1, 7)))
     for run in runs:
         for finding in run.findings:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import errno
-import inspect
 import os
 import re
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -16,8 +15,8 @@ import typer
 from sd_tokenmerge.cli.errors import (
     UserError,
     describe,
+    generation_errors,
     interruption,
-    memory_errors,
     user_errors,
 )
 from sd_tokenmerge.cli.feature_options import (
@@ -30,16 +29,16 @@ from sd_tokenmerge.cli.feature_options import (
     Protocol,
     Weights,
 )
-from sd_tokenmerge.cli.generate import generate_command, read_options
+from sd_tokenmerge.cli.field_options import with_options
+from sd_tokenmerge.cli.generate import Preset, Size, read_options
+from sd_tokenmerge.config import MergeConfig
 from sd_tokenmerge.fid.options import FeatureOptions
+from sd_tokenmerge.sampling.options import GenerateOptions
 from sd_tokenmerge.sweep.options import PAPER_KEEP_RATES, PAPER_METHODS, SweepOptions
 
 if TYPE_CHECKING:
     from sd_tokenmerge.sampling.progress import Progress
     from sd_tokenmerge.sweep.run import SweepSummary
-
-_NOT_SHARED = {"out", "method", "keep_rate", "overwrite", "as_json"}
-"""Parameters of `generate` that a sweep sets itself, or has with another meaning."""
 
 _METHODS_HELP = (
     'Repeatable; several in one are separated by spaces or ";", since commas belong to the options '
@@ -52,21 +51,7 @@ _KEEP_RATES_HELP = (
 )
 
 
-def _with_generation_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command the options of `generate` that describe images, merging, model and work."""
-    own = inspect.signature(command, eval_str=True).parameters.values()
-    shared = inspect.signature(generate_command, eval_str=True).parameters.values()
-    parameters = [
-        *(p for p in own if p.kind is not p.VAR_KEYWORD),
-        *(p for p in shared if p.name not in _NOT_SHARED),
-    ]
-    keyword_only = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in parameters]
-    command.__signature__ = inspect.Signature(keyword_only)  # type: ignore[attr-defined]
-    command.__annotations__ = {p.name: p.annotation for p in keyword_only}
-    return command
-
-
-@_with_generation_options
+@with_options(GenerateOptions, MergeConfig, without=("out", "method", "keep_rate"))
 def sweep_command(
     *,
     out: Annotated[str, typer.Option(help="The sweep's folder, new or to be resumed.")],
@@ -121,6 +106,8 @@ def sweep_command(
     precision: Precision = "float32",
     cache: Cache = None,
     assume_protocol: AssumeProtocol = None,
+    size: Size = None,
+    preset: Preset = None,
     **generation: Any,
 ) -> None:
     """Compare methods and keep rates: images, distances, tables, plots.
@@ -137,7 +124,7 @@ def sweep_command(
     with user_errors():
         options = SweepOptions(
             out=out,
-            generation=read_options(generation | {"out": out}),
+            generation=read_options(generation | {"out": out, "size": size, "preset": preset}),
             methods=PAPER_METHODS if methods is None else parse_methods(methods),
             keep_rates=PAPER_KEEP_RATES if keep_rates is None else parse_keep_rates(keep_rates),
             reference=reference,
@@ -221,7 +208,7 @@ class _SweepConsole:
     def extracting(self, done: int, total: int) -> None:
         if done == 0:
             self._features.start(total, 0)
-        self._features.update([done])
+        self._features.update(done)
         if done == total:
             self._features.stop()
 
@@ -237,7 +224,7 @@ def _run(options: SweepOptions, overwrite: bool) -> SweepSummary | None:
 
     console = _SweepConsole()
     try:
-        with memory_errors(), user_errors(ValueError, TypeError):
+        with generation_errors(), user_errors(ValueError, TypeError):
             return run_sweep(options, overwrite=overwrite, progress=console)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):

@@ -7,59 +7,103 @@ import json
 import platform
 import subprocess
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from sd_tokenmerge.files import write_atomically
+from sd_tokenmerge.files import read_json, write_atomically
 from sd_tokenmerge.machine import processor_name
 from sd_tokenmerge.sampling.locate import files_identity, locate_model, locate_part, split_lora
-from sd_tokenmerge.sampling.options import ResolvedOptions
-from sd_tokenmerge.sampling.plan import ImageJob
+from sd_tokenmerge.sampling.options import GenerateOptions, ResolvedOptions
+from sd_tokenmerge.sampling.plan import MAX_IMAGES, ImageJob
 
 RUN_FILE = "run.json"
-FORMAT = 1
-
-Description = dict[str, Any]
-
-_NEEDED = (
-    *("options.model", "options.method", "options.keep_rate", "options.batch_size"),
-    *("plan.num_images", "plan.sha256"),
-    *("model.pipeline.sha256", "model.vae", "model.lora", "model.lora_scales"),
-    *("device.type", "device.name", "versions.torch", "commit"),
-)
-"""What is read from a `run.json`, besides the options that are compared."""
+FORMAT = 2
 
 
 class DescriptionError(ValueError):
     """A `run.json` that cannot be used."""
 
 
-def unusable(path: Path, problem: str) -> DescriptionError:
-    """The error that says so.
+@dataclass(frozen=True)
+class Description:
+    """What a run folder was made with.
 
-    Args:
-        path: the `run.json`.
-        problem: what follows its name, such as "is damaged".
+    Attributes:
+        options: of its first start; resolved.
+        num_images: images of the run.
+        plan_sha256: one hash over all seeds and prompts.
+        model: hashes of the pipeline's, autoencoder's and LoRAs' files, and the LoRAs' scales.
+        created: when, in ISO 8601.
+        device: `"type"` and `"name"` of the device.
+        versions: of the libraries.
+        commit: of the checkout, with "+" if it was changed since; None without a checkout.
     """
-    return DescriptionError(
-        f"{path} {problem}. The images beside it are untouched. Restore the file from a copy, or "
-        f"make all images anew: with `overwrite`, or in another `out`."
-    )
+
+    options: GenerateOptions
+    num_images: int
+    plan_sha256: str
+    model: dict[str, Any]
+    created: str
+    device: dict[str, str]
+    versions: dict[str, str]
+    commit: str | None
+
+    def to_json(self) -> dict[str, Any]:
+        """The content of `run.json`."""
+        rest = {name: getattr(self, name) for name in ("model", *_SURROUNDINGS)}
+        plan = {"num_images": self.num_images, "sha256": self.plan_sha256}
+        return {"format": FORMAT, "options": self.options.to_json(), "plan": plan, **rest}
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> Description:
+        """The inverse of `to_json`.
+
+        Raises:
+            KeyError: something is missing.
+            TypeError: something is of the wrong type.
+            ValueError: an option is bad, or the number of images cannot be true.
+        """
+        rest = {name: values[name] for name in ("model", *_SURROUNDINGS)}
+        new = cls(
+            options=GenerateOptions.from_json(values["options"]),
+            num_images=values["plan"]["num_images"],
+            plan_sha256=values["plan"]["sha256"],
+            **rest,
+        )
+        if type(new.num_images) is not int or not 0 < new.num_images <= MAX_IMAGES:
+            raise ValueError(f"`num_images` must be in [1, {MAX_IMAGES}], got {new.num_images!r}.")
+        classes, per_class = new.options.classes, new.options.images_per_class
+        expected = new.num_images // per_class if classes is None else len(classes)
+        if new.num_images != expected * per_class:
+            raise ValueError(f"`num_images` must be {expected * per_class}, got {new.num_images}.")
+        for name in ("model", "device", "versions"):
+            if not isinstance(rest[name], dict):
+                raise TypeError(f"`{name}` must be an object, got {rest[name]!r}.")
+        new.options.compared()  # parses the method
+        texts = (new.model["pipeline"]["sha256"], new.device["type"], new.device["name"])
+        if not all(isinstance(text, str) for text in texts):
+            raise TypeError(f"a hash and the device must be texts, got {texts}.")
+        return new
+
+
+_SURROUNDINGS = ("created", "device", "versions", "commit")
+_MODEL_OPTIONS = {"pipeline": "model", "vae": "vae", "lora": "lora", "lora_scales": "lora"}
 
 
 def describe_run(options: ResolvedOptions, jobs: Sequence[ImageJob]) -> Description:
-    """Everything that is needed to tell whether another start would make the same images.
+    """Everything that tells whether another start would make the same images.
 
     Raises:
         ValueError: the model cannot be found.
     """
-    return {
-        "format": FORMAT,
-        "options": options.to_json(),
-        "plan": {"num_images": len(jobs), "sha256": plan_sha256(jobs)},
-        "model": {
+    return Description(
+        options=options,
+        num_images=len(jobs),
+        plan_sha256=hashlib.sha256(json.dumps(jobs).encode()).hexdigest(),
+        model={
             "pipeline": files_identity(locate_model(options)),
             "vae": _part_identity("vae", options.vae, options.local_files_only),
             "lora": [
@@ -69,11 +113,11 @@ def describe_run(options: ResolvedOptions, jobs: Sequence[ImageJob]) -> Descript
             "lora_scales": [split_lora(entry)[1] for entry in options.lora],
         },
         **surroundings(options.device),
-    }
+    )
 
 
-def surroundings(device: str) -> Description:
-    """When, on what, and by which versions something is made.
+def surroundings(device: str) -> dict[str, Any]:
+    """The time, device, library versions and commit that something is made with.
 
     Args:
         device: torch device that it is made on.
@@ -96,86 +140,79 @@ def surroundings(device: str) -> Description:
     }
 
 
-def plan_sha256(jobs: Sequence[ImageJob]) -> str:
-    """One hash over all files, seeds and prompts."""
-    return hashlib.sha256(json.dumps(jobs).encode()).hexdigest()
-
-
 def read_description(folder: Path) -> Description | None:
     """The folder's `run.json`; None where there is none.
 
     Raises:
         DescriptionError: it is damaged or of another format.
+        OSError: it cannot be read.
     """
     path = folder / RUN_FILE
     try:
-        description = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
     except FileNotFoundError:
         return None
     except ValueError as error:
-        is_empty = isinstance(error, json.JSONDecodeError) and not error.doc.strip()
-        reason = "empty" if is_empty else f"no JSON: {error}"
-        raise unusable(path, f"is damaged ({reason})") from error
-    if not isinstance(description, dict):
-        raise unusable(path, "is damaged (no JSON object)")
-    if description.get("format", FORMAT) != FORMAT:
-        version = f"of format {description['format']}, where this one reads {FORMAT}"
-        raise unusable(path, f"was written by another version ({version})")
-    missing = [name for name in ("format", *_NEEDED) if not _has(description, name.split("."))]
-    if missing:
-        raise unusable(path, f"is damaged (without {', '.join(missing)})")
-    return description
-
-
-def _has(value: Any, path: Sequence[str]) -> bool:
-    """Whether a JSON value has something at the end of a path of names."""
-    for name in path:
-        if not isinstance(value, dict) or name not in value:
-            return False
-        value = value[name]
-    return True
+        reason = str(error).removeprefix(f"{path} is ").rstrip(".")
+        if not path.read_bytes().strip():
+            reason = "empty"
+        raise _unusable(path, f"is damaged ({reason})") from error
+    if not isinstance(content, dict):
+        raise _unusable(path, "is damaged (no JSON object)")
+    if content.get("format", FORMAT) != FORMAT:
+        found = f"of format {content['format']}, where this one reads {FORMAT}"
+        raise _unusable(path, f"was written by another version ({found})")
+    try:
+        return Description.from_json(content)
+    except KeyError as error:
+        raise _unusable(path, f"is damaged (without {error.args[0]})") from error
+    except (TypeError, ValueError) as error:
+        raise _unusable(path, f"is damaged ({error})") from error
 
 
 def write_description(folder: Path, description: Description) -> None:
     """Write `run.json`."""
-    data = json.dumps(description, indent=2, ensure_ascii=False) + "\n"
+    data = json.dumps(description.to_json(), indent=2, ensure_ascii=False) + "\n"
     write_atomically(folder / RUN_FILE, data.encode())
 
 
-def option_differences(old: Description, options: ResolvedOptions) -> list[str]:
+def option_differences(old: Description, options: GenerateOptions) -> list[str]:
     """What differs in the options that make the images, each as "name: old -> new"."""
-    old_options, new_options = old["options"], options.compared()
+    before, now = old.options.compared(), options.compared()
     return [
-        f"{name}: {_show(old_options.get(name))} -> {_show(value)}"
-        for name, value in new_options.items()
-        if old_options.get(name) != value
+        f"{name}: {_show(before[name])} -> {_show(now[name])}"
+        for name in now
+        if name in before and before[name] != now[name]
     ]
 
 
 def content_differences(old: Description, new: Description) -> list[str]:
     """What differs besides the options: prompts, model files, kind of device."""
-    pairs = {
-        "prompts": [side["plan"]["sha256"] for side in (old, new)],
-        "model": [side["model"]["pipeline"]["sha256"] for side in (old, new)],
-        "vae": [(side["model"]["vae"] or {}).get("sha256") for side in (old, new)],
-        "lora": [
-            [part["sha256"] for part in side["model"]["lora"]] + side["model"]["lora_scales"]
-            for side in (old, new)
-        ],
-    }
-    found = [f"{name}: other content" for name, (was, now) in pairs.items() if was != now]
-    if old["device"]["type"] != new["device"]["type"]:
-        found.append(f"device: {old['device']['type']} -> {new['device']['type']}")
+    found = [] if old.plan_sha256 == new.plan_sha256 else ["prompts: other content"]
+    found += [
+        f"{_MODEL_OPTIONS[part]}: other content"
+        for part, content in new.model.items()
+        if old.model.get(part) != content
+    ]
+    if old.device["type"] != new.device["type"]:
+        found.append(f"device: {old.device['type']} -> {new.device['type']}")
     return found
 
 
 def version_differences(old: Description, new: Description) -> list[str]:
     """Library versions that changed: images may differ by rounding, or by more."""
     return [
-        f"{name} {old['versions'].get(name)} -> {value}"
-        for name, value in new["versions"].items()
-        if old["versions"].get(name) != value
+        f"{name} {old.versions.get(name)} -> {now}"
+        for name, now in new.versions.items()
+        if old.versions.get(name) != now
     ]
+
+
+def _unusable(path: Path, problem: str) -> DescriptionError:
+    return DescriptionError(
+        f"{path} {problem}. The images beside it are untouched. Restore the file from a copy, or "
+        f"make all images anew: with `overwrite`, or in another `out`."
+    )
 
 
 def _part_identity(argument: str, name: str | None, local_files_only: bool) -> Any:
@@ -189,22 +226,16 @@ def _commit() -> str | None:
     root = Path(__file__).parents[2]
     if not (root / ".git").exists():
         return None
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(root), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
     try:
-        head = subprocess.run(
-            ["git", "-C", str(root), "rev-parse", "HEAD"],
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout.strip()
-        changed = subprocess.run(
-            ["git", "-C", str(root), "status", "--porcelain", "--", "sd_tokenmerge"],
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout.strip()
+        changed = git("status", "--porcelain", "--", "sd_tokenmerge")
+        return git("rev-parse", "HEAD") + ("+" if changed else "")
     except (OSError, subprocess.CalledProcessError):
         return None
-    return head + ("+" if changed else "")
 
 
 def _show(value: Any) -> str:

@@ -1,7 +1,8 @@
-"""A run folder: whether it may be used, what is in it, and what is still to be done."""
+"""A run folder: whether it may be used, what is in it, and what still has to be done."""
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 from collections.abc import Callable, Collection, Iterable
@@ -35,13 +36,13 @@ class Survey:
     """What is in a run folder, compared with what should be.
 
     Attributes:
-        intact: records of images that are there as recorded, by file name.
-        missing: these images are not there, and were never recorded: not made yet.
-        lost: these images are recorded, but not there.
-        changed: these images are not what their record says.
-        unrecorded: these images are there, but no record vouches for them.
-        foreign: pictures that are no part of the run.
-        damaged_lines: manifest lines that are no record, or were cut off, as "file, line n".
+        intact: records of the images that are there as recorded, by file name.
+        missing: images that are not there and were never recorded: not generated yet.
+        lost: images that are recorded but not there.
+        changed: images whose content is not the recorded one.
+        unrecorded: images that are there without a record.
+        foreign: pictures that are not part of the run.
+        damaged_lines: manifest lines that are not records or were cut off, as "file, line n".
     """
 
     intact: dict[str, ImageRecord]
@@ -53,13 +54,13 @@ class Survey:
     damaged_lines: list[str]
 
     def findings(self) -> list[str]:
-        """What is wrong, a line each; that an image was not made yet is no finding."""
+        """What is wrong, one line per kind; images that were not generated yet are not wrong."""
         kinds = {
             "recorded image that is not there": self.lost,
             "image with another content than recorded": self.changed,
             "image without a record": self.unrecorded,
-            "manifest line that is no record": self.damaged_lines,
-            "picture that is no part of the run": self.foreign,
+            "manifest line that is not a record": self.damaged_lines,
+            "picture that is not part of the run": self.foreign,
         }
         return [
             f"{len(names)} x {kind}: {', '.join(names[:3])}{', ...' if len(names) > 3 else ''}"
@@ -72,48 +73,56 @@ def check_folder(folder: Path, options: ResolvedOptions, overwrite: bool) -> Non
     """Refuse a folder that cannot be used, before anything expensive; writes nothing.
 
     Raises:
-        ValueError: it holds another run (and not `overwrite`) or something else than a run.
+        ValueError: it holds another run (without `overwrite`) or something other than a run.
         OSError: it cannot be written to.
     """
     existing = folder
     while not existing.exists() and existing != existing.parent:
         existing = existing.parent
     if not existing.is_dir():
-        raise NotADirectoryError(20, "Not a directory", str(existing))
+        raise NotADirectoryError(errno.ENOTDIR, "Not a directory", str(existing))
     if not os.access(existing, os.W_OK | os.X_OK):
-        raise PermissionError(13, "Permission denied", str(existing))
+        raise PermissionError(errno.EACCES, "Permission denied", str(existing))
     if not folder.exists():
         return
-    if not (folder / RUN_FILE).exists():
-        others = [path.name for path in folder.iterdir() if not path.name.startswith(".")]
-        if others:
+    if (folder / RUN_FILE).exists():
+        if not overwrite and (description := read_description(folder)) is not None:
+            _refuse_differences(folder, options, option_differences(description, options))
+        return
+    names = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
+    others = [name for name in names if not _OWN_FILES.fullmatch(name)]
+    if manifest_files(folder) and not others:
+        if not overwrite:
             raise ValueError(
-                f"`out` must be a new or empty folder, or hold a run ({RUN_FILE}), got "
-                f"{str(folder)!r} with {others[0]!r} in it."
+                f"`out` must hold a {RUN_FILE} beside its images, got {str(folder)!r} without one. "
+                f"Restore it from a copy, or generate all images anew with `overwrite`."
             )
-    elif not overwrite and (description := read_description(folder)) is not None:
-        _refuse_differences(folder, option_differences(description, options))
+    elif names:
+        raise ValueError(
+            f"`out` must be a new or empty folder, or hold a run ({RUN_FILE}), got "
+            f"{str(folder)!r} with {(others or names)[0]!r} in it."
+        )
 
 
 def settle_description(
     folder: Path, new: Description, options: ResolvedOptions, overwrite: bool
 ) -> Description | None:
-    """Write `run.json`, or check it against the one that is there; the folder must be locked.
+    """Write `run.json`, or compare it with the existing one; the folder must be locked.
 
     Returns:
-        The description that was there and stays, None if the new one was written.
+        The description that was there and stays; None if the new one was written.
 
     Raises:
-        ValueError: the folder holds a run with other options or content, and not `overwrite`.
+        ValueError: the folder holds a run with other options or content (without `overwrite`).
     """
     if not overwrite and (old := read_description(folder)) is not None:
         differences = option_differences(old, options) + content_differences(old, new)
-        _refuse_differences(folder, differences)
-        return old
-    if (folder / RUN_FILE).exists():
-        for path in folder.iterdir():
-            if _OWN_FILES.fullmatch(path.name):
-                path.unlink()
+        _refuse_differences(folder, options, differences)
+        if not differences:
+            return old
+    for path in folder.iterdir():
+        if _OWN_FILES.fullmatch(path.name):
+            path.unlink()
     write_description(folder, new)
     return None
 
@@ -122,20 +131,22 @@ def survey_folder(
     folder: Path,
     files: Collection[str],
     *,
+    hash_all: bool,
     all_files: Collection[str] | None = None,
     own_parts: Collection[Path] | None = None,
     is_right: Callable[[ImageRecord], bool] = lambda record: True,
 ) -> Survey:
-    """Read every recorded image and compare it with its record; writes nothing.
+    """Compare the images of a folder with their records; writes nothing.
 
     Args:
         folder: the run folder.
-        files: the images that matter: a shard's, or all.
-        all_files: names of all images of the run, default `files`; other pictures are foreign, and
-            a Fréchet distance would count them.
-        own_parts: manifests that nobody writes now, in which an unfinished line is damage;
+        files: the expected images: a shard's, or all.
+        hash_all: hash every image; see `intact_records`.
+        all_files: names of all images of the run; default: `files`. Other pictures are foreign; a
+            Fréchet distance would count them.
+        own_parts: manifests that nobody is writing, in which an unfinished line is damage;
             default: all.
-        is_right: whether a record is of this run.
+        is_right: whether a record belongs to this run.
     """
     parts = manifest_files(folder)
     wanted = set(files)
@@ -146,13 +157,9 @@ def survey_folder(
         for record in load_manifest(parts).records
         if record.file in wanted and is_right(record)
     ]
-    intact = intact_records(folder, records)
+    intact = intact_records(folder, records, hash_all=hash_all)
     recorded = {record.file for record in records}
-    pictures = {
-        path.name
-        for path in folder.iterdir()
-        if path.suffix.lower() in _PICTURES and not path.name.startswith(".")
-    }
+    pictures = {path.name for path in folder.iterdir() if _is_picture(path)}
     rest = [name for name in files if name not in intact]
     return Survey(
         intact=intact,
@@ -165,14 +172,29 @@ def survey_folder(
     )
 
 
-def remove_temporaries(folder: Path, jobs: Iterable[ImageJob]) -> None:
-    """Remove what a killed process left behind of these images."""
+def prepare_files(folder: Path, jobs: Iterable[ImageJob]) -> None:
+    """Remove what a killed process left of these images, and refuse what cannot be replaced.
+
+    Raises:
+        IsADirectoryError: a folder has the name of an image.
+    """
     for job in jobs:
         temporary_path(folder / job.file).unlink(missing_ok=True)
+        if (folder / job.file).is_dir():
+            raise IsADirectoryError(errno.EISDIR, "Is a directory", str(folder / job.file))
 
 
-def _refuse_differences(folder: Path, differences: list[str]) -> None:
-    if differences:
+def _is_picture(path: Path) -> bool:
+    return path.suffix.lower() in _PICTURES and not path.name.startswith(".")
+
+
+def _refuse_differences(folder: Path, options: ResolvedOptions, differences: list[str]) -> None:
+    """Refuse another run, unless it has no images: then it failed at once, and may be replaced."""
+    if not differences:
+        return
+    has_images = any(_is_picture(path) for path in folder.iterdir())
+    has_records = any(path.stat().st_size for path in manifest_files(folder))
+    if has_images or has_records or options.shard is not None:  # other shards may be running
         raise ValueError(
             f"`out` must be a new folder or hold a run with the same options, got {str(folder)!r}, "
             f"which differs (there -> now): {'; '.join(differences)}. Choose another folder, or "

@@ -14,6 +14,7 @@ import torch
 from diffusers.loaders.single_file_utils import SingleFileComponentError
 from safetensors import SafetensorError, safe_open
 
+from sd_tokenmerge.devices import resolve_device
 from sd_tokenmerge.sampling.attention import set_attention
 from sd_tokenmerge.sampling.locate import locate_model, locate_part, split_lora
 from sd_tokenmerge.sampling.options import GenerateOptions, ResolvedOptions
@@ -23,8 +24,10 @@ from sd_tokenmerge.sampling.resolve import resolve_options
 _VERSION = tuple(int(part) for part in diffusers.__version__.split(".")[:2])
 _DTYPE_ARGUMENT = "dtype" if _VERSION >= (0, 40) else "torch_dtype"
 
+# What the loaders raise about damaged or foreign files, such as a model_index.json without classes.
 _LOADING_ERRORS = (
     *(OSError, ValueError, RuntimeError),
+    *(AttributeError, ImportError, KeyError, TypeError),
     *(SafetensorError, SingleFileComponentError, pickle.UnpicklingError),
 )
 
@@ -33,15 +36,16 @@ def load_pipeline(options: GenerateOptions) -> Any:
     """A pipeline, on its device, ready to be patched.
 
     Args:
-        options: those that concern the model are read; None means as in `resolve_options`.
+        options: only the model's options are used; None means the same as in `resolve_options`.
 
     Returns:
         A diffusers text-to-image pipeline with a UNet.
 
     Raises:
-        ValueError: the model is not there, is broken, or an option does not fit it.
+        ValueError: the model is not there, is damaged, or an option does not fit it.
     """
     resolved = resolve_options(options)
+    resolve_device(resolved.device)  # torch reports a bad device less clearly, and late
     path = locate_model(resolved)
     dtype = getattr(torch, resolved.dtype)
     if path.is_dir():
@@ -64,12 +68,12 @@ def load_pipeline(options: GenerateOptions) -> Any:
 
 
 def _load_folder(path: Path, options: ResolvedOptions, dtype: torch.dtype) -> Any:
-    # The class comes from the model; other than Stable Diffusion 1 and 2, none takes a checker.
-    index = diffusers.DiffusionPipeline.load_config(path)
-    checker: dict[str, Any] = {}
-    if "safety_checker" in index and not options.safety_checker:
-        checker = {"safety_checker": None, "requires_safety_checker": False}
     with _loading("model", options.model):
+        # Only the pipelines of Stable Diffusion 1 and 2 take a safety checker.
+        index = diffusers.DiffusionPipeline.load_config(path)
+        checker: dict[str, Any] = {}
+        if "safety_checker" in index and not options.safety_checker:
+            checker = {"safety_checker": None, "requires_safety_checker": False}
         return diffusers.DiffusionPipeline.from_pretrained(
             path,
             variant=options.variant,
@@ -107,14 +111,18 @@ def _load_file(path: Path, options: ResolvedOptions, dtype: torch.dtype) -> Any:
 
 @contextmanager
 def _loading(argument: str, name: str) -> Iterator[None]:
-    """Report what the loaders raise about broken files as one line."""
+    """Report what the loaders raise about damaged files as one line."""
     try:
         yield
     except torch.OutOfMemoryError:
         raise
     except _LOADING_ERRORS as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = _first_line(error)
         raise ValueError(f"`{argument}` {name!r} cannot be loaded: {reason}") from error
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def _tensor_names(path: Path) -> list[str]:
@@ -142,9 +150,10 @@ def _set_vae(pipe: Any, options: ResolvedOptions, dtype: torch.dtype) -> None:
     path = locate_part("vae", options.vae, local_files_only=options.local_files_only)
     if not (path / "config.json").is_file():
         raise ValueError(f"`vae` must be a folder with a config.json, got {options.vae!r}.")
-    name = diffusers.AutoencoderKL.load_config(path).get("_class_name", "")
+    with _loading("vae", options.vae):
+        name = str(diffusers.AutoencoderKL.load_config(path).get("_class_name", "no class"))
     if not name.startswith("Autoencoder"):
-        raise ValueError(f"`vae` must be an autoencoder, got {name or 'no class'} in {path}.")
+        raise ValueError(f"`vae` must be an autoencoder, got {name} in {path}.")
     with _loading("vae", options.vae):
         pipe.vae = getattr(diffusers, name).from_pretrained(path, **{_DTYPE_ARGUMENT: dtype})
 
@@ -178,5 +187,5 @@ def _place(pipe: Any, options: ResolvedOptions) -> None:
     except (RuntimeError, AssertionError) as error:
         if isinstance(error, torch.OutOfMemoryError):
             raise
-        reason = str(error).strip().splitlines()[0]
+        reason = _first_line(error)
         raise ValueError(f"`device` {options.device!r} cannot be used: {reason}") from error

@@ -6,10 +6,11 @@ import hashlib
 import json
 from collections.abc import Callable
 from functools import lru_cache
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
-from sd_tokenmerge.files import file_sha256
+from sd_tokenmerge.files import file_sha256, read_json
 from sd_tokenmerge.sampling.options import ResolvedOptions
 
 CHECKPOINT_SUFFIXES = (".safetensors", ".ckpt")
@@ -19,7 +20,7 @@ def locate_model(options: ResolvedOptions) -> Path:
     """The diffusers folder or single-file checkpoint of `options.model`; a hub id is downloaded.
 
     Raises:
-        ValueError: there is no such model, or what is there is none.
+        ValueError: there is no such model, or the path holds something else.
     """
     from diffusers import DiffusionPipeline
 
@@ -58,7 +59,7 @@ def locate_part(argument: str, name: str, *, local_files_only: bool) -> Path:
         local_files_only: never ask the hub.
 
     Raises:
-        ValueError: there is no such thing.
+        ValueError: there is no such file, folder or hub id.
     """
 
     def download() -> str:
@@ -72,18 +73,21 @@ def locate_part(argument: str, name: str, *, local_files_only: bool) -> Path:
 
 
 def split_lora(entry: str) -> tuple[str, float]:
-    """`"name@0.8"` as name and scale; the scale is 1 where none is given.
+    """`"name@0.8"` as name and scale; the scale defaults to 1.
 
     Raises:
-        ValueError: what follows the last `@` is no number.
+        ValueError: what follows the last `@` is not a finite number.
     """
-    name, at, scale = entry.rpartition("@")
+    name, at, text = entry.rpartition("@")
     if not at:
         return entry, 1.0
     try:
-        return name, float(scale)
+        scale = float(text)
     except ValueError:
-        raise ValueError(f"`lora` must be name@scale with a number, got {entry!r}.") from None
+        scale = float("nan")
+    if not isfinite(scale):
+        raise ValueError(f"`lora` must be name@scale with a finite number, got {entry!r}.")
+    return name, scale
 
 
 def _local_or_downloaded(argument: str, name: str, download: Callable[[], str]) -> Path:
@@ -104,16 +108,19 @@ def _local_or_downloaded(argument: str, name: str, download: Callable[[], str]) 
 
 
 def files_identity(path: Path) -> dict[str, Any]:
-    """What a model consists of, independent of where it lies.
+    """The content of a model, independent of its location.
 
-    Of a diffusers folder: the files of the components named in its model_index.json. Of any other
-    folder: all configurations and weights in it.
+    For a diffusers folder, these are the files of the components that its model_index.json names;
+    for any other folder, all configurations and weights in it.
 
     Returns:
         `"sha256"`, one hash over names and contents, and `"files"`, the hash of each.
+
+    Raises:
+        ValueError: the model_index.json is damaged.
     """
     if path.is_file():
-        names = {path.suffix: path}  # renaming a checkpoint does not make it another one
+        names = {path.suffix: path}  # a renamed checkpoint is the same model
     else:
         names = {str(file.relative_to(path).as_posix()): file for file in _model_files(path)}
     hashes = {name: _hash_once(file) for name, file in sorted(names.items())}
@@ -125,7 +132,9 @@ def _model_files(folder: Path) -> list[Path]:
     index = folder / "model_index.json"
     folders = [folder]
     if index.is_file():
-        parts = json.loads(index.read_text(encoding="utf-8"))
+        parts = read_json(index)
+        if not isinstance(parts, dict):
+            raise ValueError(f"{index} must hold a JSON object, got {type(parts).__name__}.")
         folders = [folder / name for name, value in parts.items() if isinstance(value, list)]
     suffixes = {".json", ".txt", ".model", ".safetensors", ".bin", ".ckpt"}
     found = [file for part in folders for file in part.rglob("*") if file.suffix in suffixes]

@@ -1,23 +1,26 @@
 """The manifest: one JSON line per finished image.
 
-One process alone writes `manifest.jsonl`. Shards and further processes write `manifest.<who>.jsonl`
-beside it, so that no two ever append to the same file; a run that has the folder for itself puts
-them together. Readers take all of them.
+A single process writes `manifest.jsonl`. Shards and further processes write `manifest.<part>.jsonl`
+beside it, so that no two processes append to the same file; a run that has the folder to itself
+unites them. Readers read all of them.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from stat import S_ISREG
 
-from sd_tokenmerge.files import file_sha256, write_atomically
+from sd_tokenmerge.files import file_sha256, parse_json, write_atomically
 from sd_tokenmerge.sampling.plan import ImageJob
 
 MANIFEST = "manifest.jsonl"
+
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
@@ -25,13 +28,15 @@ class ImageRecord:
     """One finished image.
 
     Attributes:
-        file: its name in the run folder.
+        file: its name in the run folder, `{class}_{i}.png`.
         class_index: of the class, or of the prompt in its file.
         image_index: within its class.
-        seed: what its noise was drawn from.
-        prompt: what it shows.
+        seed: seed of its initial noise.
+        prompt: its prompt.
         sha256: of the file.
-        seconds: wall time of its batch, divided by the images in it.
+        bytes: size of the file.
+        modified_ns: the file's modification time when it was written, in nanoseconds.
+        seconds: wall time of its batch divided by the images in the batch.
         flagged: whether the safety checker blacked it out.
     """
 
@@ -41,12 +46,30 @@ class ImageRecord:
     seed: int
     prompt: str
     sha256: str
+    bytes: int
+    modified_ns: int
     seconds: float
     flagged: bool = False
 
+    def __post_init__(self) -> None:
+        """Check what was read from a file.
+
+        Raises:
+            TypeError: a value is of the wrong type.
+            ValueError: the numbers, the name or the hash cannot be those of an image.
+        """
+        types: dict[object, type] = {"str": str, "int": int, "float": float, "bool": bool}
+        for entry in fields(self):
+            value = getattr(self, entry.name)
+            if type(value) is not types[entry.type]:
+                raise TypeError(f"`{entry.name}` must be of type {entry.type}, got {value!r}.")
+        numbers = (self.class_index, self.image_index, self.seed, self.bytes, self.seconds)
+        if min(numbers) < 0 or self.file != self.job.file or not _SHA256.fullmatch(self.sha256):
+            raise ValueError(f"not a record of an image: {self}.")
+
     @property
     def job(self) -> ImageJob:
-        """What was to be made."""
+        """The image that was asked for."""
         return ImageJob(self.class_index, self.image_index, self.seed, self.prompt)
 
     def to_line(self) -> str:
@@ -56,12 +79,12 @@ class ImageRecord:
 
 @dataclass(frozen=True)
 class ManifestContent:
-    """What manifests say.
+    """The content of one or several manifests.
 
     Attributes:
-        records: in the order of the files; a file may be recorded more than once.
-        damaged_lines: lines that are no record, as "file, line n".
-        unfinished_lines: last lines without an end: being written, or their process died.
+        records: in the order of the lines.
+        damaged_lines: complete lines that are not records, as "file, line n".
+        unfinished_lines: last lines without a newline: being written, or their process died.
     """
 
     records: list[ImageRecord]
@@ -85,7 +108,7 @@ def part_name(shard: int, shards: int, rank: int) -> str:
 
 
 def part_files(folder: Path, shard: int, shards: int) -> list[Path]:
-    """The manifests that belong to one shard; a whole run owns all there are."""
+    """The manifests of one shard; all manifests for a run that is not divided."""
     if shards == 1:
         return manifest_files(folder)
     base = part_name(shard, shards, 0).removesuffix("jsonl")
@@ -95,13 +118,13 @@ def part_files(folder: Path, shard: int, shards: int) -> list[Path]:
 def unite_manifests(
     folder: Path, shard: int = 0, shards: int = 1, records: Iterable[ImageRecord] | None = None
 ) -> None:
-    """Put a shard's manifests, or all of a whole run's, into one; the folder must be locked.
+    """Unite the manifests of a shard, or of a whole run; the caller must hold the folder's lock.
 
     Args:
         folder: the run folder.
-        shard: which shard, from 0.
-        shards: how many.
-        records: what to write instead of what the manifests say.
+        shard: number of the shard, from 0.
+        shards: how many shards there are.
+        records: written instead of the manifests' own records.
     """
     parts = part_files(folder, shard, shards)
     if records is None:
@@ -114,25 +137,21 @@ def unite_manifests(
 
 
 def load_manifest(files: Iterable[Path]) -> ManifestContent:
-    """Read manifests as they are, damage included.
+    """Read manifests, damaged ones included.
 
     Raises:
         OSError: one cannot be read.
     """
     content = ManifestContent([], [], [])
     for path in files:
-        lines = path.read_bytes().split(b"\n")
+        *lines, rest = path.read_bytes().split(b"\n")
         for number, line in enumerate(lines, start=1):
-            is_last = number == len(lines)
-            place = f"{path.name}, line {number}"
-            if is_last and line:
-                content.unfinished_lines.append(place)
-            elif not is_last:
-                record = _parse(line)
-                if record is None:
-                    content.damaged_lines.append(place)
-                else:
-                    content.records.append(record)
+            try:
+                content.records.append(ImageRecord(**parse_json(line, path.name)))
+            except (TypeError, ValueError):
+                content.damaged_lines.append(f"{path.name}, line {number}")
+        if rest:
+            content.unfinished_lines.append(f"{path.name}, line {len(lines) + 1}")
     return content
 
 
@@ -140,10 +159,10 @@ def read_manifest(folder: str | Path) -> list[ImageRecord]:
     """The finished images of a run folder, by class and image.
 
     A line that is still being written is left out. The images themselves are not read; see
-    `has_content` and `sd-tokenmerge status`.
+    `is_intact` and `sd-tokenmerge status`.
 
     Raises:
-        ValueError: there is no manifest, or a line in it is no record.
+        ValueError: there is no manifest, or a line in it is not a record.
         OSError: it cannot be read.
     """
     files = manifest_files(Path(folder))
@@ -152,7 +171,7 @@ def read_manifest(folder: str | Path) -> list[ImageRecord]:
     content = load_manifest(files)
     if content.damaged_lines:
         raise ValueError(
-            f"{folder}: {content.damaged_lines[0]} is no record of an image; "
+            f"{folder}: {content.damaged_lines[0]} is not a record of an image; "
             f"start the same generation again to repair the folder."
         )
     unique = {record.file: record for record in content.records}
@@ -160,39 +179,41 @@ def read_manifest(folder: str | Path) -> list[ImageRecord]:
 
 
 def write_manifest(path: Path, records: Iterable[ImageRecord]) -> None:
-    """Replace a manifest by these records, by class and image."""
+    """Replace a manifest by these records, in order of class and image."""
     lines = [record.to_line() + "\n" for record in sorted(records, key=_order)]
     write_atomically(path, "".join(lines).encode())
 
 
-def has_content(path: Path, sha256: str) -> bool:
-    """Whether a file is there and has this hash."""
-    try:
-        return file_sha256(path) == sha256
-    except FileNotFoundError:
-        return False
+def intact_records(
+    folder: Path, records: Iterable[ImageRecord], *, hash_all: bool
+) -> dict[str, ImageRecord]:
+    """The records whose images are there with the recorded content, by file name.
 
+    Args:
+        folder: the run folder.
+        records: those to check.
+        hash_all: read and hash every image. Otherwise, an image that has its recorded size and
+            modification time counts as unchanged; only the others are hashed.
 
-def intact_records(folder: Path, records: Iterable[ImageRecord]) -> dict[str, ImageRecord]:
-    """Those records whose images are there with the recorded hash, by file name."""
-    candidates = list(records)
+    Returns:
+        Records with their files' present modification times.
+    """
+
+    def check(record: ImageRecord) -> ImageRecord | None:
+        path = folder / record.file
+        try:
+            status = path.stat()
+            if not S_ISREG(status.st_mode) or status.st_size != record.bytes:
+                return None
+            is_unchanged = not hash_all and status.st_mtime_ns == record.modified_ns
+            if not is_unchanged and file_sha256(path) != record.sha256:
+                return None
+        except FileNotFoundError:
+            return None
+        return replace(record, modified_ns=status.st_mtime_ns)
+
     with ThreadPoolExecutor(max_workers=8) as pool:
-        intact = pool.map(lambda r: has_content(folder / r.file, r.sha256), candidates)
-        pairs = zip(candidates, intact, strict=True)
-        return {record.file: record for record, is_intact in pairs if is_intact}
-
-
-def _parse(line: bytes) -> ImageRecord | None:
-    try:
-        values: Any = json.loads(line)
-        record = ImageRecord(**values)
-    except (ValueError, TypeError):
-        return None
-    kinds: dict[Any, type] = {"str": str, "int": int, "float": float, "bool": bool}
-    correct = all(
-        isinstance(getattr(record, entry.name), kinds[entry.type]) for entry in fields(record)
-    )
-    return record if correct else None
+        return {record.file: record for record in pool.map(check, records) if record is not None}
 
 
 def _order(record: ImageRecord) -> tuple[int, int]:

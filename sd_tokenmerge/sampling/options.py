@@ -1,13 +1,18 @@
-"""Everything a run is told, in one JSON-able dataclass. Imports no torch."""
+"""`GenerateOptions`: every option of a run, declared once. Imports no torch.
+
+`sd-tokenmerge generate`, `sweep` and `run.json` derive their options from the fields.
+"""
 
 from __future__ import annotations
 
 import re
-from dataclasses import asdict, dataclass, field, fields
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from math import isfinite
+from typing import TYPE_CHECKING, Any, Literal
 
-from sd_tokenmerge.config import Features, Merge
-from sd_tokenmerge.keep_rates import Constant, KeepRate, format_keep_rates, parse_keep_rates
+from sd_tokenmerge.config import PRESETS, MergeConfig
+from sd_tokenmerge.options import option, require_options
 from sd_tokenmerge.sampling.imagenet import (
     PAPER_TEMPLATE,
     NameStyle,
@@ -23,173 +28,210 @@ if TYPE_CHECKING:
 PAPER_SIZE, PAPER_STEPS, PAPER_GUIDANCE = 512, 50, 7.5
 """ToMe-SD's and ATC's protocol for Stable Diffusion 1.5."""
 
-DEFAULT_METHOD, DEFAULT_KEEP_RATE = "atc", 0.5
-"""The defaults of `apply_patch`."""
-
 NO_METHOD = "none"
-"""The method string of an unpatched pipeline."""
-
-MERGING = (
-    *("levels", "features", "merge", "refresh_every"),
-    *("share_layers", "proportional_attention", "merge_seed"),
-)
-"""How is merged, besides method and keep rate."""
+"""What the command line calls `merging=None`, the unpatched pipeline."""
 
 DType = Literal["float32", "float16", "bfloat16"]
 Offload = Literal["none", "model", "sequential"]
 AttentionBackend = Literal["default", "eager", "sliced", "xformers", "flash", "efficient", "math"]
 
-# Says where and how a run is carried out, or names a file whose content is compared instead.
-_NOT_COMPARED = {"compared": False}
+_IMAGES: dict[str, Any] = {"panel": "Images"}
+_SIZE: dict[str, Any] = {"at_least": 8, "below": 65_536, **_IMAGES}
+_MODEL: dict[str, Any] = {"panel": "Model"}
+_WORK: dict[str, Any] = {"panel": "Work", "compared": False}
+_BY_CONTENT: dict[str, Any] = {"compared": False}
 
 
 @dataclass(frozen=True, kw_only=True)
 class GenerateOptions:
-    """The options of `generate`.
+    """The options of `generate`; the fields' help texts describe them.
 
-    None means: what the model's own `sample.json` says, else the paper's protocol; see
-    `sampling.resolve`. Fields marked "not compared" may change between two starts in one folder.
+    None means the model's own setting (its `sample.json`), else the paper's protocol; see
+    `resolve_options`. Fields with `compared=False` may change between two starts in one folder:
+    they say where and how the work is done, or name files that are compared by content.
 
     Attributes:
-        out: the run folder (not compared).
-        model: hub id, diffusers folder, or single-file checkpoint; compared by content.
-        classes: ImageNet indices; None: the model's own classes, else all 1,000.
-        images_per_class: also per prompt, where `prompts` are given.
-        prompts: file with prompts, instead of classes; compared by content.
-        prompt_template: text with `{class}`.
-        class_names: what stands for `{class}`.
-        negative_prompt: None: the pipeline's own unconditional branch.
-        seed: base of all seeds.
-        seed_scheme: see `image_seed`.
-        height: pixels.
-        width: pixels.
-        steps: denoising steps.
-        guidance_scale: classifier-free guidance; 1 or less: none.
-        noise_device: where the initial noise is drawn: the CPU gives the same on every machine,
-            the GPU follows the paper's runs literally.
-        method: a method string, or `"none"` for the unpatched pipeline.
-        keep_rate: a number or string, see `apply_patch`, as for the next seven; None: 0.5, and 1
-            without a method.
-        levels: finest resolutions that are merged.
-        features: what is clustered.
-        merge: which of queries, keys and values are merged.
-        refresh_every: denoising steps between two partitions.
-        share_layers: whether blocks with the same grid share a partition.
-        proportional_attention: whether attention counts a merged token as often as it stands for.
-        merge_seed: what random methods draw from.
-        model_config: folder with the configuration of a single-file checkpoint, to load it without
-            the hub (not compared: its effect is in the loaded model's configuration).
-        revision: of a hub id (not compared: its content is).
-        variant: weights file variant such as `"fp16"`.
-        dtype: None: float16 on a GPU, float32 on the CPU.
-        device: torch device; None: the GPU if there is one. Its type is compared.
-        compile: whether the denoiser is compiled.
-        scheduler: diffusers class, with or without "Scheduler"; None: the model's own.
-        vae: hub id or folder of another autoencoder; compared by content.
-        lora: file, folder or hub id, each with an optional `@scale`; compared by content.
-        attention_backend: how attention is computed.
-        offload: which parts wait on the CPU.
-        safety_checker: whether the model's safety checker runs, where it has one.
-        batch_size: images per call (not compared: it changes images by rounding only).
-        shard: `"3/16"`: only the third sixteenth of the images (not compared).
-        local_files_only: never ask the hub (not compared).
+        merging: how tokens are merged; None generates with the unpatched pipeline.
     """
 
-    out: str = field(metadata=_NOT_COMPARED)
-    model: str | None = field(default=None, metadata=_NOT_COMPARED)
+    out: str = option("The run folder, new or to be resumed.", compared=False)
 
-    classes: tuple[int, ...] | None = None
-    images_per_class: int = 2
-    prompts: str | None = field(default=None, metadata=_NOT_COMPARED)
-    prompt_template: str = PAPER_TEMPLATE
-    class_names: NameStyle = "atc"
-    negative_prompt: str | None = None
+    classes: tuple[int, ...] | None = option(
+        'ImageNet classes, such as "0-9,magpie,n01440764".',
+        default=None,
+        parse=parse_classes,
+        when_none="those the model was made for, else all 1,000",
+        **_IMAGES,
+    )
+    images_per_class: int = option(
+        "Images per class or prompt.", default=2, at_least=1, below=1 << 24, **_IMAGES
+    )
+    prompts: str | None = option(
+        "A prompt file instead of classes: .txt with one prompt per line, or .jsonl with prompt "
+        "and seed.",
+        default=None,
+        **_IMAGES,
+        **_BY_CONTENT,
+    )
+    prompt_template: str = option("Text with {class}.", default=PAPER_TEMPLATE, **_IMAGES)
+    class_names: NameStyle = option(
+        "What replaces {class}: all synonyms, as in ATC's runs, or one short name.",
+        default="atc",
+        **_IMAGES,
+    )
+    negative_prompt: str | None = option(
+        "Prompt to steer away from.", default=None, when_none="the pipeline's own", **_IMAGES
+    )
+    seed: int = option("Base of all seeds.", default=0, at_least=0, below=SEED_LIMIT, **_IMAGES)
+    seed_scheme: SeedScheme = option(
+        "How seeds are derived: seed plus the digits of class and image, for at most 10 images per "
+        "class, or hashed, for any number.",
+        default="paper",
+        **_IMAGES,
+    )
+    height: int | None = option(
+        "Height in pixels, a multiple of 8.", default=None, when_none="--size", **_SIZE
+    )
+    width: int | None = option(
+        "Width in pixels, a multiple of 8.", default=None, when_none="--size", **_SIZE
+    )
+    steps: int | None = option(
+        "Denoising steps.",
+        default=None,
+        at_least=1,
+        below=10_000,
+        when_none=f"the model's own, else {PAPER_STEPS}",
+        **_IMAGES,
+    )
+    guidance_scale: float | None = option(
+        "Scale of classifier-free guidance; 1 or less turns it off.",
+        default=None,
+        at_least=0,
+        when_none=f"the model's own, else {PAPER_GUIDANCE}",
+        **_IMAGES,
+    )
+    noise_device: str = option(
+        "Where the initial noise is drawn: cpu (the same on every machine) or cuda (as in the "
+        "paper's runs).",
+        default="cpu",
+        **_IMAGES,
+    )
 
-    seed: int = 0
-    seed_scheme: SeedScheme = "paper"
-    height: int | None = None
-    width: int | None = None
-    steps: int | None = None
-    guidance_scale: float | None = None
-    noise_device: str = "cpu"
+    merging: MergeConfig | None = field(default=PRESETS["paper"])
 
-    method: str = DEFAULT_METHOD
-    keep_rate: float | str | None = None
-    levels: int = 1
-    features: Features = "input"
-    merge: Merge = "qkv"
-    refresh_every: int = 1
-    share_layers: bool = False
-    proportional_attention: bool | None = None
-    merge_seed: int = 0
+    model: str | None = option(
+        "Hub id, diffusers folder or single-file checkpoint.",
+        default=None,
+        when_none="the sample pipeline of the checkout",
+        **_MODEL,
+        **_BY_CONTENT,
+    )
+    model_config: str | None = option(
+        "For a single-file checkpoint without the hub: a diffusers folder with configurations and "
+        "tokenizer.",
+        default=None,
+        **_MODEL,
+        **_BY_CONTENT,
+    )
+    revision: str | None = option(
+        "Branch, tag or commit of a hub id.", default=None, **_MODEL, **_BY_CONTENT
+    )
+    variant: str | None = option(
+        "Variant of the weight files, such as fp16.", default=None, **_MODEL
+    )
+    dtype: DType | None = option(
+        "Precision of the pipeline.",
+        default=None,
+        when_none="float32 on the CPU, else float16",
+        **_MODEL,
+    )
+    device: str | None = option(
+        "Torch device, such as cpu, cuda, cuda:1 or mps; its kind is compared.",
+        default=None,
+        when_none="the GPU if there is one",
+        **_MODEL,
+        **_BY_CONTENT,
+    )
+    compile: bool = option("Compile the UNet with torch.", default=False, **_MODEL)
+    scheduler: str | None = option(
+        "Scheduler, such as DDIM or EulerDiscrete.",
+        default=None,
+        when_none="the model's own",
+        **_MODEL,
+    )
+    vae: str | None = option(
+        "Folder or hub id of another autoencoder.", default=None, **_MODEL, **_BY_CONTENT
+    )
+    lora: tuple[str, ...] = option(
+        "LoRA file, folder or hub id, with an optional @scale; repeatable.",
+        default=(),
+        **_MODEL,
+        **_BY_CONTENT,
+    )
+    attention_backend: AttentionBackend = option(
+        "How attention is computed; flash, efficient and math are kernels of PyTorch.",
+        default="default",
+        **_MODEL,
+    )
+    offload: Offload = option("What waits on the CPU.", default="none", **_MODEL)
+    safety_checker: bool = option(
+        "Run the model's own safety checker, which blacks images out.", default=False, **_MODEL
+    )
+    local_files_only: bool = option("Never ask the hub.", default=False, **_MODEL, **_BY_CONTENT)
 
-    model_config: str | None = field(default=None, metadata=_NOT_COMPARED)
-    revision: str | None = field(default=None, metadata=_NOT_COMPARED)
-    variant: str | None = None
-    dtype: DType | None = None
-    device: str | None = field(default=None, metadata=_NOT_COMPARED)
-    compile: bool = False
-    scheduler: str | None = None
-    vae: str | None = field(default=None, metadata=_NOT_COMPARED)
-    lora: tuple[str, ...] = field(default=(), metadata=_NOT_COMPARED)
-    attention_backend: AttentionBackend = "default"
-    offload: Offload = "none"
-    safety_checker: bool = False
-
-    batch_size: int = field(default=1, metadata=_NOT_COMPARED)
-    shard: str | None = field(default=None, metadata=_NOT_COMPARED)
-    local_files_only: bool = field(default=False, metadata=_NOT_COMPARED)
+    batch_size: int = option(
+        "Images per pipeline call; changes images by rounding only.",
+        default=1,
+        at_least=1,
+        below=65_536,
+        **_WORK,
+    )
+    shard: str | None = option(
+        "Generate one part only: 3/16 is the third of sixteen.", default=None, **_WORK
+    )
 
     def __post_init__(self) -> None:
         """Check every value that can be checked without loading anything.
 
         Raises:
+            TypeError: a value is of the wrong type.
             ValueError: a value is out of range, or two options exclude each other.
         """
-        for name in ("images_per_class", "steps", "levels", "refresh_every", "batch_size"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"`{name}` must be at least 1, got {value}.")
+        require_options(self)
+        self._require_texts()
         for name in ("height", "width"):
-            value = getattr(self, name)
-            if value is not None and (value < 8 or value % 8):
-                raise ValueError(f"`{name}` must be a positive multiple of 8, got {value}.")
-        for name in ("seed", "merge_seed"):
-            value = getattr(self, name)
-            if not 0 <= value < SEED_LIMIT:
-                raise ValueError(f"`{name}` must be in [0, 2^63), got {value}.")
-        for name, choices in _CHOICES.items():
-            value = getattr(self, name)
-            if value is not None and value not in choices:
-                raise ValueError(f"`{name}` must be one of {', '.join(choices)}, got {value!r}.")
+            if (getattr(self, name) or 0) % 8:
+                raise ValueError(f"`{name}` must be a multiple of 8, got {getattr(self, name)}.")
+        if self.guidance_scale is not None and not isfinite(self.guidance_scale):
+            raise ValueError(f"`guidance_scale` must be finite, got {self.guidance_scale}.")
+        if self.merging is not None and not isinstance(self.merging, MergeConfig):
+            raise TypeError(f"`merging` must be a MergeConfig or None, got {self.merging!r}.")
         if self.prompts is None and self.seed_scheme == "paper" and self.images_per_class > 10:
             raise ValueError(
                 f"`images_per_class` must be at most 10 with the paper's seeds, got "
                 f"{self.images_per_class}: they would collide (class 1, image 10 and class 11, "
                 f"image 0). Use the hashed `seed_scheme`."
             )
-        if self.keep_rate is not None:
-            self._check_keep_rate(self.keep_rate)
-        if self.guidance_scale is not None and not 0 <= self.guidance_scale < float("inf"):
-            raise ValueError(
-                f"`guidance_scale` must be finite and not negative, got {self.guidance_scale}."
-            )
         if self.prompts is not None and self.classes is not None:
             raise ValueError("`prompts` and `classes` exclude each other, got both.")
         if self.classes is not None and not self.classes:
             raise ValueError("`classes` must name at least one class, got none.")
+        if any(type(index) is not int for index in self.classes or ()):
+            raise TypeError(f"`classes` must be integers, got {self.classes}.")
         for index in self.classes or (0,):
             class_prompt(index, self.prompt_template, self.class_names)
         self.shard_numbers()
 
-    def _check_keep_rate(self, keep_rate: float | str) -> None:
-        parsed = parse_keep_rates(keep_rate)
-        if self.method == NO_METHOD and parsed != Constant(1):
-            raise ValueError(f"`keep_rate` must be 1 without a method, got {keep_rate}.")
-        if not isinstance(parsed, KeepRate) and self.levels != 1:
-            raise ValueError(
-                f"`levels` must be left out where `keep_rate` names them, got {self.levels}."
-            )
+    def _require_texts(self) -> None:
+        if not self.out:
+            raise ValueError("`out` must name a folder, got an empty text.")
+        for entry in fields(self):
+            value = getattr(self, entry.name)
+            for text in value if entry.name == "lora" else (value,):
+                if entry.name == "lora" and not isinstance(text, str):
+                    raise TypeError(f"`lora` must be texts, got {text!r}.")
+                if isinstance(text, str) and not _is_encodable(text):
+                    raise ValueError(f"`{entry.name}` must be valid Unicode, got {text!r}.")
 
     def shard_numbers(self) -> tuple[int, int]:
         """`(index, count)` of `shard`, the index from 0.
@@ -199,7 +241,7 @@ class GenerateOptions:
         """
         if self.shard is None:
             return 0, 1
-        match = re.fullmatch(r"(\d+)/(\d+)", self.shard)
+        match = re.fullmatch(r"([0-9]{1,6})/([0-9]{1,6})", self.shard)
         if match is None or not 1 <= int(match[1]) <= int(match[2]):
             raise ValueError(
                 f"`shard` must be i/n with i from 1 to n, such as 3/16, got {self.shard!r}."
@@ -208,65 +250,55 @@ class GenerateOptions:
 
     def to_json(self) -> dict[str, Any]:
         """All options as JSON values, for `run.json`."""
-        values = asdict(self)
-        values["lora"] = list(self.lora)
-        values["classes"] = None if self.classes is None else format_classes(self.classes)
-        return values
+        return {entry.name: getattr(self, entry.name) for entry in fields(self)} | {
+            "classes": None if self.classes is None else format_classes(self.classes),
+            "lora": list(self.lora),
+            "merging": None if self.merging is None else self.merging.to_json(),
+        }
 
     @classmethod
-    def from_json(cls, values: dict[str, Any]) -> Self:
-        """The inverse of `to_json`.
+    def from_json(cls, values: Mapping[str, Any]) -> Self:
+        """The inverse of `to_json`; a missing option has its default.
 
         Raises:
-            TypeError: an option is unknown: the folder was written by another version.
+            TypeError: an option is unknown, as of another version, or of the wrong type.
+            ValueError: an option is out of range.
         """
         given = dict(values)
-        if given.get("classes") is not None:
-            given["classes"] = parse_classes(given["classes"])
-        given["lora"] = tuple(given.get("lora", ()))
+        classes, lora = given.get("classes"), given.get("lora", [])
+        if not isinstance(classes, str | None) or not isinstance(lora, list):
+            raise TypeError(f"`classes` must be text and `lora` a list, got {classes!r}, {lora!r}.")
+        given["classes"] = None if classes is None else parse_classes(classes)
+        given["lora"] = tuple(lora)
+        if given.get("merging") is not None:
+            given["merging"] = MergeConfig.from_json(given["merging"])
         return cls(**given)
 
     def compared(self) -> dict[str, Any]:
         """What must not change between two starts in one folder, as JSON values."""
         values = self.to_json()
-        return {
-            entry.name: values[entry.name]
-            for entry in fields(self)
-            if entry.metadata.get("compared", True)
-        }
+        names = (entry.name for entry in fields(self) if entry.metadata.get("compared", True))
+        merging = values["merging"] or {"method": NO_METHOD}
+        merging = {"merge_seed" if name == "seed" else name: merging[name] for name in merging}
+        return {name: values[name] for name in names if name != "merging"} | merging
 
 
-def canonical_keep_rate(value: float | str) -> float | str:
-    """A number where the keep rate is always the same, else the string it has itself.
-
-    Raises:
-        TypeError: `value` is neither a number nor a string.
-        ValueError: it is no keep rate.
-    """
-    parsed = parse_keep_rates(value)
-    return float(parsed.rate) if isinstance(parsed, Constant) else format_keep_rates(parsed)
-
-
-@dataclass(frozen=True, kw_only=True)
 class ResolvedOptions(GenerateOptions):
-    """Options in which nothing is left open; `resolve_options` makes them."""
+    """Options with nothing left open; made by `resolve_options`."""
 
-    model: str = field(metadata=_NOT_COMPARED)
-    height: int
-    width: int
-    steps: int
-    guidance_scale: float
-    keep_rate: float | str
-    dtype: DType
-    device: str = field(metadata=_NOT_COMPARED)
+    if TYPE_CHECKING:
+        model: str
+        height: int
+        width: int
+        steps: int
+        guidance_scale: float
+        dtype: DType
+        device: str
 
 
-_CHOICES: dict[str, tuple[str, ...]] = {
-    "class_names": get_args(NameStyle),
-    "seed_scheme": get_args(SeedScheme),
-    "features": get_args(Features),
-    "merge": get_args(Merge),
-    "dtype": get_args(DType),
-    "offload": get_args(Offload),
-    "attention_backend": get_args(AttentionBackend),
-}
+def _is_encodable(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

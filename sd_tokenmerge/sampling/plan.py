@@ -1,4 +1,4 @@
-"""Which images a run consists of, in which batches: decided once, before anything is generated."""
+"""The images of a run and their batches, decided once before anything is generated."""
 
 from __future__ import annotations
 
@@ -9,12 +9,15 @@ from sd_tokenmerge.sampling.options import GenerateOptions
 from sd_tokenmerge.sampling.prompts import read_prompts
 from sd_tokenmerge.sampling.seeds import image_seed
 
+MAX_IMAGES = 1_000_000
+"""Images of one run."""
+
 
 class ImageJob(NamedTuple):
     """One image to be generated."""
 
     class_index: int
-    """Of the class, or of the prompt in its file, from 0."""
+    """Number of the class, or of the prompt in its file, from 0."""
     image_index: int
     """Within its class, from 0."""
     seed: int
@@ -38,10 +41,11 @@ def plan_images(options: GenerateOptions) -> list[ImageJob]:
     """All images of a run, class by class.
 
     Args:
-        options: resolved, so that `classes` are given where `prompts` are not.
+        options: with `classes` unless `prompts` are given, as `resolve_options` returns them.
 
     Raises:
-        ValueError: a seed is out of range, or the prompt file is unusable.
+        ValueError: a seed is out of range, the prompt file is unusable, or there are too many
+            images.
         OSError: the prompt file cannot be read.
     """
     prompts: list[tuple[int, str, int | None]]
@@ -52,6 +56,11 @@ def plan_images(options: GenerateOptions) -> list[ImageJob]:
             (index, class_prompt(index, options.prompt_template, options.class_names), None)
             for index in options.classes or ()
         ]
+    if len(prompts) * options.images_per_class > MAX_IMAGES:
+        raise ValueError(
+            f"`images_per_class` must give at most {MAX_IMAGES:,} images, got "
+            f"{options.images_per_class} for each of {len(prompts)} prompts."
+        )
     return [
         ImageJob(
             class_index,
@@ -67,7 +76,7 @@ def plan_images(options: GenerateOptions) -> list[ImageJob]:
 
 
 def planned_files(options: GenerateOptions, num_images: int) -> list[str]:
-    """The names of a run's images, without its prompts: their file may be gone."""
+    """The names of a run's images, without reading its prompt file, which may be gone."""
     per_class = options.images_per_class
     classes = range(num_images // per_class) if options.classes is None else options.classes
     return [image_file(index, i) for index in classes for i in range(per_class)]
@@ -76,15 +85,15 @@ def planned_files(options: GenerateOptions, num_images: int) -> list[str]:
 def plan_batches(jobs: list[ImageJob], batch_size: int, shard: int, shards: int) -> list[Batch]:
     """The batches of one shard, a contiguous part of all batches.
 
-    Batches are cut before shards are, and a batch is always generated as a whole: an image then has
-    the same neighbours in any division of the work and after any interruption, and comes out
-    the same to the last bit.
+    Images are divided into batches first, and batches into shards; a batch is always generated as a
+    whole. So an image has the same neighbours in any division of the work and after any
+    interruption, and is the same to the last bit.
 
     Args:
         jobs: all images of the run.
         batch_size: images per batch; the last one may be smaller.
-        shard: which part, from 0.
-        shards: how many parts.
+        shard: number of the shard, from 0.
+        shards: how many shards there are.
     """
     batches = [tuple(jobs[i : i + batch_size]) for i in range(0, len(jobs), batch_size)]
     return batches[len(batches) * shard // shards : len(batches) * (shard + 1) // shards]

@@ -1,10 +1,11 @@
-"""Prompt files: any list of prompts, with or without seeds."""
+"""Prompt files: one prompt per line, with or without seeds."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import NamedTuple
+
+from sd_tokenmerge.files import parse_json
 
 
 class Prompt(NamedTuple):
@@ -12,29 +13,33 @@ class Prompt(NamedTuple):
 
     text: str
     seed: int | None
-    """Seed of its first image, counted up for the others; None: by the run's seed scheme."""
+    """Seed of its first image; each further image has the next seed. None: the run's scheme."""
 
 
 def read_prompts(path: str | Path) -> list[Prompt]:
-    """Read a prompt file: `.txt` with one prompt a line, or `.jsonl` with `prompt` and `seed`.
+    r"""Read a prompt file: `.txt` with one prompt per line, or `.jsonl` with `prompt` and `seed`.
 
-    Blank lines are refused, because the prompt's number is the line's number.
+    The file must be UTF-8, with or without a byte order mark. Lines end with `\n` or `\r\n`. Blank
+    lines are refused, because a prompt is numbered by its line.
 
     Raises:
-        ValueError: an unknown suffix, an empty file, or a line that is no prompt.
+        ValueError: an unknown suffix, an empty file, or a line that is not a prompt.
         OSError: the file cannot be read.
     """
     path = Path(path)
     if path.suffix not in (".txt", ".jsonl"):
         raise ValueError(f"`prompts` must be a .txt or .jsonl file, got {str(path)!r}.")
-    lines = path.read_text(encoding="utf-8").splitlines()
-    if not lines:
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"`prompts` must be UTF-8 text, got {str(path)!r} ({error}).") from None
+    if not text:
         raise ValueError(f"`prompts` must hold at least one prompt, got an empty {path.name}.")
     parse = _parse_json if path.suffix == ".jsonl" else _parse_text
     prompts = []
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(text.removesuffix("\n").split("\n"), start=1):
         try:
-            prompts.append(parse(line))
+            prompts.append(parse(line.removesuffix("\r")))
         except ValueError as error:
             raise ValueError(f"{path.name}, line {number}: {error}") from None
     return prompts
@@ -47,7 +52,7 @@ def _parse_text(line: str) -> Prompt:
 
 
 def _parse_json(line: str) -> Prompt:
-    entry = json.loads(line)
+    entry = parse_json(line, "the line")
     if not isinstance(entry, dict) or not set(entry) <= {"prompt", "seed"}:
         raise ValueError(f'must be {{"prompt": text, "seed": number}}, got {line!r}.')
     seed = entry.get("seed")

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import json
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
+from sd_tokenmerge.config import MergeConfig
 from sd_tokenmerge.devices import best_device
+from sd_tokenmerge.files import read_json
 from sd_tokenmerge.sampling.imagenet import CLASSES
 from sd_tokenmerge.sampling.options import (
-    DEFAULT_KEEP_RATE,
-    NO_METHOD,
     PAPER_GUIDANCE,
     PAPER_SIZE,
     PAPER_STEPS,
-    DType,
     GenerateOptions,
     ResolvedOptions,
-    canonical_keep_rate,
 )
 
 SAMPLE_PIPELINE = Path(__file__).parents[2] / "samples" / "pipeline"
@@ -28,7 +26,7 @@ def default_model() -> str:
     """The embedded sample pipeline's folder.
 
     Raises:
-        ValueError: this is no checkout, so there is none.
+        ValueError: there is none, because this is not a checkout.
     """
     if not (SAMPLE_PIPELINE / "model_index.json").is_file():
         raise ValueError(
@@ -39,61 +37,63 @@ def default_model() -> str:
 
 
 def resolve_options(options: GenerateOptions) -> ResolvedOptions:
-    """Replace every None that has a default by it; write method and keep rate in canonical form.
+    """Replace every None that has a default by it, and write the method in canonical form.
 
     A diffusers folder may hold a `sample.json` that says what the model was made for (`classes`,
-    `size`, `steps`, `guidance_scale`). Where it says nothing, the paper's protocol holds.
+    `size`, `steps`, `guidance_scale`). The paper's protocol fills in the rest.
 
     Raises:
         ValueError: no model is given and there is no sample pipeline, its `sample.json` is bad, or
             there is no such method.
     """
     model = default_model() if options.model is None else options.model
-    own = read_sample_settings(model)
-    size = own.get("size", PAPER_SIZE)
-    classes = options.classes
-    if classes is None and options.prompts is None:
-        classes = tuple(sorted(own.get("classes", range(len(CLASSES)))))
     device = best_device() if options.device is None else options.device
-    dtype: DType = "float32" if device == "cpu" else "float16"
-    filled: dict[str, Any] = {
+    defaults: dict[str, Any] = {
         "model": model,
-        "height": size,
-        "width": size,
-        "steps": own.get("steps", PAPER_STEPS),
-        "guidance_scale": own.get("guidance_scale", PAPER_GUIDANCE),
-        "keep_rate": 1.0 if options.method == NO_METHOD else DEFAULT_KEEP_RATE,
+        "height": PAPER_SIZE,
+        "width": PAPER_SIZE,
+        "steps": PAPER_STEPS,
+        "guidance_scale": PAPER_GUIDANCE,
+        "classes": tuple(range(len(CLASSES))),
         "device": device,
-        "dtype": dtype,
-    }
-    given = {name: value for name, value in vars(options).items() if value is not None}
-    chosen = filled | given | {"classes": classes, "method": canonical_method(options.method)}
-    return ResolvedOptions(**chosen | {"keep_rate": canonical_keep_rate(chosen["keep_rate"])})
+        "dtype": "float32" if device == "cpu" else "float16",
+    } | read_sample_settings(model)
+    if options.prompts is not None:
+        del defaults["classes"]
+    given = {entry.name: getattr(options, entry.name) for entry in fields(options)}
+    resolved = defaults | {name: value for name, value in given.items() if value is not None}
+    return ResolvedOptions(**resolved | {"merging": canonical(options.merging)})
 
 
-def canonical_method(text: str) -> str:
-    """A method string as the method itself writes it: `"atc:linkage=average"` is `"atc"`.
+def canonical(merging: MergeConfig | None) -> MergeConfig | None:
+    """The method as it writes itself: `"atc:linkage=average"` becomes `"atc"`.
 
     Raises:
+        TypeError: the method is neither text nor a method.
         ValueError: there is no such method, or an option of it is bad.
     """
-    if text == NO_METHOD:
-        return text
-    from sd_tokenmerge.methods import parse_method
-
-    return str(parse_method(text))
+    return None if merging is None else replace(merging, method=str(merging.parsed_method))
 
 
 def read_sample_settings(model: str) -> dict[str, Any]:
-    """The content of the model folder's `sample.json`; empty where there is none.
+    """The options in the model folder's `sample.json`; empty where there is none.
 
     Raises:
-        ValueError: it is not a JSON object.
+        ValueError: it is not a JSON object, or a setting is out of range.
     """
     path = Path(model) / "sample.json"
     if not path.is_file():
         return {}
-    settings = json.loads(path.read_text(encoding="utf-8"))
-    if not isinstance(settings, dict):
-        raise ValueError(f"{path} must hold a JSON object, got {type(settings).__name__}.")
+    content = read_json(path)
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} must hold a JSON object, got {type(content).__name__}.")
+    settings = {name: content[name] for name in ("steps", "guidance_scale") if name in content}
+    if "size" in content:
+        settings |= {"height": content["size"], "width": content["size"]}
+    try:
+        if "classes" in content:
+            settings["classes"] = tuple(sorted(set(content["classes"])))
+        GenerateOptions(out="-", **settings)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
     return settings

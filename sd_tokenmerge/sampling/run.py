@@ -1,4 +1,4 @@
-"""Generate a run's images into its folder, as often interrupted as need be."""
+"""Generate a run's images into its folder, resuming wherever an earlier start ended."""
 
 from __future__ import annotations
 
@@ -6,15 +6,18 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-from sd_tokenmerge.keep_rates import format_keep_rates, parse_keep_rates
+import numpy as np
+
+from sd_tokenmerge.keep_rates import format_keep_rates
+from sd_tokenmerge.processes import Processes
+from sd_tokenmerge.sampling.batch_counter import BatchCounter, ProcessLostError, lost_processes
 from sd_tokenmerge.sampling.description import RUN_FILE, describe_run, version_differences
 from sd_tokenmerge.sampling.folder import (
     check_folder,
-    remove_temporaries,
+    prepare_files,
     settle_description,
     survey_folder,
 )
@@ -22,16 +25,16 @@ from sd_tokenmerge.sampling.load import load_pipeline
 from sd_tokenmerge.sampling.lock import FolderBusyError, lock_folder
 from sd_tokenmerge.sampling.manifest import part_files, part_name, read_manifest, unite_manifests
 from sd_tokenmerge.sampling.merging import patched
-from sd_tokenmerge.sampling.options import GenerateOptions, ResolvedOptions
+from sd_tokenmerge.sampling.options import NO_METHOD, GenerateOptions, ResolvedOptions
 from sd_tokenmerge.sampling.plan import plan_batches, plan_images
 from sd_tokenmerge.sampling.progress import LoggedProgress, Progress
 from sd_tokenmerge.sampling.resolve import resolve_options
 from sd_tokenmerge.sampling.sampler import Sampler
 from sd_tokenmerge.sampling.signals import StopRequest, stop_on_signals
-from sd_tokenmerge.sampling.workers import Workers, find_workers
 from sd_tokenmerge.sampling.writer import ImageWriter
 
-_PATIENCE_AFTER_SIGNAL_S = 20.0
+_SHARED_FOLDER_TIMEOUT_S = 90.0
+"""Network file systems may show a new file to other machines only after a minute."""
 
 
 @dataclass(frozen=True)
@@ -40,11 +43,10 @@ class RunSummary:
 
     Attributes:
         folder: the run folder.
-        num_images: images of the run, or of this shard of it; all of them are there.
-        already_there: how many were there, intact, before.
-        generated: how many this start made, in all processes.
-        findings: what was found damaged and has been made anew; pictures that are no part of the
-            run are reported only.
+        num_images: images of the run, or of its shard; all of them are there.
+        already_there: images that were there, intact, before.
+        generated: images that this start generated, in all processes.
+        findings: damage that was found and repaired, and pictures that are not part of the run.
         seconds: wall time of the generation, without loading the model.
     """
 
@@ -57,12 +59,27 @@ class RunSummary:
 
     @property
     def images_per_second(self) -> float:
-        """Throughput of all processes; 0 where nothing had to be made."""
+        """Throughput of all processes; 0 if nothing was generated."""
         return self.generated / self.seconds if self.generated else 0.0
 
 
 class RunStopped(KeyboardInterrupt):
     """A signal ended the run after a batch; every image that is there is whole and recorded."""
+
+
+class NotANumberError(ArithmeticError):
+    """The pipeline returned NaN for some images, which were not stored; all others are there.
+
+    Attributes:
+        files: names of these images.
+    """
+
+    def __init__(self, files: list[str], num_images: int):
+        self.files = files
+        names = ", ".join(files[:20]) + (", ..." if len(files) > 20 else "")
+        super().__init__(
+            f"{len(files)} of {num_images} images have NaN pixels and were not stored: {names}"
+        )
 
 
 def generate(
@@ -74,21 +91,22 @@ def generate(
 ) -> RunSummary:
     """Generate every image of a run that is not there yet.
 
-    May be interrupted at any moment, also by SIGKILL, and started again: images that are there
-    with the recorded hash are kept, everything else is made anew, and comes out the same.
-    Under `accelerate launch`, all processes call this and share the work.
+    May be interrupted at any moment, even by SIGKILL, and started again: images that are there as
+    recorded are kept, all others are generated again and come out the same. Under `accelerate
+    launch`, all processes call this and share the work.
 
     Args:
         options: what to generate, and where.
-        pipe: a pipeline that `load_pipeline` made from the same model options, to save loading it
-            again; it must not be patched. Default: loaded here.
+        pipe: a pipeline that `load_pipeline` made from the same model options, so that it need not
+            be loaded again; it must not be patched. Default: loaded here.
         overwrite: replace a run with other options that is in the folder.
-        progress: what to show; default: the logging module.
+        progress: receives the progress; default: the logging module.
 
     Raises:
         ValueError: an option is bad, the model cannot be loaded, or the folder holds another run or
-            is in use. Nothing has been written then.
+            is in use. Nothing has been written.
         OSError: the folder cannot be written to, or the disk is full. What is there is intact.
+        NotANumberError: some images have NaN pixels; all others are there.
         RunStopped: SIGINT or SIGTERM arrived. What is there is intact.
     """
     with open_run(options, pipe=pipe, overwrite=overwrite, progress=progress) as run:
@@ -103,9 +121,9 @@ def open_run(
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> Iterator[Run]:
-    """`generate` in two steps: what is wrong with the input shows on entering, before any work.
+    """`generate` in two steps: bad input raises on entering, before any image is generated.
 
-    Takes and raises what `generate` does.
+    Arguments and errors are those of `generate`.
     """
     resolved = resolve_options(options)
     if overwrite and resolved.shard_numbers()[1] > 1:
@@ -118,7 +136,15 @@ def open_run(
 
 
 @dataclass(frozen=True)
-class _ToDo:
+class _Work:
+    """What a start has to do.
+
+    Attributes:
+        missing: names of the images to generate.
+        already_there: number of images that are there.
+        findings: what was found damaged.
+    """
+
     missing: frozenset[str]
     already_there: int
     findings: tuple[str, ...]
@@ -138,21 +164,21 @@ class Run:
 
     @property
     def is_first_process(self) -> bool:
-        """Whether this is the process that reports, of those launched together."""
-        return self._workers.rank == 0
+        """Whether this is the process that reports, among those launched together."""
+        return self._processes.is_first
 
     def prepare(self, stack: ExitStack, pipe: Any, overwrite: bool) -> None:
-        """Load and patch the pipeline, lock the folder, find out what is to be done."""
-        self._workers: Workers = find_workers(self._options.device)
-        self._options = replace(
-            self._options, device=self._workers.own_device(self._options.device)
-        )
-        # A new folder is made only when the model is there; a complete one needs no model.
+        """Load and patch the pipeline, lock the folder, find out what is missing."""
+        self._processes = Processes.join(self._options.device)
+        self._counter = BatchCounter(self._processes)
+        self._options = replace(self._options, device=str(self._processes.device))
+        # A new folder is created only once the model is loaded; a complete one needs no model.
         is_resumed = not overwrite and (self.folder / RUN_FILE).exists()
         if not is_resumed:
             self._load(stack, pipe)
-        self._todo = self._settle_folder(stack, overwrite)
-        if is_resumed and self._todo.missing:
+        self._work = self._processes.agree(lambda: self._set_up_folder(stack, overwrite))
+        self._require_shared_folder()
+        if is_resumed and self._work.missing:
             self._load(stack, pipe)
 
     def _load(self, stack: ExitStack, pipe: Any) -> None:
@@ -161,26 +187,19 @@ class Run:
         stack.enter_context(patched(pipe, self._options))
         self._sampler = Sampler(pipe, self._options)
 
-    def _settle_folder(self, stack: ExitStack, overwrite: bool) -> _ToDo:
-        """Let the first process look after the folder; all get its result, or its error."""
-        result: _ToDo | Exception | None = None
-        if self.is_first_process:
-            try:
-                result = self._set_up_folder(stack, overwrite)
-            except (ValueError, OSError) as error:
-                result = error
-        result = self._workers.broadcast(result)
-        if isinstance(result, Exception):
-            raise result
-        if result is None or not (self.folder / RUN_FILE).exists():
-            raise ValueError(
-                f"`out` must be a folder that all processes share, got {str(self.folder)!r}, which "
-                f"process {self._workers.rank} does not see. Machines without a common disk can "
-                f"each take a `shard`."
-            )
-        return result
+    def _require_shared_folder(self) -> None:
+        """Wait until this process sees what the first one has written."""
+        deadline = time.monotonic() + _SHARED_FOLDER_TIMEOUT_S
+        while not (self.folder / RUN_FILE).exists():
+            if time.monotonic() > deadline:
+                raise ValueError(
+                    f"`out` must be a folder that all processes share, got {str(self.folder)!r}, "
+                    f"which process {self._processes.rank} does not see. Machines without a common "
+                    f"disk can each take a `shard`."
+                )
+            time.sleep(0.2)
 
-    def _set_up_folder(self, stack: ExitStack, overwrite: bool) -> _ToDo:
+    def _set_up_folder(self, stack: ExitStack, overwrite: bool) -> _Work:
         """Lock the folder, compare, clean up, and find out what is missing."""
         description = describe_run(self._options, self._jobs)
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -192,13 +211,14 @@ class Run:
         if before is not None and (changed := version_differences(before, description)):
             self._progress.note(
                 f"The run was begun with other versions ({', '.join(changed)}); new images may "
-                f"differ from those it made."
+                f"differ from the existing ones."
             )
-        remove_temporaries(self.folder, self._own_jobs)
+        prepare_files(self.folder, self._own_jobs)
         wanted = {job.file: job for job in self._own_jobs}
         survey = survey_folder(
             self.folder,
             list(wanted),
+            hash_all=False,
             all_files={job.file for job in self._jobs},
             own_parts=part_files(self.folder, *self._shard),
             is_right=lambda record: record.job == wanted[record.file],
@@ -207,88 +227,96 @@ class Run:
             self._progress.note(f"Found {finding}")
         unite_manifests(self.folder, *self._shard, records=survey.intact.values())
         missing = frozenset(wanted) - set(survey.intact)
-        return _ToDo(missing, len(survey.intact), tuple(survey.findings()))
+        return _Work(missing, len(survey.intact), tuple(survey.findings()))
 
     def execute(self) -> RunSummary:
         """Generate what is missing; see `generate`."""
         start = time.perf_counter()
         if self.is_first_process:
-            self._progress.start(len(self._own_jobs), self._todo.already_there)
+            self._progress.start(len(self._own_jobs), self._work.already_there)
         try:
             with stop_on_signals(self._on_signal) as request:
-                self._work(request)
-                is_patient = partial(self._is_patient, request)
-                complete = self._workers.wait(is_patient)
-                generated = sum(self._workers.done())
-                self._workers.leave(is_patient)
+                stored, not_numbers = self._generate(request)
+                with lost_processes():  # waits for the others
+                    ends = self._processes.gather((stored, not_numbers, request.signal_number))
+        except ProcessLostError as error:
+            recorded = {record.file for record in read_manifest(self.folder)}
+            done = sum(job.file in recorded for job in self._own_jobs)
+            raise self._stopped("another process has failed", done) from error
         finally:
             if self.is_first_process:
                 self._progress.stop()
-        if not complete or generated < len(self._todo.missing):
-            done = self._todo.already_there + generated
-            died = not complete and not request.signal_number
-            why = "another process has failed" if died else "stopped after the current batch"
-            raise RunStopped(
-                f"{why}: {done} of {len(self._own_jobs)} images are "
-                f"done. Run the same command again to go on."
-            )
+        generated = sum(end[0] for end in ends)
+        not_numbers = [name for end in ends for name in end[1]]
+        done = self._work.already_there + generated
+        if generated + len(not_numbers) < len(self._work.missing):
+            raise self._stopped("stopped after the current batch", done)
         if self.is_first_process:
             unite_manifests(self.folder, *self._shard)
-        if request.signal_number:  # in the last batch; else a sweep would go on
-            raise RunStopped(
-                f"stopped after the last batch: all {len(self._own_jobs)} images are done."
-            )
+        if any(end[2] for end in ends):  # during the last batch; otherwise a sweep would continue
+            raise RunStopped(f"stopped after the last batch: all {done} images are done.")
+        if not_numbers:
+            raise NotANumberError(not_numbers, len(self._own_jobs))
         return RunSummary(
             folder=str(self.folder),
             num_images=len(self._own_jobs),
-            already_there=self._todo.already_there,
+            already_there=self._work.already_there,
             generated=generated,
-            findings=self._todo.findings,
+            findings=self._work.findings,
             seconds=time.perf_counter() - start,
         )
 
-    def _work(self, request: StopRequest) -> None:
-        """Take batches until there are none, or until a signal arrives."""
-        missing = self._todo.missing
+    def _generate(self, request: StopRequest) -> tuple[int, list[str]]:
+        """Take batches until none are left or a signal arrives.
+
+        Returns:
+            Number of images stored, and names of those with NaN pixels.
+        """
+        missing = self._work.missing
         batches = [b for b in self._batches if any(job.file in missing for job in b)]
-        part = self.folder / part_name(*self._shard, self._workers.rank)
+        part = self.folder / part_name(*self._shard, self._processes.rank)
         writer = ImageWriter(self.folder, part, _png_text(self._options))
+        stored, not_numbers = 0, []
         try:
-            while (number := self._workers.take()) < len(batches):
+            while (number := self._counter.take()) < len(batches):
                 batch = batches[number]
                 sampled = self._sampler(batch)
-                new = 0
+                before = stored
                 for job, pixels, flag in zip(batch, sampled.pixels, sampled.flagged, strict=True):
-                    if job.file in missing:
+                    if job.file not in missing:
+                        continue
+                    if np.isnan(pixels.min()):
+                        not_numbers.append(job.file)
+                        self._progress.note(f"{job.file} has NaN pixels and is not stored.")
+                    else:
                         writer.submit(job, pixels, sampled.seconds, flag)
-                        new += 1
-                self._workers.add_done(new)
-                self._show()
+                        stored += 1
+                done = self._counter.add_done(stored - before)
+                if self.is_first_process:
+                    self._progress.update(done)
                 if request.signal_number:
-                    self._workers.take_no_more()
+                    self._counter.take_no_more()
             writer.close()
         except BaseException:
             with suppress(OSError):
                 writer.close()
-            with suppress(RuntimeError):  # the first process may be gone
-                self._workers.take_no_more()
-                self._workers.fail()
+            with suppress(ProcessLostError):  # the first process may be gone
+                self._counter.take_no_more()
             raise
+        return stored, not_numbers
+
+    def _stopped(self, reason: str, done: int) -> RunStopped:
+        return RunStopped(
+            f"{reason}: {done} of {len(self._own_jobs)} images are done. Run the same command "
+            f"again to go on."
+        )
 
     def _on_signal(self) -> None:
         if self.is_first_process:
             self._progress.stopping()
 
-    def _show(self) -> None:
-        if self.is_first_process:
-            self._progress.update(self._workers.done())
-
-    def _is_patient(self, request: StopRequest) -> bool:
-        self._show()
-        return request.age_s() < _PATIENCE_AFTER_SIGNAL_S
-
     def _unite_shards(self) -> None:
-        """After the last shard, put all manifests together; while others run, leave them."""
+        """Unite all manifests after the last shard; as long as others run, leave them."""
         with suppress(FolderBusyError, ValueError), lock_folder(self.folder):
             recorded = {record.file for record in read_manifest(self.folder)}
             if recorded.issuperset(job.file for job in self._jobs):
@@ -296,9 +324,10 @@ class Run:
 
 
 def _png_text(options: ResolvedOptions) -> dict[str, str]:
+    config = options.merging
     return {
-        "method": options.method,
-        "keep_rate": format_keep_rates(parse_keep_rates(options.keep_rate)),
+        "method": NO_METHOD if config is None else str(config.method),
+        "keep_rate": "1" if config is None else format_keep_rates(config.keep_rate),  # type: ignore[arg-type]
         "steps": str(options.steps),
         "guidance_scale": f"{options.guidance_scale:g}",
     }

@@ -1,4 +1,4 @@
-"""Call the pipeline on batches, so that no image depends on its neighbours."""
+"""Call the pipeline on batches such that no image depends on the others in its batch."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ _CACHED_PROMPTS = 256
 
 @dataclass(frozen=True)
 class SampledBatch:
-    """What the pipeline returned for a batch.
+    """The pipeline's output for one batch of B images.
 
     Attributes:
-        pixels: `[B, height, width, 3]` float32 in [0, 1].
-        flagged: whether the safety checker blacked each image out.
-        seconds: wall time of the call per image, the device's work included.
+        pixels: `[B, height, width, 3]` float32 in [0, 1], or NaN.
+        flagged: `[B]`, whether the safety checker blacked each image out.
+        seconds: wall time of the call per image, including the device's work.
     """
 
     pixels: NDArray[np.float32]
@@ -38,15 +38,16 @@ class SampledBatch:
 class Sampler:
     """Generates batches of images with one pipeline.
 
-    Each image's noise is drawn by its own generator, exactly as in a call of the pipeline for that
-    image alone. Each prompt is encoded alone and once; the unconditional branch once in all.
+    Each image has its own noise generator, exactly as in a pipeline call for that image alone. Each
+    prompt is encoded once and by itself, the unconditional branch once per sampler.
     """
 
     def __init__(self, pipe: Any, options: ResolvedOptions):
-        """Sample with `pipe`, patched or not, as `options` say.
+        """Sample with `pipe`, patched or not, and the given options.
 
         Raises:
-            ValueError: noise cannot be drawn where the options want it.
+            ValueError: noise cannot be drawn on the requested device, or the scheduler refuses the
+                number of steps.
         """
         kind = torch.device(options.device).type
         if options.noise_device not in ("cpu", kind):
@@ -54,6 +55,7 @@ class Sampler:
                 f"`noise_device` must be cpu or the pipeline's own kind of device, {kind}, "
                 f"got {options.noise_device!r}."
             )
+        _require_steps(pipe.scheduler, options.steps)
         self._noise_device = "cpu" if options.noise_device == "cpu" else options.device
         self._pipe = pipe
         self._options = options
@@ -76,7 +78,7 @@ class Sampler:
                 width=options.width,
                 num_inference_steps=options.steps,
                 guidance_scale=options.guidance_scale,
-                output_type="np",  # waits for the device, so `seconds` is true
+                output_type="np",  # waits for the device, so that `seconds` includes its work
             )
         flagged = getattr(output, "nsfw_content_detected", None) or [False] * len(jobs)
         seconds = (time.perf_counter() - start) / len(jobs)
@@ -105,3 +107,12 @@ class Sampler:
         if len(self._encoded) > _CACHED_PROMPTS:
             self._encoded.popitem(last=False)
         return self._encoded[prompt]
+
+
+def _require_steps(scheduler: Any, steps: int) -> None:
+    trial = type(scheduler).from_config(scheduler.config)
+    try:
+        trial.set_timesteps(steps)
+    except (ValueError, IndexError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"`steps` must suit the scheduler, got {steps}: {reason}") from error

@@ -9,24 +9,20 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-_REPEAT_S = 1.0  # launchers pass on a Ctrl-C that the terminal already sent
+_REPEAT_S = 1.0  # launchers forward a Ctrl-C that the terminal has already sent
 
 
 class StopRequest:
     """Whether the user or the system asked this process to stop.
 
     Attributes:
-        signal_number: what arrived first, 0 for nothing.
+        signal_number: the first signal that arrived; 0 if none did.
     """
 
     def __init__(self, on_first: Callable[[], None]):
         self.signal_number = 0
         self._on_first = on_first
         self._time = 0.0
-
-    def age_s(self) -> float:
-        """Seconds since the signal, 0 where none arrived."""
-        return time.monotonic() - self._time if self.signal_number else 0.0
 
     def handle(self, number: int, frame: FrameType | None) -> None:
         """The signal handler; a second Ctrl-C stops at once."""
@@ -40,14 +36,13 @@ class StopRequest:
 
 @contextmanager
 def stop_on_signals(on_first: Callable[[], None]) -> Iterator[StopRequest]:
-    """Catch SIGINT and SIGTERM meanwhile; outside the main thread, nothing can be caught."""
+    """Catch SIGINT and SIGTERM inside the block; only the main thread can catch signals."""
     request = StopRequest(on_first)
     if threading.current_thread() is not threading.main_thread():
         yield request
         return
-    previous = {
-        number: signal.signal(number, request.handle) for number in (signal.SIGINT, signal.SIGTERM)
-    }
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    previous = {number: signal.signal(number, request.handle) for number in numbers}
     try:
         yield request
     finally:

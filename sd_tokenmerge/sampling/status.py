@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from sd_tokenmerge.sampling.description import RUN_FILE, read_description, unusable
+from sd_tokenmerge.keep_rates import format_keep_rates
+from sd_tokenmerge.sampling.description import RUN_FILE, read_description
 from sd_tokenmerge.sampling.folder import survey_folder
 from sd_tokenmerge.sampling.lock import is_locked
-from sd_tokenmerge.sampling.options import GenerateOptions
+from sd_tokenmerge.sampling.options import NO_METHOD
 from sd_tokenmerge.sampling.plan import planned_files
 
 
@@ -18,19 +19,19 @@ class RunStatus:
 
     Attributes:
         folder: the run folder.
-        method: its method string.
-        keep_rate: its keep rate.
+        method: its method string, `"none"` for the unpatched pipeline.
+        keep_rate: its keep rate, as text.
         total: images of the run.
         done: images that are there as recorded.
         missing: images that are not there.
-        broken: images whose content is not what was recorded, or that no record vouches for.
-        findings: what is wrong, a line each.
+        broken: images whose content is not the recorded one, or that have no record.
+        findings: what is wrong, one line each.
         is_running: whether a process is generating into it now.
     """
 
     folder: str
     method: str
-    keep_rate: float | str
+    keep_rate: str
     total: int
     done: int
     missing: int
@@ -40,7 +41,7 @@ class RunStatus:
 
     @property
     def is_complete(self) -> bool:
-        """Whether every image is there, and nothing is wrong."""
+        """Whether every image is there and nothing is wrong."""
         return self.done == self.total and not self.findings
 
     @property
@@ -60,33 +61,38 @@ def find_runs(folder: str | Path) -> list[Path]:
     return sorted(path.parent for path in Path(folder).rglob(RUN_FILE))
 
 
-def run_status(folder: str | Path) -> RunStatus:
-    """Read every image of a run folder and compare it with the manifest; writes nothing.
+def run_status(folder: str | Path, *, hash_all: bool = True) -> RunStatus:
+    """Compare every image of a run folder with its manifest; writes nothing.
+
+    Args:
+        folder: the run folder.
+        hash_all: hash every image; otherwise only those whose size or modification time is not the
+            recorded one.
 
     Raises:
-        ValueError: it is no run folder, or its `run.json` is damaged.
+        DescriptionError: its `run.json` is damaged.
+        ValueError: it is not a run folder.
+        OSError: a file cannot be read.
     """
     folder = Path(folder)
     description = read_description(folder)
     if description is None:
         raise ValueError(f"`folder` must hold a {RUN_FILE}, got {str(folder)!r} without one.")
-    try:
-        options = GenerateOptions.from_json(description["options"])
-    except (AttributeError, TypeError, ValueError) as error:
-        raise unusable(folder / RUN_FILE, f"has bad options ({error})") from error
     is_running = is_locked(folder)
     survey = survey_folder(
         folder,
-        planned_files(options, description["plan"]["num_images"]),
+        planned_files(description.options, description.num_images),
+        hash_all=hash_all,
         own_parts=[] if is_running else None,
     )
-    if is_running:  # an image is there for a moment before its record is
+    if is_running:  # an image is there for a moment before its record
         survey = replace(survey, unrecorded=[], missing=survey.missing + survey.unrecorded)
+    merging = description.options.merging
     return RunStatus(
         folder=str(folder),
-        method=options.method,
-        keep_rate=description["options"]["keep_rate"],
-        total=description["plan"]["num_images"],
+        method=NO_METHOD if merging is None else str(merging.method),
+        keep_rate="1" if merging is None else format_keep_rates(merging.keep_rate),  # type: ignore[arg-type]
+        total=description.num_images,
         done=len(survey.intact),
         missing=len(survey.missing) + len(survey.lost),
         broken=len(survey.changed) + len(survey.unrecorded),

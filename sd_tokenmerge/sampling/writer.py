@@ -1,4 +1,4 @@
-"""Encode and store images behind the pipeline's back, so that it need not wait for them."""
+"""Encode and store images in background threads, so that the pipeline does not wait for them."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ _WAITING_IMAGES = 64
 
 
 class ImageWriter:
-    """Stores images and then records them in a manifest, in threads of its own.
+    """Stores images and records them in a manifest, in background threads.
 
-    An image is recorded only when it is on the disk as a whole. Errors surface at the next `submit`
-    or at `close`; after one, nothing more is written.
+    An image is recorded only once it is completely on the disk. Errors surface at the next `submit`
+    or at `close`; after an error, nothing more is written.
     """
 
     def __init__(self, folder: Path, manifest: Path, text: Mapping[str, str]):
         """Open a writer.
 
         Args:
-            folder: where the images go.
-            manifest: what to append records to; nobody else may write it.
-            text: PNG text for every image, besides its prompt and seed.
+            folder: where the images are stored.
+            manifest: the file that records are appended to; nothing else may write it.
+            text: PNG text of every image, besides its prompt and seed.
         """
         self._folder = folder
         self._manifest = manifest
@@ -49,7 +49,7 @@ class ImageWriter:
     def submit(
         self, job: ImageJob, pixels: NDArray[np.float32], seconds: float, flagged: bool
     ) -> None:
-        """Store one image, `[height, width, 3]` in [0, 1]; waits only while too many are waiting.
+        """Queue one image, `[height, width, 3]` float32 in [0, 1]; blocks while the queue is full.
 
         Raises:
             OSError: an earlier image could not be written.
@@ -68,7 +68,7 @@ class ImageWriter:
             while self._waiting:
                 self._waiting.popleft().result()
         finally:
-            self._failed.set()  # after an error, what still waits is dropped
+            self._failed.set()  # after an error, the rest of the queue is dropped
             self._pool.shutdown()
 
     def _store(
@@ -78,7 +78,8 @@ class ImageWriter:
             return
         try:
             data = encode_png(pixels, {"prompt": job.prompt, "seed": str(job.seed), **self._text})
-            write_atomically(self._folder / job.file, data)
+            path = self._folder / job.file
+            write_atomically(path, data)
             record = ImageRecord(
                 file=job.file,
                 class_index=job.class_index,
@@ -86,6 +87,8 @@ class ImageWriter:
                 seed=job.seed,
                 prompt=job.prompt,
                 sha256=hashlib.sha256(data).hexdigest(),
+                bytes=len(data),
+                modified_ns=path.stat().st_mtime_ns,
                 seconds=round(seconds, 4),
                 flagged=flagged,
             )
@@ -97,10 +100,10 @@ class ImageWriter:
 
 
 def encode_png(pixels: NDArray[np.float32], text: Mapping[str, str]) -> bytes:
-    """An image as a PNG file, `[height, width, 3]` in [0, 1], rounded as diffusers rounds.
+    """Encode `[height, width, 3]` float32 pixels in [0, 1] as a PNG file, rounded as in diffusers.
 
-    Lossless, and compressed by runs of equal bytes only: in a quarter of the time of Pillow's
-    default, which would be taken from the pipeline's threads. See docs/experiment.md for the sizes.
+    Compressed by run lengths only (zlib's RLE strategy), in a quarter of the time of Pillow's
+    default, which would be taken from the pipeline's threads. docs/experiment.md has the sizes.
     """
     info = PngImagePlugin.PngInfo()
     for key, value in text.items():

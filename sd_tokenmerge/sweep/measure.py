@@ -111,7 +111,7 @@ class Measurer:
                 pair = (self._unmerged, features)
             numbers |= _change_numbers(paired_change(unmerged.folder, folder, features=pair))
         return SweepRow(
-            method=setting.options.method,
+            method=setting.method,
             keep_rate=setting.keep_rate,
             label=setting.label,
             num_generated=len(records),

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 
-from sd_tokenmerge.config import make_config
 from sd_tokenmerge.patching.apply import apply_patch
 from sd_tokenmerge.patching.outline import Outline, load_outline, plan_sites
 from sd_tokenmerge.sampling.description import (
@@ -19,8 +18,7 @@ from sd_tokenmerge.sampling.description import (
 )
 from sd_tokenmerge.sampling.folder import check_folder
 from sd_tokenmerge.sampling.manifest import load_manifest, manifest_files
-from sd_tokenmerge.sampling.merging import merging_arguments
-from sd_tokenmerge.sampling.options import GenerateOptions, ResolvedOptions
+from sd_tokenmerge.sampling.options import ResolvedOptions
 from sd_tokenmerge.sampling.plan import ImageJob, plan_images
 from sd_tokenmerge.sampling.resolve import resolve_options
 from sd_tokenmerge.sweep.folder import PlannedSetting, require_sweep_folder
@@ -57,7 +55,7 @@ class PlannedRun:
         setting = self.setting
         return PlannedSetting(
             folder=setting.folder.name,
-            method=setting.options.method,
+            method=setting.method,
             keep_rate=setting.keep_rate,
             images=self.num_images,
         )
@@ -141,24 +139,15 @@ def _find_unreachable(
     """The reason for each setting whose method cannot reach the keep rate."""
     unreachable = {}
     for setting in settings:
-        options = setting.options
-        _check_merging(options, outline)
+        config = setting.options.merging
+        assert config is not None
+        # `apply_patch` refuses bad options; this method reaches every keep rate.
+        apply_patch(outline.unet, replace(config, method="atc")).remove()
         try:
-            plan_sites(
-                outline,
-                make_config(options.method, keep_rate=setting.keep_rate, levels=options.levels),
-                height=resolved.height,
-                width=resolved.width,
-            )
+            plan_sites(outline, config, height=resolved.height, width=resolved.width)
         except ValueError as error:
             unreachable[str(setting)] = str(error)
     return unreachable
-
-
-def _check_merging(options: GenerateOptions, outline: Outline) -> None:
-    """Refuse what `apply_patch` would refuse, with a method that can reach every keep rate."""
-    patch = apply_patch(outline.unet, "atc", levels=options.levels, **merging_arguments(options))
-    patch.remove()
 
 
 def _plan_run(setting: Setting, jobs: list[ImageJob], overwrite: bool) -> PlannedRun:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +17,9 @@ from sd_tokenmerge.report.plot import plot_change, plot_distance, png_bytes
 from sd_tokenmerge.report.published import ATC_SOURCE, atc_table2
 from sd_tokenmerge.report.rows import SweepRow, conditions_sentence
 from sd_tokenmerge.report.table import csv_text, json_text, latex, markdown
-from sd_tokenmerge.sampling.description import read_description
+from sd_tokenmerge.sampling.description import Description, read_description
 from sd_tokenmerge.sampling.imagenet import CLASSES
 from sd_tokenmerge.sampling.manifest import ImageRecord, read_manifest
-from sd_tokenmerge.sampling.options import MERGING, GenerateOptions
 from sd_tokenmerge.sweep.options import SweepOptions
 from sd_tokenmerge.sweep.settings import Setting
 
@@ -117,7 +116,7 @@ def make_results(
     rows = [row for _, row in measured]
     published = atc_table2() if options.published else []
     sources = [f"Published values: {ATC_SOURCE}"] if published else []
-    runs = [read_description(setting.folder) or {} for setting in settings]
+    runs = [run for s in settings if (run := read_description(s.folder)) is not None]
     return Results(
         rows=rows,
         settings=settings,
@@ -156,36 +155,29 @@ def _measured_on(row: SweepRow) -> dict[str, str]:
     }
 
 
-def _made_with(runs: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+def _made_with(runs: Sequence[Description]) -> dict[str, str]:
     """Model, options and device from the descriptions of the runs."""
-    options: Mapping[str, Any] = runs[0]["options"]
-    devices = sorted({f"{run['device']['type']} {run['device']['name']}" for run in runs})
-    merging = {} if len(runs) == 1 else _merging(runs[1]["options"])
+    options = runs[0].options
+    devices = sorted({f"{run.device['type']} {run.device['name']}" for run in runs})
+    merging = None if len(runs) == 1 else runs[1].options.merging
+    differing = {} if merging is None else merging.differing()
+    sha256 = runs[0].model["pipeline"]["sha256"]
     return {
-        "model": f"{_short_name(options['model'])} ({runs[0]['model']['pipeline']['sha256'][:8]})",
-        "size": f"{options['width']}x{options['height']}",
-        "steps": str(options["steps"]),
-        "guidance": f"{options['guidance_scale']:g}",
-        "dtype": options["dtype"],
-        "batch": str(options["batch_size"]),
-        "base seed": str(options["seed"]),
-        **merging,
+        "model": f"{_short_name(str(options.model))} ({sha256[:8]})",
+        "size": f"{options.width}x{options.height}",
+        "steps": str(options.steps),
+        "guidance": f"{options.guidance_scale:g}",
+        "dtype": str(options.dtype),
+        "batch": str(options.batch_size),
+        "base seed": str(options.seed),
+        **{name.replace("_", " "): str(value) for name, value in differing.items()},
         "device": ", ".join(devices),
     }
 
 
-def _merging(options: Mapping[str, Any]) -> dict[str, str]:
-    """Merging options that are not at their defaults."""
-    return {
-        f.name.replace("_", " "): str(options[f.name])
-        for f in fields(GenerateOptions)
-        if f.name in MERGING and options[f.name] != f.default
-    }
-
-
-def _versions(runs: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    versions = {name: runs[0]["versions"][name] for name in ("sd-tokenmerge", "torch", "diffusers")}
-    commits = sorted({_short_commit(run["commit"]) for run in runs if run["commit"]})
+def _versions(runs: Sequence[Description]) -> dict[str, str]:
+    versions = {name: runs[0].versions[name] for name in ("sd-tokenmerge", "torch", "diffusers")}
+    commits = sorted({_short_commit(run.commit) for run in runs if run.commit})
     if len(commits) > 2:
         commits = [f"{commits[0]} and {len(commits) - 1} others"]
     return versions | ({"commit": ", ".join(commits)} if commits else {})

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 import torch
 from filelock import FileLock, Timeout
 
+from sd_tokenmerge.processes import Processes
 from sd_tokenmerge.report.rows import SweepRow
 from sd_tokenmerge.sampling.load import load_pipeline
 from sd_tokenmerge.sampling.progress import LoggedProgress, Progress
 from sd_tokenmerge.sampling.resolve import resolve_options
 from sd_tokenmerge.sampling.run import generate
-from sd_tokenmerge.sampling.workers import Workers, find_workers
 from sd_tokenmerge.sweep.folder import write_plan, write_results
 from sd_tokenmerge.sweep.measure import Measurer
 from sd_tokenmerge.sweep.options import SweepOptions
@@ -25,8 +25,6 @@ from sd_tokenmerge.sweep.results import Results, make_results
 from sd_tokenmerge.sweep.settings import Setting
 
 _SET_UP_TIMEOUT_S = 60.0
-
-_Value = TypeVar("_Value")
 
 
 class SweepProgress(Protocol):
@@ -94,20 +92,20 @@ def run_sweep(
     progress = LoggedSweepProgress() if progress is None else progress
     is_shard = options.generation.shard is not None
     model = resolve_options(options.generation)
-    workers = find_workers(model.device)
-    plan = _agree(workers, lambda: plan_sweep(options, overwrite=overwrite))
+    processes = Processes.join(model.device)
+    plan = processes.agree(lambda: plan_sweep(options, overwrite=overwrite))
     measurer = Measurer(options, progress.extracting)
     pipe = None
     if plan.num_missing:
-        pipe = load_pipeline(replace(model, device=workers.own_device(model.device)))
+        pipe = load_pipeline(replace(model, device=str(processes.device)))
     if not is_shard:
         measurer.load_reference()
-    with _claimed_folder(Path(options.out), plan, workers, is_shard):
+    with _claimed_folder(Path(options.out), plan, processes, is_shard):
         if is_shard:
             num_generated = sum(_generate(plan, i, pipe, progress) for i in range(len(plan.runs)))
             summary = SweepSummary(Path(options.out), None, num_generated)
-            return summary if workers.rank == 0 else None
-        return _execute(options, plan, pipe, measurer, progress, workers.rank == 0)
+            return summary if processes.is_first else None
+        return _execute(options, plan, pipe, measurer, progress, processes.is_first)
 
 
 def _execute(
@@ -161,7 +159,7 @@ def _generate(plan: SweepPlan, index: int, pipe: Any, progress: SweepProgress) -
 
 @contextmanager
 def _claimed_folder(
-    folder: Path, plan: SweepPlan, workers: Workers, is_shard: bool
+    folder: Path, plan: SweepPlan, processes: Processes, is_shard: bool
 ) -> Iterator[None]:
     """Write the plan, and keep other sweeps out of the folder."""
     lock = FileLock(folder / ".sweep.lock")
@@ -178,22 +176,8 @@ def _claimed_folder(
         if is_shard:  # run folders have locks of their own
             lock.release()
 
-    _agree(workers, claim)
+    processes.agree(claim)
     try:
         yield
     finally:
         lock.release()
-
-
-def _agree(workers: Workers, decide: Callable[[], _Value]) -> _Value:
-    """Let the first process decide; every process returns its result or raises its error."""
-    result: Any = None
-    if workers.rank == 0:
-        try:
-            result = decide()
-        except (ValueError, OSError) as error:
-            result = error
-    result = workers.broadcast(result)
-    if isinstance(result, Exception):
-        raise result
-    return result  # type: ignore[no-any-return]

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from sd_tokenmerge.config import MergeConfig
+from sd_tokenmerge.keep_rates import Constant
 from sd_tokenmerge.methods import parse_method
 from sd_tokenmerge.report.cells import keep_rate_text
-from sd_tokenmerge.sampling.options import MERGING, NO_METHOD, GenerateOptions
+from sd_tokenmerge.sampling.options import NO_METHOD, GenerateOptions
 from sd_tokenmerge.sweep.folder import RUNS
 from sd_tokenmerge.sweep.options import SweepOptions
 
@@ -31,14 +33,20 @@ class Setting:
         return Path(self.options.out)
 
     @property
+    def method(self) -> str:
+        """Its method string; `"none"` for the unmerged pipeline."""
+        return NO_METHOD if self.options.merging is None else str(self.options.merging.method)
+
+    @property
     def keep_rate(self) -> float:
         """Fraction of the tokens that is kept."""
-        return 1.0 if self.options.keep_rate is None else float(self.options.keep_rate)
+        rate = None if self.options.merging is None else self.options.merging.keep_rate
+        return rate.rate if isinstance(rate, Constant) else 1.0
 
     @property
     def is_baseline(self) -> bool:
         """Whether this is the unmerged pipeline."""
-        return self.options.method == NO_METHOD
+        return self.options.merging is None
 
     def __str__(self) -> str:
         """For progress and messages."""
@@ -54,15 +62,9 @@ def make_settings(options: SweepOptions) -> list[Setting]:
         ValueError: a method string is bad, or two mean the same method.
     """
     runs = Path(options.out) / RUNS
-    defaults = {f.name: f.default for f in fields(GenerateOptions) if f.name in MERGING}
-    unmerged = replace(
-        options.generation,
-        out=str(runs / "unmerged"),
-        method=NO_METHOD,
-        keep_rate=1.0,
-        **defaults,  # type: ignore[arg-type]
-    )
+    unmerged = replace(options.generation, out=str(runs / "unmerged"), merging=None)
     settings = [Setting("unmerged", unmerged)]
+    base = options.generation.merging or MergeConfig()
     seen: dict[str, str] = {}
     for label in options.methods:
         method = str(parse_method(label))
@@ -74,9 +76,8 @@ def make_settings(options: SweepOptions) -> list[Setting]:
         for keep_rate in sorted(options.keep_rates, reverse=True):
             if keep_rate < 1:
                 folder = runs / f"{_folder_name(method)}_keep-{keep_rate:g}"
-                run = replace(
-                    options.generation, out=str(folder), method=method, keep_rate=keep_rate
-                )
+                merging = replace(base, method=method, keep_rate=keep_rate)
+                run = replace(options.generation, out=str(folder), merging=merging)
                 settings.append(Setting(label, run))
     return settings
 

@@ -98,7 +98,7 @@ def _not_begun(path: Path, setting: PlannedSetting) -> RunStatus:
     return RunStatus(
         folder=str(path),
         method=setting.method,
-        keep_rate=setting.keep_rate,
+        keep_rate=f"{setting.keep_rate:g}",
         total=setting.images,
         done=0,
         missing=setting.images,

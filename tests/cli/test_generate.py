@@ -92,6 +92,8 @@ def test_all_options_reach_the_run(model: str, tmp_path: Path) -> None:
     words = [word for pair in options.items() for word in pair]
     assert run(["generate", "--model", model, "--out", str(out), *words, *flags]) == 0
     written = json.loads((out / "run.json").read_text())["options"]
+    merging = written.pop("merging")
+    written |= {"merge_seed" if name == "seed" else name: merging[name] for name in merging}
     options["--classes"] = "1,18"
     for name, value in options.items():
         assert str(written[name.lstrip("-").replace("-", "_")]).removesuffix(".0") == value
@@ -118,9 +120,8 @@ def test_keep_rates_that_change(
     command = ["generate", "--model", model, "--method", "tome-sd", "--classes", "1"]
     out, other = str(tmp_path / "run"), str(tmp_path / "other")
     assert run([*command, "--out", out, "--keep-rate", keep_rate]) == 0
-    assert json.loads((tmp_path / "run" / "run.json").read_text())["options"]["keep_rate"] == (
-        canonical
-    )
+    written = json.loads((tmp_path / "run" / "run.json").read_text())["options"]["merging"]
+    assert written["keep_rate"] == canonical
     with Image.open(tmp_path / "run" / "1_0.png") as picture:
         assert picture.info["keep_rate"] == canonical
     assert run([*command, "--out", other, "--keep-rate", constant]) == 0
@@ -132,7 +133,7 @@ def test_keep_rates_that_change(
     assert run(["status", out]) == 0
     assert canonical in capsys.readouterr().out
     assert run([*command, "--out", out, "--keep-rate", constant]) == 2
-    assert f'keep_rate: "{canonical}" -> {constant}' in capsys.readouterr().err
+    assert f'keep_rate: "{canonical}" -> "{constant}"' in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -144,7 +145,7 @@ def test_keep_rates_that_change(
         (["--out", "run", "--keep-rate", "0"], "--keep-rate must be in (0, 1], got 0.0."),
         (["--out", "run", "--keep-rate", "50 %"], "--keep-rate must be a number in (0, 1], linear"),
         (["--out", "run", "--keep-rate", "depth:rate=0.4"], "must be in (0.5, 1], got 0.4"),
-        (["--out", "run", "--keep-rate", "9=0.5"], "must have levels with self-attention"),
+        (["--out", "run", "--keep-rate", "9=0.5"], "--keep-rate must name levels with self"),
         (["--out", "run", "--keep-rate", "0=0.5", "--levels", "2"], "--levels must be left out"),
         (
             ["--out", "run", "--keep-rate", "depth:rate=0.7", "--share-layers"],
@@ -160,13 +161,21 @@ def test_keep_rates_that_change(
         (["--out", "run", "--model", "/nowhere"], "--model must exist"),
         (["--out", "run", "--model", "."], "without a model_index.json"),
         (["--out", "run", "--size", "32", "--height", "32"], "--size excludes --height"),
-        (["--out", "run", "--size", "33"], "--size must be a positive multiple of 8, got 33."),
-        (["--out", "run", "--height", "33"], "--height must be a positive multiple of 8, got 33."),
+        (["--out", "run", "--size", "33"], "--size must be a multiple of 8, got 33."),
+        (["--out", "run", "--height", "33"], "--height must be a multiple of 8, got 33."),
         (["--out", "run", "--prompt-template", "a"], "--prompt-template must contain {class}"),
         (["--out", "file/run"], "Not a directory: `"),
         (["--out", "full"], "'mine.txt' in it"),
         (["--out", "run", "--prompts", "none.txt"], "No such file or directory: `none.txt`"),
         (["--out", "run", "--shard", "0/2"], "--shard must be i/n with i from 1 to n"),
+        (["--out", ""], "--out must name a folder"),
+        (["--out", "run\udcff"], "--out must be valid Unicode"),
+        (["--out", "run", "--prompt-template", "{class}\ud800"], "--prompt-template must be valid"),
+        (["--out", "run", "--scheduler", "DDIM", "--steps", "1001"], "--steps must suit the sched"),
+        (["--out", "run", "--steps", "1000000000"], "--steps must be in [1, 10000)"),
+        (["--out", "run", "--size", "1000000000"], "--size must be in [8, 65536), got 1000000000"),
+        (["--out", "run", "--device", "meta"], "--device must be available, got 'meta'"),
+        (["--out", "run", "--device", "toaster"], "--device must be a torch device such as cpu"),
     ],
 )
 def test_bad_input_is_one_line_and_leaves_nothing(
@@ -189,6 +198,24 @@ def test_bad_input_is_one_line_and_leaves_nothing(
     assert message in printed.err
     assert printed.err.count("\n") == 1
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["file", "full", "mine.txt"]
+
+
+def test_images_with_nan_pixels_end_with_exit_code_1_and_their_names(
+    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    command = ["generate", "--model", model, "--method", "none", "--out", str(out)]
+    assert run([*command, "--guidance-scale", "1e300"]) == 1
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.splitlines()[-1].startswith(
+        "error: 4 of 4 images have NaN pixels and were not stored: 3_0.png, 3_1.png, 18_0.png, "
+        "18_1.png. "
+    )
+    assert not list(out.glob("*.png"))
+    assert run(["status", str(out)]) == 1
+    assert "not begun" in capsys.readouterr().out
+    assert run(command) == 0  # without images, the folder is free for other options
 
 
 def test_an_unexpected_error_keeps_its_traceback(

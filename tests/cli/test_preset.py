@@ -4,26 +4,22 @@ import pytest
 
 from sd_tokenmerge.cli.app import run
 from sd_tokenmerge.cli.generate import read_options
-from sd_tokenmerge.config import PRESETS
+from sd_tokenmerge.config import PRESETS, MergeConfig
 from sd_tokenmerge.sampling.options import GenerateOptions
-
-MERGING = ("method", "features", "merge", "refresh_every", "share_layers", "proportional_attention")
 
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_fills_in_what_is_left_open(name: str) -> None:
-    options = read_options({"out": "run", "preset": name})
-    for option in (*MERGING, "keep_rate"):
-        assert getattr(options, option) == getattr(PRESETS[name], option)
+    assert read_options({"out": "run", "preset": name}).merging == PRESETS[name]
 
 
 def test_without_one_nothing_changes() -> None:
     assert read_options({"out": "run"}) == GenerateOptions(out="run")
     options = read_options({"out": "run", "method": "none", "preset": None})
-    assert options == GenerateOptions(out="run", method="none")
+    assert options == GenerateOptions(out="run", merging=None)
 
 
-def test_other_options_go_before_it() -> None:
+def test_other_options_replace_its_values() -> None:
     given = {
         "method": "tome-sd",
         "keep_rate": 0.4,
@@ -33,15 +29,18 @@ def test_other_options_go_before_it() -> None:
         "share_layers": False,
         "proportional_attention": False,
     }
-    options = read_options({"out": "run", "preset": "fast", **given})
-    assert {name: getattr(options, name) for name in given} == given
+    options = read_options({"out": "run", "preset": "fast", "merge_seed": 3, **given})
+    assert options.merging == MergeConfig(**given, seed=3)
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--preset", "slow"], "--preset must be one of exact, balanced, fast, got 'slow'."),
-        (["--preset", "fast", "--method", "none"], "--preset excludes --method none, got both."),
+        (["--preset", "slow"], "--preset must be one of paper, balanced, fast, got 'slow'."),
+        (["--preset", "fast", "--method", "none"], "--method none excludes --preset, got both."),
+        (["--levels", "1", "--method", "none"], "--method none excludes --levels, got both."),
+        (["--merge-seed", "-1"], "--merge-seed must be in [0, 2^63), got -1."),
+        (["--seed", "-1"], "--seed must be in [0, 2^63), got -1."),
     ],
 )
 def test_bad_ones_are_one_line(

@@ -91,7 +91,7 @@ def test_the_size_a_sample_was_made_for_is_its_default(model, tmp_path, capsys):
         (["--keep-rate", "linear:first=1,last=0.5"], "must be the same in every step, got linear"),
         (
             ["--keep-rate", "0=0.5", "--levels", "1"],
-            "--levels must be left out where --keep-rate names them",
+            "--levels must be left out when --keep-rate names them",
         ),
         (["--size", "100"], "--size must be a positive multiple of 8, got 100"),
         (["--width", "100"], "--width must be a positive multiple of 8, got 100"),

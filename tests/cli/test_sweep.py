@@ -137,7 +137,7 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(command, tmp_path, capsys)
         (["--reference", "/nowhere"], "--reference must be a folder of images or an .npz file"),
         (["--extractor", "vgg"], "--extractor must be one of"),
         (["--model", "/nowhere/model"], "--model must be"),
-        (["--images-per-class", "0"], "--images-per-class must be at least 1"),
+        (["--images-per-class", "0"], "--images-per-class must be in [1, 2^24)"),
         (["--levels", "7"], "--levels must be in [1, 4]"),
         (["--out", f"{__file__}/sweep"], "Not a directory"),
         (["--sheet-images", "0"], "--sheet-images must be at least 1"),
@@ -188,10 +188,11 @@ def test_generation_options_reach_the_runs(command, tmp_path, capsys):
     assert run([*command, *options]) == 0
     runs = tmp_path / "demo" / "runs"
     merged = json.loads((runs / "random_keep-0.5" / "run.json").read_text())["options"]
-    assert (merged["merge"], merged["proportional_attention"]) == ("kv", True)
+    assert merged["merging"]["merge"] == "kv"
+    assert merged["merging"]["proportional_attention"] is True
     assert (merged["seed"], merged["steps"]) == (5, 2)
     unmerged = json.loads((runs / "unmerged" / "run.json").read_text())["options"]
-    assert (unmerged["merge"], unmerged["proportional_attention"]) == ("qkv", False)
+    assert unmerged["merging"] is None
     assert (unmerged["seed"], unmerged["steps"]) == (5, 2)
     table = capsys.readouterr().out
     assert "merge kv; proportional attention True" in table

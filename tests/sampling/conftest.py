@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from sd_tokenmerge.config import MergeConfig, make_config
 from sd_tokenmerge.sampling.load import load_pipeline
 from sd_tokenmerge.sampling.options import GenerateOptions
 
 MakeOptions = Callable[..., GenerateOptions]
 
+MERGING = {entry.name for entry in fields(MergeConfig)} - {"seed"}
+
 
 @pytest.fixture
 def make_options(tiny_model: Path, tmp_path: Path) -> MakeOptions:
-    """Options for six images of 32 px in two steps, into a new folder."""
+    """Options for six images of 32 px in two steps, into a new folder.
+
+    Takes fields of `GenerateOptions` and, except for the seed, of `MergeConfig`.
+    """
 
     def make(**changes: Any) -> GenerateOptions:
         values: dict[str, Any] = {
@@ -29,7 +36,10 @@ def make_options(tiny_model: Path, tmp_path: Path) -> MakeOptions:
             "method": "tome-sd",
             "device": "cpu",
         }
-        return GenerateOptions(**values | changes)
+        values |= changes
+        merging = {name: values.pop(name) for name in MERGING & values.keys()}
+        config = None if merging["method"] == "none" else make_config(**merging)
+        return GenerateOptions(**values, merging=config)
 
     return make
 

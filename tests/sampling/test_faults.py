@@ -24,6 +24,7 @@ from typing import Any
 import pytest
 import torch
 
+from sd_tokenmerge.config import MergeConfig
 from sd_tokenmerge.sampling.manifest import MANIFEST, read_manifest
 from sd_tokenmerge.sampling.options import GenerateOptions
 from sd_tokenmerge.sampling.run import generate
@@ -58,7 +59,7 @@ def options(model: Path, out: Path, **changes: Any) -> GenerateOptions:
         "height": 64,
         "width": 64,
         "steps": 6,
-        "method": "tome-sd:random=true",
+        "merging": MergeConfig("tome-sd:random=true"),
         "device": "cpu",
         "batch_size": 2,
     }
@@ -81,7 +82,9 @@ def content(folder: Path) -> dict[str, Any]:
         for path in folder.iterdir()
         if path.name not in ("run.json", "manifest.jsonl")
     }
-    found["manifest.jsonl"] = [asdict(record) | {"seconds": 0} for record in read_manifest(folder)]
+    found["manifest.jsonl"] = [
+        asdict(record) | {"seconds": 0, "modified_ns": 0} for record in read_manifest(folder)
+    ]
     run = json.loads((folder / "run.json").read_text())
     found["run.json"] = {key: run[key] for key in ("plan", "model", "device", "versions")}
     return found

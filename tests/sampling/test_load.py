@@ -127,7 +127,9 @@ def save_lora(pipe: Any, folder: Path) -> None:
         ({"scheduler": "Foo"}, "`scheduler` must be one of .*DDIM.*, got 'Foo'"),
         ({"vae": "./none"}, "`vae` must exist, got './none'"),
         ({"lora": ("./none",)}, "`lora` must exist"),
-        ({"device": "cuda:99"}, "`device` 'cuda:99' cannot be used"),
+        ({"device": "cuda:99"}, "`device` must be available, got 'cuda:99'"),
+        ({"device": "meta"}, "`device` must be available, got 'meta'"),
+        ({"lora": ("a@nan",)}, "`lora` must be name@scale with a finite number"),
         ({"attention_backend": "efficient"}, "`attention_backend` 'efficient' cannot be used"),
         ({"variant": "fp16"}, "cannot be loaded"),
     ],
@@ -174,9 +176,10 @@ def test_what_is_no_model_is_refused(tmp_path: Path) -> None:
 def test_other_pipelines_are_refused(copied_model: Path) -> None:
     index = json.loads((copied_model / "model_index.json").read_text())
     del index["unet"]
-    (copied_model / "model_index.json").write_text(json.dumps(index))
-    with pytest.raises(ValueError, match="`model`"):
-        load(copied_model)
+    for content in (index, None, [], {"_class_name": "Nope"}, {}):
+        (copied_model / "model_index.json").write_text(json.dumps(content))
+        with pytest.raises(ValueError, match="`model`"):
+            load(copied_model)
 
 
 @pytest.mark.parametrize("damage", ["cut", "gone", "garbage"])

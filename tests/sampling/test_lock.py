@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -10,8 +12,14 @@ from sd_tokenmerge.sampling import lock as lock_module
 from sd_tokenmerge.sampling.lock import FolderBusyError, is_locked, lock_folder
 
 
-def test_a_whole_run_keeps_everyone_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(autouse=True)
+def _impatient(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
     monkeypatch.setattr(lock_module, "_SET_UP_TIMEOUT_S", 0.1)
+    if request.function is not test_a_look_at_the_lock_stops_nobody:
+        monkeypatch.setattr(lock_module, "_PROBE_TIMEOUT_S", 0.0)
+
+
+def test_a_whole_run_keeps_everyone_out(tmp_path: Path) -> None:
     with lock_folder(tmp_path) as lock:
         lock.end_set_up()
         assert is_locked(tmp_path)
@@ -48,10 +56,7 @@ def test_a_shard_keeps_out_itself_the_whole_and_other_divisions(
             pass
 
 
-def test_a_shard_that_sets_up_makes_others_wait(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(lock_module, "_SET_UP_TIMEOUT_S", 0.1)
+def test_a_shard_that_sets_up_makes_others_wait(tmp_path: Path) -> None:
     with lock_folder(tmp_path, 0, 2), pytest.raises(FolderBusyError), lock_folder(tmp_path, 1, 2):
         pass
 
@@ -74,3 +79,44 @@ def test_a_lock_ends_with_its_process_however_it_ends(tmp_path: Path) -> None:
         process.communicate()
     with lock_folder(tmp_path):
         pass
+
+
+def test_a_look_at_the_lock_stops_nobody(tmp_path: Path) -> None:
+    with lock_folder(tmp_path):
+        pass  # the lock file exists
+    ended = threading.Event()
+
+    def look() -> None:
+        while not ended.is_set():
+            is_locked(tmp_path)
+
+    watchers = [threading.Thread(target=look) for _ in range(2)]
+    for watcher in watchers:
+        watcher.start()
+    try:
+        for _ in range(100):
+            with lock_folder(tmp_path):
+                pass
+    finally:
+        ended.set()
+        for watcher in watchers:
+            watcher.join()
+
+
+def test_looking_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not is_locked(tmp_path)
+    with lock_folder(tmp_path, 0, 2) as lock:
+        lock.end_set_up()
+        names = sorted(os.listdir(tmp_path))
+        open_flags = []
+        system_open = os.open
+
+        def spy(path: str, flags: int, *arguments: int) -> int:
+            open_flags.append(flags)
+            return system_open(path, flags, *arguments)
+
+        monkeypatch.setattr(os, "open", spy)
+        assert is_locked(tmp_path)
+    assert sorted(os.listdir(tmp_path)) == names
+    assert open_flags
+    assert not any(flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT) for flags in open_flags)

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import hashlib
+import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -27,6 +29,8 @@ def record(class_index: int = 0, image_index: int = 0, content: bytes = b"x") ->
         seed=3,
         prompt="ein Käfer",
         sha256=hashlib.sha256(content).hexdigest(),
+        bytes=len(content),
+        modified_ns=7,
         seconds=0.25,
     )
 
@@ -67,6 +71,10 @@ def test_a_line_cut_off_at_any_byte_is_left_out(tmp_path: Path) -> None:
         record().to_line().replace('"seed": 3', '"seed": "3"'),
         record().to_line().replace('"seed": 3', '"sede": 3'),
         record().to_line() + "x",
+        record().to_line().replace("0_0.png", "../0_0.png"),
+        record().to_line().replace("0.25", "NaN"),
+        record().to_line().replace('"class_index": 0', '"class_index": false'),
+        "[" * 100_000,
         "\x00\x00",
     ],
 )
@@ -76,7 +84,7 @@ def test_damaged_lines_are_found_and_refused(tmp_path: Path, line: str) -> None:
     content = load_manifest([path])
     assert content.records == [record(5), record(6)]
     assert content.damaged_lines == [f"{MANIFEST}, line 2"]
-    with pytest.raises(ValueError, match="line 2 is no record"):
+    with pytest.raises(ValueError, match="line 2 is not a record"):
         read_manifest(tmp_path)
 
 
@@ -85,17 +93,40 @@ def test_folder_without_a_manifest_is_refused(tmp_path: Path) -> None:
         read_manifest(tmp_path)
 
 
+def intact(folder: Path, *records: ImageRecord, hash_all: bool = False) -> dict[str, ImageRecord]:
+    """`intact_records` without the modification times."""
+    found = intact_records(folder, records, hash_all=hash_all)
+    return {name: replace(entry, modified_ns=7) for name, entry in found.items()}
+
+
 def test_intact_records_are_those_with_the_recorded_content(tmp_path: Path) -> None:
     (tmp_path / "0_0.png").write_bytes(b"x")
     (tmp_path / "1_0.png").write_bytes(b"changed")
-    assert set(intact_records(tmp_path, [record(0), record(1), record(2)])) == {"0_0.png"}
+    (tmp_path / "3_0.png").write_bytes(b"y")
+    (tmp_path / "4_0.png").mkdir()
+    records = [record(number) for number in range(5)]
+    assert intact(tmp_path, *records) == {"0_0.png": record(0)}
+    assert intact(tmp_path, *records, hash_all=True) == {"0_0.png": record(0)}
+
+
+def test_a_file_of_the_recorded_size_and_time_is_read_only_to_hash_all(tmp_path: Path) -> None:
+    path = tmp_path / "0_0.png"
+    path.write_bytes(b"x")
+    known = intact_records(tmp_path, [record()], hash_all=True)
+    assert known["0_0.png"].modified_ns == path.stat().st_mtime_ns
+    path.write_bytes(b"y")
+    os.utime(path, ns=(0, known["0_0.png"].modified_ns))  # as damage of the disk leaves it
+    assert intact_records(tmp_path, known.values(), hash_all=False) == known
+    assert intact_records(tmp_path, known.values(), hash_all=True) == {}
+    os.utime(path)
+    assert intact_records(tmp_path, known.values(), hash_all=False) == {}
 
 
 def test_of_two_records_of_a_file_the_true_one_counts(tmp_path: Path) -> None:
     (tmp_path / "0_0.png").write_bytes(b"new")
     old, new = record(content=b"old"), record(content=b"new")
-    assert intact_records(tmp_path, [old, new]) == {"0_0.png": new}
-    assert intact_records(tmp_path, [new, old]) == {"0_0.png": new}
+    assert intact(tmp_path, old, new) == {"0_0.png": new}
+    assert intact(tmp_path, new, old) == {"0_0.png": new}
 
 
 def test_processes_and_shards_write_apart_and_are_united(tmp_path: Path) -> None:

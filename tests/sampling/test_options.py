@@ -1,16 +1,13 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, fields
-from inspect import signature
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from sd_tokenmerge.config import PRESETS
-from sd_tokenmerge.patching.apply import apply_patch
-from sd_tokenmerge.sampling import options as options_module
+from sd_tokenmerge.config import MergeConfig
 from sd_tokenmerge.sampling.options import GenerateOptions
 from sd_tokenmerge.sampling.resolve import resolve_options
 
@@ -18,31 +15,25 @@ from sd_tokenmerge.sampling.resolve import resolve_options
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"images_per_class": 0}, "`images_per_class` must be at least 1, got 0"),
-        ({"batch_size": 0}, "`batch_size` must be at least 1"),
-        ({"steps": 0}, "`steps` must be at least 1"),
-        ({"levels": 0}, "`levels` must be at least 1"),
-        ({"refresh_every": 0}, "`refresh_every` must be at least 1"),
-        ({"height": 100}, "`height` must be a positive multiple of 8, got 100"),
-        ({"width": 0}, "`width` must be a positive multiple of 8, got 0"),
+        ({"out": ""}, "`out` must name a folder"),
+        ({"out": "a\udcffb"}, "`out` must be valid Unicode"),
+        ({"negative_prompt": "\ud800"}, "`negative_prompt` must be valid Unicode"),
+        ({"lora": ("\ud800",)}, "`lora` must be valid Unicode"),
+        ({"images_per_class": 0}, r"`images_per_class` must be in \[1, .*got 0"),
+        ({"batch_size": 0}, "`batch_size` must be in"),
+        ({"steps": 0}, "`steps` must be in"),
+        ({"steps": 10**9}, r"`steps` must be in \[1, 10000\), got 1000000000"),
+        ({"height": 100}, "`height` must be a multiple of 8, got 100"),
+        ({"width": 0}, r"`width` must be in \[8, 65536\), got 0"),
+        ({"width": 10**9}, "`width` must be in"),
+        ({"images_per_class": 10**12, "seed_scheme": "hashed"}, "`images_per_class` must be in"),
         ({"seed": -1}, "`seed` must be in"),
-        ({"merge_seed": 2**63}, "`merge_seed` must be in"),
         ({"class_names": "long"}, "`class_names` must be one of atc, short, got 'long'"),
         ({"seed_scheme": "x"}, "`seed_scheme` must be one of"),
-        ({"features": "x"}, "`features` must be one of input, keys"),
-        ({"merge": "k"}, "`merge` must be one of qkv, kv, q"),
         ({"dtype": "int8"}, "`dtype` must be one of"),
         ({"offload": "disk"}, "`offload` must be one of"),
         ({"attention_backend": "x"}, "`attention_backend` must be one of"),
-        ({"keep_rate": 0.0}, r"`keep_rate` must be in \(0, 1\], got 0.0"),
-        ({"keep_rate": 1.1}, "`keep_rate` must be in"),
-        ({"keep_rate": float("nan")}, "`keep_rate` must be in"),
-        ({"keep_rate": "half"}, "`keep_rate` must be a number in .*linear:first=.* got 'half'"),
-        ({"keep_rate": "1.5"}, r"`keep_rate` must be in \(0, 1\], got 1.5"),
-        ({"keep_rate": "0=0.5,1=0.8", "levels": 2}, "`levels` must be left out where"),
-        ({"method": "none", "keep_rate": 0.5}, "`keep_rate` must be 1 without a method"),
-        ({"method": "none", "keep_rate": "depth:rate=0.7"}, "must be 1 without a method, got d"),
-        ({"guidance_scale": -1.0}, "`guidance_scale` must be"),
+        ({"guidance_scale": -1.0}, "`guidance_scale` must be at least 0"),
         ({"guidance_scale": float("nan")}, "`guidance_scale` must be"),
         ({"prompts": "p.txt", "classes": (1,)}, "`prompts` and `classes` exclude each other"),
         ({"prompt_template": "a"}, "`prompt_template` must contain"),
@@ -55,6 +46,18 @@ from sd_tokenmerge.sampling.resolve import resolve_options
 )
 def test_bad_values_are_refused_by_name(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
+        GenerateOptions(**{"out": "-"} | changes)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        *({"steps": "2"}, {"seed": True}, {"vae": 3}, {"lora": (1,)}, {"classes": (1.0,)}),
+        *({"merging": "atc"}, {"images_per_class": float("nan")}, {"compile": "yes"}),
+    ],
+)
+def test_values_of_another_type_are_refused_by_name(changes: dict[str, Any]) -> None:
+    with pytest.raises(TypeError, match=f"`{next(iter(changes))}` must be"):
         GenerateOptions(out="-", **changes)
 
 
@@ -64,49 +67,43 @@ def test_shards_are_numbered_from_one() -> None:
 
 
 def test_options_survive_json() -> None:
-    options = GenerateOptions(out="x", classes=(1, 2, 9), lora=("a@0.5",), keep_rate=0.3)
+    merging = MergeConfig(keep_rate="0=depth:rate=0.7,1=0.5", merge="kv", seed=3)
+    options = GenerateOptions(out="x", classes=(1, 2, 9), lora=("a@0.5",), merging=merging)
     assert GenerateOptions.from_json(json.loads(json.dumps(options.to_json()))) == options
+    unmerged = GenerateOptions(out="x", merging=None)
+    assert GenerateOptions.from_json(json.loads(json.dumps(unmerged.to_json()))) == unmerged
+
+
+def test_a_missing_option_has_its_default() -> None:
+    options = GenerateOptions(out="x", merging=MergeConfig("tome-sd"))
+    values = options.to_json()
+    del values["offload"], values["lora"], values["merging"]["features"]
+    assert GenerateOptions.from_json(values) == options
+    del values["merging"]
+    assert GenerateOptions.from_json(values) == replace(options, merging=MergeConfig())
 
 
 @pytest.mark.parametrize(
     ("given", "canonical"),
-    [
-        (0.5, 0.5),
-        (1, 1.0),
-        ("0.50", 0.5),
-        ("linear:last=0.4,first=1", "linear:first=1,last=0.4,stages=5"),
-        ("1=depth:rate=0.70,0=.5", "0=0.5,1=depth:rate=0.7"),
-    ],
+    [("atc:linkage=average", "atc"), ("tome-sd:random=false,stride=4", "tome-sd:stride=4")],
 )
-def test_keep_rates_have_one_form(given: Any, canonical: Any, tmp_path: Path) -> None:
-    options = GenerateOptions(out="-", model=str(tmp_path), device="cpu", keep_rate=given)
-    assert GenerateOptions.from_json(json.loads(json.dumps(options.to_json()))) == options
+def test_methods_have_one_form(given: str, canonical: str, tmp_path: Path) -> None:
+    options = GenerateOptions(out="-", model=str(tmp_path), merging=MergeConfig(given))
     resolved = resolve_options(options)
-    assert resolved.keep_rate == canonical
-    assert type(resolved.keep_rate) is type(canonical)
+    assert resolved.merging == MergeConfig(canonical)
     assert resolve_options(resolved) == resolved
 
 
 def test_what_makes_the_images_is_compared_and_the_rest_is_not() -> None:
     compared = set(GenerateOptions(out="x").compared())
-    everything = {entry.name for entry in fields(GenerateOptions)}
+    merging = {entry.name for entry in fields(MergeConfig)} - {"seed"} | {"merge_seed"}
+    assert merging < compared
+    everything = {entry.name for entry in fields(GenerateOptions)} - {"merging"}
     assert everything - compared == {
         *("out", "batch_size", "shard", "local_files_only"),  # where and how
         *("model", "model_config", "revision", "vae", "lora", "prompts"),  # by content
         "device",  # by kind
     }
-
-
-def test_defaults_are_those_of_apply_patch() -> None:
-    ours = {entry.name: entry.default for entry in fields(GenerateOptions)}
-    ours |= {"keep_rate": options_module.DEFAULT_KEEP_RATE}
-    papers = asdict(PRESETS["exact"])
-    del papers["summary"]
-    assert {name: ours[name] for name in papers} == papers
-    parameters = signature(apply_patch).parameters
-    assert parameters["preset"].default == "exact"
-    assert parameters["seed"].default == ours["merge_seed"]
-    assert set(parameters) - set(ours) == {"pipe", "preset", "replace"}
 
 
 def write_model(folder: Path, **settings: Any) -> str:
@@ -119,7 +116,7 @@ def test_without_a_models_own_settings_the_papers_protocol_holds(tmp_path: Path)
     assert (resolved.height, resolved.width, resolved.steps) == (512, 512, 50)
     assert resolved.guidance_scale == 7.5
     assert resolved.classes == tuple(range(1000))
-    assert (resolved.method, resolved.keep_rate, resolved.images_per_class) == ("atc", 0.5, 2)
+    assert (resolved.merging, resolved.images_per_class) == (MergeConfig("atc", 0.5), 2)
     assert resolved.dtype == "float32"
     gpu = resolve_options(GenerateOptions(out="-", model=str(tmp_path), device="cuda"))
     assert gpu.dtype == "float16"
@@ -144,14 +141,12 @@ def test_what_the_user_says_comes_first(tmp_path: Path) -> None:
         steps=2,
         guidance_scale=0.0,
         dtype="bfloat16",
-        keep_rate=1.0,
     )
     resolved = resolve_options(options)
     assert (resolved.height, resolved.width, resolved.steps) == (64, 256, 2)
     assert resolved.guidance_scale == 0
     assert resolved.classes == (1,)
     assert resolved.dtype == "bfloat16"
-    assert resolved.keep_rate == 1
     assert resolve_options(resolved) == resolved
 
 
@@ -159,11 +154,6 @@ def test_prompts_come_instead_of_the_models_classes(tmp_path: Path) -> None:
     model = write_model(tmp_path, classes=[9, 3])
     options = GenerateOptions(out="-", model=model, prompts="p.txt", device="cpu")
     assert resolve_options(options).classes is None
-
-
-def test_without_a_method_every_token_is_kept(tmp_path: Path) -> None:
-    options = GenerateOptions(out="-", model=str(tmp_path), method="none", device="cpu")
-    assert resolve_options(options).keep_rate == 1
 
 
 def test_the_sample_pipeline_is_the_default_model_of_a_checkout(
@@ -178,7 +168,19 @@ def test_the_sample_pipeline_is_the_default_model_of_a_checkout(
     assert (resolved.model, resolved.height) == (str(tmp_path), 128)
 
 
-def test_a_damaged_sample_json_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "sample.json").write_text("[]")
-    with pytest.raises(ValueError, match="must hold a JSON object"):
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[]", "must hold a JSON object"),
+        ("{", r"sample\.json is not valid JSON"),
+        ('{"size": "big"}', r"sample\.json is damaged: `height` must be an integer"),
+        ('{"steps": 0}', r"sample\.json is damaged: `steps` must be in"),
+        ('{"guidance_scale": null, "classes": 3}', r"sample\.json is damaged: "),
+        ('{"classes": [1000]}', r"sample\.json is damaged: `class_index` must be in"),
+        ('{"classes": [[]]}', r"sample\.json is damaged: "),
+    ],
+)
+def test_a_damaged_sample_json_is_refused(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "sample.json").write_text(text)
+    with pytest.raises(ValueError, match=message):
         resolve_options(GenerateOptions(out="-", model=str(tmp_path)))

@@ -72,3 +72,11 @@ def test_names_are_known_without_the_prompt_file(tmp_path: Path, per_class: int)
     ):
         jobs = plan_images(options)
         assert planned_files(options, len(jobs)) == [job.file for job in jobs]
+
+
+def test_too_many_images_are_refused_at_once() -> None:
+    options = GenerateOptions(
+        out="-", classes=tuple(range(1000)), images_per_class=10**7, seed_scheme="hashed"
+    )
+    with pytest.raises(ValueError, match="`images_per_class` must give at most 1,000,000 images"):
+        plan_images(options)

@@ -33,10 +33,27 @@ def test_json_lines_may_give_seeds(tmp_path: Path) -> None:
         ("p.jsonl", '{"prompt": "a", "seed": -1}', "`seed` must be an integer"),
         ("p.jsonl", '{"prompt": "a", "seed": true}', "`seed` must be an integer"),
         ("p.jsonl", '{"prompt": " "}', "must not be blank"),
+        ("p.jsonl", "[" * 100_000, "p.jsonl, line 1: "),
     ],
 )
 def test_bad_files_are_refused(tmp_path: Path, name: str, text: str, message: str) -> None:
     path = tmp_path / name
     path.write_text(text)
     with pytest.raises(ValueError, match=message):
+        read_prompts(path)
+
+
+def test_only_newlines_separate_prompts(tmp_path: Path) -> None:
+    path = tmp_path / "p.txt"
+    path.write_bytes("\ufeffa\u2028b\x0bc\x0cd\r\ne\r\n".encode())
+    assert [prompt.text for prompt in read_prompts(path)] == ["a\u2028b\x0bc\x0cd", "e"]
+    path = tmp_path / "p.jsonl"
+    path.write_bytes('\ufeff{"prompt": "a\u2028b"}\n'.encode())
+    assert [prompt.text for prompt in read_prompts(path)] == ["a\u2028b"]
+
+
+def test_other_encodings_are_refused_by_name(tmp_path: Path) -> None:
+    path = tmp_path / "p.txt"
+    path.write_bytes("Käfer".encode("latin-1"))
+    with pytest.raises(ValueError, match=r"`prompts` must be UTF-8 text, got .*p\.txt"):
         read_prompts(path)

@@ -19,7 +19,7 @@ from sd_tokenmerge.sampling import run as run_module
 from sd_tokenmerge.sampling.description import RUN_FILE
 from sd_tokenmerge.sampling.lock import lock_folder
 from sd_tokenmerge.sampling.manifest import MANIFEST, read_manifest
-from sd_tokenmerge.sampling.run import RunStopped, generate
+from sd_tokenmerge.sampling.run import NotANumberError, RunStopped, generate
 from sd_tokenmerge.sampling.status import run_status
 from tests.sampling.conftest import MakeOptions
 
@@ -44,10 +44,10 @@ class RecordedProgress:
     def start(self, total: int, done: int) -> None:
         self.events.append((total, done))
 
-    def update(self, done_by_process: Sequence[int]) -> None:
-        self.events.append(list(done_by_process))
+    def update(self, generated: int) -> None:
+        self.events.append(generated)
         if self._after_batch is not None:
-            self._after_batch(sum(done_by_process))
+            self._after_batch(generated)
 
     def note(self, message: str) -> None:
         self.notes.append(message)
@@ -78,7 +78,7 @@ def test_a_run_leaves_images_manifest_and_description(
     assert summary.findings == ()
     assert summary.images_per_second > 0
     assert progress.events[0] == (6, 0)
-    assert progress.events[1:] == [[1], [2], [3], [4], [5], [6], "stop"]
+    assert progress.events[1:] == [1, 2, 3, 4, 5, 6, "stop"]
 
     names = {path.name for path in folder.iterdir()}
     assert names == {*ALL, MANIFEST, RUN_FILE, ".lock"}
@@ -97,7 +97,7 @@ def test_a_run_leaves_images_manifest_and_description(
         "guidance_scale": "7.5",
     }
     description = json.loads((folder / RUN_FILE).read_text())
-    assert description["options"]["keep_rate"] == 0.7
+    assert description["options"]["merging"]["keep_rate"] == "0.7"
     assert description["plan"]["num_images"] == 6
     assert description["device"]["type"] == "cpu"
     weights = tiny_model / "unet" / "diffusion_pytorch_model.safetensors"
@@ -178,7 +178,7 @@ def test_every_kind_of_damage_is_found_reported_and_repaired(
         "1 x recorded image that is not there: 0_0.png",
         "2 x image with another content than recorded: 0_1.png, 1_0.png",
         "2 x image without a record: 1_1.png, 2_1.png",
-        "2 x manifest line that is no record: manifest.jsonl, line 4, manifest.jsonl, line 6",
+        "2 x manifest line that is not a record: manifest.jsonl, line 4, manifest.jsonl, line 6",
     )
     assert progress.notes == [f"Found {finding}" for finding in summary.findings]
     assert images(whole) == expected
@@ -237,7 +237,8 @@ def test_a_whole_run_takes_over_what_shards_left(
     ("changes", "difference"),
     [
         ({"steps": 3}, "steps: 2 -> 3"),
-        ({"method": "random", "keep_rate": 0.3}, 'method: "tome-sd" -> "random"; keep_rate: 0.5'),
+        ({"method": "random", "keep_rate": 0.3}, 'method: "tome-sd" -> "random"; keep_rate: "0.5"'),
+        ({"method": "none"}, 'method: "tome-sd" -> "none".'),
         ({"classes": (0, 1)}, 'classes: "0-2" -> "0-1"'),
         ({"seed": 1, "scheduler": "DDIM"}, 'seed: 0 -> 1; scheduler: null -> "DDIM"'),
         ({"dtype": "bfloat16"}, 'dtype: "float32" -> "bfloat16"'),
@@ -326,7 +327,7 @@ def test_pictures_that_are_no_part_of_the_run_are_reported_and_kept(
 ) -> None:
     (whole / "cat.png").write_bytes(b"cat")
     summary = generate(make_options(out=str(whole)))
-    assert summary.findings == ("1 x picture that is no part of the run: cat.png",)
+    assert summary.findings == ("1 x picture that is not part of the run: cat.png",)
     assert (whole / "cat.png").exists()
 
 
@@ -385,7 +386,7 @@ def test_a_signal_ends_the_run_after_the_batch_and_it_can_go_on(
     progress = RecordedProgress(interrupt)
     with pytest.raises(RunStopped, match=r"4 of 6 images are done\. Run the same command again"):
         generate(options, pipe=tiny_pipe, progress=progress)
-    assert progress.events == [(6, 0), [4], "stopping", "stop"]
+    assert progress.events == [(6, 0), 4, "stopping", "stop"]
     assert signal.getsignal(number) is handler
     assert find_patch(tiny_pipe.unet) is None
     status = run_status(options.out)
@@ -430,6 +431,99 @@ def test_an_error_of_the_pipeline_keeps_what_is_done(
     assert generate(options, pipe=tiny_pipe).generated == 2
 
 
+def test_images_with_nan_pixels_are_reported_and_not_stored(
+    make_options: MakeOptions, whole: Path, tiny_pipe: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    call = run_module.Sampler.__call__
+
+    def overflowing(self: Any, jobs: Sequence[Any]) -> Any:
+        batch = call(self, jobs)
+        for job, pixels in zip(jobs, batch.pixels, strict=True):
+            if job.class_index == 1:
+                pixels[3, 5, 1] = np.nan
+        return batch
+
+    options = make_options(batch_size=4)
+    progress = RecordedProgress()
+    with monkeypatch.context() as patch:
+        patch.setattr(run_module.Sampler, "__call__", overflowing)
+        with pytest.raises(NotANumberError, match=r"2 of 6 images have NaN.*: 1_0\.png, 1_1\.png"):
+            generate(options, pipe=tiny_pipe, progress=progress)
+    assert progress.notes == [f"1_{i}.png has NaN pixels and is not stored." for i in range(2)]
+    assert find_patch(tiny_pipe.unet) is None
+    status = run_status(options.out)
+    assert (status.done, status.missing, status.findings) == (4, 2, ())
+    assert generate(options, pipe=tiny_pipe).generated == 2
+    assert images(options.out) == images(whole)
+
+
+def test_a_folder_that_shows_up_late_is_waited_for(
+    make_options: MakeOptions, tiny_pipe: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As a network file system shows it to another machine than the one that wrote run.json.
+    exists, looks = Path.exists, []
+
+    def late(path: Path, **arguments: Any) -> bool:
+        found = exists(path, **arguments)
+        if path.name != RUN_FILE or not found:
+            return found
+        looks.append(path)
+        return len(looks) > 2
+
+    monkeypatch.setattr(Path, "exists", late)
+    assert generate(make_options(), pipe=tiny_pipe).generated == 6
+    looks.clear()
+    monkeypatch.setattr(run_module, "_SHARED_FOLDER_TIMEOUT_S", 0.0)
+    with pytest.raises(ValueError, match="`out` must be a folder that all processes share"):
+        generate(make_options(out=make_options().out + "2"), pipe=tiny_pipe)
+
+
+def test_an_option_that_a_run_does_not_know_has_its_default(
+    make_options: MakeOptions, whole: Path
+) -> None:
+    description = json.loads((whole / RUN_FILE).read_text())
+    del description["options"]["offload"], description["options"]["merging"]["features"]
+    (whole / RUN_FILE).write_text(json.dumps(description))
+    assert generate(make_options(out=str(whole))).generated == 0
+    with pytest.raises(ValueError, match='features: "input" -> "keys"'):
+        generate(make_options(out=str(whole), features="keys"))
+
+
+def test_a_run_without_images_does_not_stand_in_the_way(
+    make_options: MakeOptions, tiny_pipe: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(run_module.Sampler, "__call__", lambda self, jobs: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            generate(make_options(steps=3), pipe=tiny_pipe)
+    assert generate(make_options(steps=2), pipe=tiny_pipe).generated == 6
+    with pytest.raises(ValueError, match="steps: 2 -> 3"):
+        generate(make_options(steps=3), pipe=tiny_pipe)
+
+
+def test_a_lost_description_can_be_replaced(
+    make_options: MakeOptions, whole: Path, tiny_pipe: Any
+) -> None:
+    expected = images(whole)
+    (whole / RUN_FILE).unlink()
+    options = make_options(out=str(whole), batch_size=4)
+    with pytest.raises(ValueError, match=r"`out` must hold a run\.json beside its images"):
+        generate(options, pipe=tiny_pipe)
+    assert images(whole) == expected
+    assert generate(options, pipe=tiny_pipe, overwrite=True).generated == 6
+    assert images(whole) == expected
+
+
+def test_a_folder_in_place_of_an_image_is_refused_by_name(
+    make_options: MakeOptions, whole: Path, tiny_pipe: Any
+) -> None:
+    (whole / "1_0.png").unlink()
+    (whole / "1_0.png").mkdir()
+    assert run_status(whole).findings == ("1 x image with another content than recorded: 1_0.png",)
+    with pytest.raises(IsADirectoryError, match=r"1_0\.png"):
+        generate(make_options(out=str(whole)), pipe=tiny_pipe)
+
+
 def test_other_versions_are_noted(make_options: MakeOptions, whole: Path) -> None:
     description = json.loads((whole / RUN_FILE).read_text())
     description["versions"]["torch"] = "1.0"
@@ -457,11 +551,11 @@ def without(part: str, name: str) -> Callable[[str], str]:
     [
         (lambda text: "", "is damaged (empty)"),
         (lambda text: " \n", "is damaged (empty)"),
-        (cut_off, "is damaged (no JSON: "),
+        (cut_off, "is damaged (not valid JSON: "),
         (lambda text: "[]", "is damaged (no JSON object)"),
-        (lambda text: '{"format": 1, "options": 3}', "is damaged (without options.model, options."),
-        (without("plan", "sha256"), "is damaged (without plan.sha256)"),
-        (without("model", "pipeline"), "is damaged (without model.pipeline.sha256)"),
+        (lambda text: '{"format": 2, "options": 3}', "is damaged (without model)"),
+        (without("plan", "sha256"), "is damaged (without sha256)"),
+        (without("model", "pipeline"), "is damaged (without pipeline)"),
         (lambda text: '{"format": 99}', "was written by another version (of format 99, where"),
     ],
 )

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 
+from sd_tokenmerge.config import MergeConfig
 from sd_tokenmerge.sampling.load import load_pipeline
 from sd_tokenmerge.sampling.manifest import read_manifest
 from sd_tokenmerge.sampling.options import GenerateOptions
@@ -37,7 +38,7 @@ def test_a_single_file_loads_what_the_folder_holds(
 def test_a_run_can_use_a_single_file(checkpoint: Path, tiny_model: Path, tmp_path: Path) -> None:
     common: dict[str, Any] = {
         **{"classes": (1,), "height": 32, "width": 32, "steps": 2},
-        **{"method": "tome-sd", "device": "cpu"},
+        **{"merging": MergeConfig("tome-sd"), "device": "cpu"},
     }
     folder, single = tmp_path / "folder", tmp_path / "single"
     generate(GenerateOptions(out=str(folder), model=str(tiny_model), **common))

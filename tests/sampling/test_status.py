@@ -20,7 +20,7 @@ def test_status_counts_what_is_done_missing_and_broken(
     folder = Path(options.out)
     generate(options, pipe=tiny_pipe)
     status = run_status(folder)
-    assert (status.method, status.keep_rate, status.total) == ("tome-sd", 0.6, 6)
+    assert (status.method, status.keep_rate, status.total) == ("tome-sd", "0.6", 6)
     assert (status.done, status.missing, status.broken, status.findings) == (6, 0, 0, ())
     assert status.is_complete
     assert not status.is_running
@@ -35,7 +35,7 @@ def test_status_counts_what_is_done_missing_and_broken(
         "1 x recorded image that is not there: 0_0.png",
         "1 x image with another content than recorded: 0_1.png",
         "1 x image without a record: 2_1.png",
-        "1 x manifest line that is no record: manifest.jsonl, line 6",
+        "1 x manifest line that is not a record: manifest.jsonl, line 6",
     )
     assert not status.is_complete
 
@@ -62,7 +62,7 @@ def test_status_does_not_need_the_prompt_file(
     generate(options, pipe=tiny_pipe)
     path.unlink()
     status = run_status(options.out)
-    assert (status.done, status.total, status.keep_rate) == (2, 2, 1.0)
+    assert (status.done, status.total, status.keep_rate) == (2, 2, "1")
 
 
 @pytest.mark.parametrize("changes", [{"speed": 3}, {"steps": 0}, {"classes": 7}])
@@ -74,7 +74,7 @@ def test_options_that_none_are_make_a_run_unusable(
     path = Path(options.out) / "run.json"
     description = json.loads(path.read_text())
     path.write_text(json.dumps(description | {"options": description["options"] | changes}))
-    with pytest.raises(ValueError, match=r"run\.json has bad options \(.*Restore the file"):
+    with pytest.raises(ValueError, match=r"run\.json is damaged \(.*Restore the file"):
         run_status(options.out)
 
 

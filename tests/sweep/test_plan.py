@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from sd_tokenmerge.config import MergeConfig
 from sd_tokenmerge.sampling.manifest import read_manifest, write_manifest
 from sd_tokenmerge.sweep.plan import SweepPlan, plan_sweep
 
@@ -48,7 +49,7 @@ def test_nothing_is_left_after_the_sweep(finished):
 
 
 def test_a_run_that_would_be_replaced_has_everything_to_do(finished, make_sweep):
-    other = make_sweep({"merge_seed": 7}, methods=("random",), keep_rates=(0.5,))
+    other = make_sweep({"merging": MergeConfig(seed=7)}, methods=("random",), keep_rates=(0.5,))
     with pytest.raises(ValueError, match="merge_seed: 0 -> 7"):
         plan_sweep(other)
     plan = plan_sweep(other, overwrite=True)

@@ -12,6 +12,7 @@ import pytest
 from filelock import FileLock
 from PIL import Image
 
+from sd_tokenmerge.config import MergeConfig
 from sd_tokenmerge.fid.evaluate import compare
 from sd_tokenmerge.fid.image_change import paired_change
 from sd_tokenmerge.fid.options import FeatureOptions
@@ -238,12 +239,12 @@ def test_other_options_are_refused_before_anything_is_written(finished, make_swe
 
 def test_overwrite_replaces_only_what_differs(finished, make_sweep):
     rows = read_rows(folder_of(finished))
-    other = make_sweep({"merge_seed": 7}, methods=("random",), keep_rates=(0.5,))
+    other = make_sweep({"merging": MergeConfig(seed=7)}, methods=("random",), keep_rates=(0.5,))
     summary = run_sweep(other, overwrite=True)
     assert summary.num_generated == 2, "unmerged stays"
     assert summary.results.rows[0] == rows[0]
     assert summary.results.rows[1].fid != rows[4].fid
-    assert summary.results.conditions["merge seed"] == "7"
+    assert summary.results.conditions["seed"] == "7"
 
 
 def test_pictures_that_are_no_part_of_a_run_are_refused(finished):
@@ -281,8 +282,7 @@ def test_a_keep_rate_out_of_reach_can_be_left_out(make_sweep):
 @pytest.mark.parametrize(
     ("generation", "changes", "message"),
     [
-        ({"levels": 9}, {}, "`levels` must be in"),
-        ({"merge": "q", "proportional_attention": True}, {}, "`proportional_attention` must be"),
+        ({"merging": MergeConfig(levels=9)}, {}, "`levels` must be in"),
         ({"model": "/nowhere/model"}, {}, "`model` must be"),
         ({"seed": 2**63 - 1}, {}, "`base` must leave seeds below"),
         ({}, {"reference": "/nowhere"}, "`reference` must be a folder of images or an .npz file"),

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from sd_tokenmerge.config import MergeConfig
 from sd_tokenmerge.sampling.options import NO_METHOD, GenerateOptions
 from sd_tokenmerge.sweep.options import PAPER_KEEP_RATES, PAPER_METHODS, SweepOptions
 from sd_tokenmerge.sweep.settings import make_settings
@@ -26,13 +27,13 @@ def test_the_defaults_are_table_2():
 def test_unmerged_comes_first_and_does_not_depend_on_how_is_merged():
     usual = make_settings(sweep(methods=("atc",)))
     special = make_settings(
-        sweep({"levels": 2, "merge": "kv", "refresh_every": 5, "seed": 0}, methods=("atc",))
+        sweep({"merging": MergeConfig(levels=2, merge="kv", refresh_every=5)}, methods=("atc",))
     )
     assert usual[0].options == special[0].options
-    assert usual[0].options.method == NO_METHOD
+    assert usual[0].method == NO_METHOD
     assert usual[0].is_baseline
-    assert special[1].options.levels == 2
-    assert special[1].options.merge == "kv"
+    expected = MergeConfig("atc", 0.9, levels=2, merge="kv", refresh_every=5)
+    assert special[1].options.merging == expected
 
 
 def test_every_setting_has_a_folder_of_its_own():
@@ -49,8 +50,8 @@ def test_every_setting_has_a_folder_of_its_own():
 def test_the_label_is_what_the_user_wrote_and_the_run_the_canonical_string():
     (_, setting) = make_settings(sweep(methods=("atc:linkage=average",), keep_rates=(0.5,)))
     assert setting.label == "atc:linkage=average"
-    assert setting.options.method == "atc"
-    assert setting.options.keep_rate == 0.5
+    assert setting.options.merging == MergeConfig("atc", 0.5)
+    assert (setting.method, setting.keep_rate) == ("atc", 0.5)
 
 
 def test_a_keep_rate_of_1_is_the_unmerged_pipeline():
