@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any, ClassVar
 
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.unet_calls import finest_transformers
-from sd_tokenmerge import PRESETS, Grid, Method, Partition, apply_patch
+from sd_tokenmerge import PRESETS, Grid, MergeConfig, Method, Partition, apply_patch
 
 UNPATCHED = "unpatched"
 
@@ -24,22 +24,18 @@ class Contestant:
 
     Attributes:
         name: in the rows.
-        options: of `apply_patch`; None for the unpatched UNet and the tomesd package.
+        config: of `apply_patch`; None for the unpatched UNet and the tomesd package.
         tomesd_ratio: fraction of the tokens that the tomesd package merges.
     """
 
     name: str
-    options: dict[str, Any] | None = None
+    config: MergeConfig | None = None
     tomesd_ratio: float | None = None
 
     @property
     def refresh_every(self) -> int:
         """Steps for which a partition is used."""
-        if self.options is None:
-            return 1
-        preset = self.options.get("preset")
-        default = PRESETS[preset].refresh_every if preset else 1
-        return int(self.options.get("refresh_every", default))
+        return 1 if self.config is None else self.config.refresh_every
 
     @contextmanager
     def on(self, unet: Any) -> Iterator[None]:
@@ -52,8 +48,8 @@ class Contestant:
                 yield
             finally:
                 tomesd.remove_patch(unet)
-        elif self.options is not None:
-            with apply_patch(unet, **self.options):
+        elif self.config is not None:
+            with apply_patch(unet, self.config):
                 yield
         else:
             yield
@@ -105,54 +101,44 @@ class ScikitLearnATC(Method):
         return Partition(torch.stack(labels), num_clusters)
 
 
-def oracle_name(merge: str, keep_rate: float) -> str:
-    """Name of the oracle that merges this much."""
-    return f"oracle-{merge}-{100 * keep_rate:g}"
+def oracle_name(config: MergeConfig) -> str:
+    """Name of the oracle that merges as much."""
+    return f"oracle-{config.merge}-{100 * keep_rate_of(config):g}"
 
 
-def oracle(merge: str, keep_rate: float) -> Contestant:
-    """Merging without the cost of choosing; with `"kv"`, the logits count cluster sizes."""
-    options = {
-        "method": Precomputed(),
-        "keep_rate": keep_rate,
-        "merge": merge,
-        "proportional_attention": merge == "kv",
-    }
-    return Contestant(oracle_name(merge, keep_rate), options)
+def keep_rate_of(config: MergeConfig) -> float:
+    """The fraction of the tokens that is kept, where it is the same in every block and step."""
+    rate: float = config.keep_rate.rate  # type: ignore[union-attr]
+    return rate
 
 
+def oracle(config: MergeConfig) -> Contestant:
+    """As much merging as by `config`, without the cost of choosing clusters."""
+    precomputed = replace(config, method=Precomputed(), features="input", refresh_every=1)
+    return Contestant(oracle_name(config), precomputed)
+
+
+KEYS = MergeConfig(features="keys")
 CONTESTANTS = {
     one.name: one
     for one in (
         Contestant(UNPATCHED),
-        oracle("qkv", 0.5),
+        *map(oracle, PRESETS.values()),
+        *(Contestant(f"preset-{name}", preset) for name, preset in PRESETS.items()),
         Contestant("tomesd-50", tomesd_ratio=0.5),
         Contestant("tomesd-25", tomesd_ratio=0.75),
-        Contestant("preset-paper", {"preset": "paper"}),
-        Contestant("atc-keys-50", {"method": "atc", "keep_rate": 0.5, "features": "keys"}),
-        Contestant(
-            "atc-keys-50-refresh-10",
-            {"method": "atc", "keep_rate": 0.5, "features": "keys", "refresh_every": 10},
-        ),
-        Contestant("preset-balanced", {"preset": "balanced"}),
-        Contestant("preset-fast", {"preset": "fast"}),
-        *(
-            oracle(PRESETS[name].merge, PRESETS[name].keep_rate.rate)
-            for name in ("balanced", "fast")
-        ),
-        Contestant("scikit-learn-atc-50", {"method": ScikitLearnATC(), "keep_rate": 0.5}),
-        Contestant("tome-sd-50", {"method": "tome-sd", "keep_rate": 0.5}),
-        Contestant("atc-complete-50", {"method": "atc:linkage=complete", "keep_rate": 0.5}),
+        Contestant("tome-sd-50", MergeConfig("tome-sd")),
+        Contestant("atc-keys-50", KEYS),
+        Contestant("atc-keys-50-refresh-10", replace(KEYS, refresh_every=10)),
+        Contestant("atc-complete-50", MergeConfig("atc:linkage=complete")),
+        Contestant("scikit-learn-atc-50", MergeConfig(ScikitLearnATC())),
     )
 }
 
 
 def oracle_of(contestant: str) -> str:
     """Name of the oracle that bounds a contestant: the preset's own, or half with `"qkv"`."""
-    if not contestant.startswith("preset-"):
-        return oracle_name("qkv", 0.5)
-    preset = PRESETS[contestant.removeprefix("preset-")]
-    return oracle_name(preset.merge, preset.keep_rate.rate)
+    return oracle_name(PRESETS.get(contestant.removeprefix("preset-"), PRESETS["paper"]))
 
 
 def is_bound(contestant: str) -> bool:

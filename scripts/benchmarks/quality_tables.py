@@ -10,7 +10,6 @@ from statistics import mean, stdev
 from benchmarks.markdown import NOT_RUN, Row, conditions, latest, number, plus_minus, table
 from benchmarks.rows import read_rows
 from benchmarks.unet import STEP
-from sd_tokenmerge import PRESETS
 
 PAIRS = (
     ("kv-sized-shared-50", "tomesd-50"),
@@ -42,19 +41,14 @@ PAIRS = (
 PEER = "tomesd-50"
 """The setting that README's table compares with."""
 RECOMMENDED = (
-    (
-        '`preset="balanced"`',
-        PRESETS["balanced"].keep_rate.rate,
-        "preset-balanced",
-        "preset-balanced",
-    ),
-    ('`preset="fast"`', PRESETS["fast"].keep_rate.rate, "preset-fast", "preset-fast"),
-    ("the `tomesd` package", 0.5, PEER, PEER),
-    ("the `tomesd` package", 0.25, "tomesd-25", "tomesd-25"),
-    ('`preset="paper"`: ATC as in its paper', 0.5, "preset-paper", "qkv-50"),
-    ("the same by scikit-learn, as in the paper's code", 0.5, "scikit-learn-atc-50", None),
+    ('`preset="balanced"`', "25 %", "preset-balanced", "preset-balanced"),
+    ('`preset="fast"`', "10 %", "preset-fast", "preset-fast"),
+    ("the `tomesd` package", "50 %", PEER, PEER),
+    ("the `tomesd` package", "25 %", "tomesd-25", "tomesd-25"),
+    ('`preset="paper"`: ATC as in its paper', "50 %", "preset-paper", "qkv-50"),
+    ("the same by scikit-learn, as in the paper's code", "50 %", "scikit-learn-atc-50", None),
 )
-"""README's rows: name, keep rate, contestant of `unet`, setting of `quality`."""
+"""README's rows: name, tokens kept, contestant of `unet`, setting of `quality`."""
 
 
 def quality(folder: Path) -> str:
@@ -140,8 +134,8 @@ def presets(folder: Path) -> str:
     if not speedups or not changes:
         return NOT_RUN
     lines = []
-    for what, keep_rate, contestant, setting in RECOMMENDED:
-        cells = [what, f"{100 * keep_rate:g} %"]
+    for what, kept, contestant, setting in RECOMMENDED:
+        cells = [what, kept]
         for case in ("sd15-512", "sd15-768"):
             speedup = speedups.get((case, contestant))
             cells.append(f"{float(speedup):.2f}x" if speedup else "-")

@@ -13,7 +13,7 @@ from benchmarks.rows import MACHINE, append_rows, read_rows
 from benchmarks.unet import COLUMNS as UNET_COLUMNS
 from benchmarks.unet import STEP
 
-from sd_tokenmerge import PRESETS, apply_patch
+from sd_tokenmerge import MergeConfig
 from tests.tiny_models import tiny_unet
 
 
@@ -24,23 +24,28 @@ def test_settings_have_one_name_each_and_can_be_applied():
     for setting in settings:
         assert {*setting_columns(setting)} <= set(quality.COLUMNS)
         assert setting.refresh_every in (1, quality.STEPS)
-        if setting.options:
-            with apply_patch(unet, **setting.options):
-                pass
+        with setting.on(unet):
+            pass
 
 
-def test_presets_are_as_they_are():
+def test_settings_are_described():
     known = {setting.name: setting_columns(setting) for setting in all_settings()}
-    for name in ("balanced", "fast"):
-        columns, preset = known[f"preset-{name}"], PRESETS[name]
-        assert float(columns["keep_rate"]) == preset.keep_rate.rate
-        assert (columns["merge"], columns["method"]) == (preset.merge, preset.method)
-    assert known["tomesd-25"]["attention_cost"] == "0.0625"
+    names = ("method", "merge", "sizes", "keep_rate", "refresh_every", "attention_cost")
+    described = {
+        name: [known[name][column] for column in names]
+        for name in (UNMERGED, "kv-10", "tomesd-25", "preset-fast")
+    }
+    assert described == {
+        UNMERGED: ["none", "qkv", "False", "1", "1", "1"],
+        "kv-10": ["atc", "kv", "False", "0.1", "1", "0.1"],
+        "tomesd-25": ["tomesd", "qkv", "False", "0.25", "1", "0.0625"],
+        "preset-fast": ["atc", "kv", "True", "0.1", "5", "0.1"],
+    }
 
 
 @pytest.mark.parametrize(("merge", "cost"), [("qkv", 0.0625), ("kv", 0.25), ("q", 0.25)])
 def test_attention_cost(merge, cost):
-    assert attention_cost({"keep_rate": 0.25, "merge": merge}) == cost
+    assert attention_cost(MergeConfig(keep_rate=0.25, merge=merge)) == cost
 
 
 def test_statistics_of_the_change():
