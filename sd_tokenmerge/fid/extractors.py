@@ -1,6 +1,6 @@
-"""The networks whose features are compared, by name.
+"""The networks that features come from, by name.
 
-To add one, write a function that returns an `Extractor` and enter it in `EXTRACTORS`.
+To add one, write a function from a `Request` to an `Extractor` and enter it in `EXTRACTORS`.
 """
 
 from __future__ import annotations
@@ -10,13 +10,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Protocol as TypingProtocol
 
+import torch
 from torch import Tensor, nn
 
 from sd_tokenmerge.fid import efficientnet_lite, inception
 from sd_tokenmerge.fid import vision_transformers as vit
-from sd_tokenmerge.fid.efficientnet_lite import find_efficientnet_weights, load_efficientnet
 from sd_tokenmerge.fid.inception_weights import (
     WeightsError,
     download_inception_weights,
@@ -26,6 +25,9 @@ from sd_tokenmerge.fid.inception_weights import (
 )
 from sd_tokenmerge.fid.preprocess import Protocol
 from sd_tokenmerge.files import file_sha256
+
+_CLIP_MEAN, _CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+_IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 @dataclass(frozen=True)
@@ -49,115 +51,22 @@ class Extractor:
     load: Callable[[], nn.Module]
 
 
-class ExtractorFactory(TypingProtocol):
-    """Describes an extractor; finds and checks its weights, but does not load them."""
+@dataclass(frozen=True)
+class Request:
+    """What the user asks of an extractor.
 
-    def __call__(
-        self,
-        protocol: Protocol,
-        weights: str | os.PathLike[str] | None,
-        *,
-        download: bool,
-        allow_unknown: bool,
-    ) -> Extractor:
-        """See `find_extractor`."""
+    Attributes:
+        protocol: the Inception network's input scaling depends on it.
+        weights: weight file (or model folder or hub id, for CLIP and DINOv2); None for the usual
+            places.
+        download: fetch missing weights.
+        allow_unknown: accept weights whose checksum is not that of the public file.
+    """
 
-
-def inception_extractor(
-    protocol: Protocol,
-    weights: str | os.PathLike[str] | None,
-    *,
-    download: bool,
-    allow_unknown: bool,
-) -> Extractor:
-    """The FID Inception-v3: 2,048 features of 299x299 pixels."""
-    path = (
-        download_inception_weights()
-        if download and weights is None
-        else find_inception_weights(weights)
-    )
-    return Extractor(
-        "inception",
-        inception.IMAGE_SIZE,
-        inception.NUM_FEATURES,
-        verify_inception_weights(path, allow_unknown=allow_unknown),
-        protocol.normalize,
-        partial(load_inception, path),
-    )
-
-
-def efficientnet_extractor(
-    protocol: Protocol,
-    weights: str | os.PathLike[str] | None,
-    *,
-    download: bool,
-    allow_unknown: bool,
-) -> Extractor:
-    """EfficientNet-Lite0: 1,280 features of 224x224 pixels; weights from its package."""
-    path = find_efficientnet_weights() if weights is None else Path(weights)
-    if not path.is_file():
-        raise WeightsError(f"`weights` must name an existing file, got {str(path)!r}.")
-    digest = file_sha256(path)
-    if not allow_unknown and not digest.startswith("57934424"):
-        raise WeightsError(
-            f"{str(path)!r} is not {efficientnet_lite.WEIGHTS_FILE} (its sha256 begins with "
-            f"{digest[:8]}). `allow_unknown_weights` uses it nevertheless."
-        )
-    return Extractor(
-        "efficientnet-lite0",
-        efficientnet_lite.IMAGE_SIZE,
-        efficientnet_lite.NUM_FEATURES,
-        digest,
-        lambda pixels: (pixels - 127) / 128,
-        partial(load_efficientnet, path),
-    )
-
-
-def clip_extractor(
-    protocol: Protocol,
-    weights: str | os.PathLike[str] | None,
-    *,
-    download: bool,
-    allow_unknown: bool,
-) -> Extractor:
-    """A CLIP image encoder; any checkpoint, so its digest is part of the result."""
-    folder = vit.find_model(weights or vit.CLIP_MODEL, download=download)
-    size, num_features = vit.clip_size_and_features(folder)
-    return Extractor(
-        "clip",
-        size,
-        num_features,
-        vit.model_sha256(folder),
-        vit.standardize_clip,
-        partial(vit.load_clip, folder),
-    )
-
-
-def dinov2_extractor(
-    protocol: Protocol,
-    weights: str | os.PathLike[str] | None,
-    *,
-    download: bool,
-    allow_unknown: bool,
-) -> Extractor:
-    """A DINOv2 image encoder; any checkpoint, so its digest is part of the result."""
-    folder = vit.find_model(weights or vit.DINOV2_MODEL, download=download)
-    return Extractor(
-        "dinov2",
-        vit.DINOV2_SIZE,
-        vit.dinov2_features(folder),
-        vit.model_sha256(folder),
-        vit.standardize_imagenet,
-        partial(vit.load_dinov2, folder),
-    )
-
-
-EXTRACTORS: dict[str, ExtractorFactory] = {
-    "inception": inception_extractor,
-    "efficientnet-lite0": efficientnet_extractor,
-    "clip": clip_extractor,
-    "dinov2": dinov2_extractor,
-}
+    protocol: Protocol
+    weights: str | os.PathLike[str] | None = None
+    download: bool = False
+    allow_unknown: bool = False
 
 
 def find_extractor(
@@ -168,15 +77,14 @@ def find_extractor(
     download: bool = False,
     allow_unknown: bool = False,
 ) -> Extractor:
-    """Look an extractor up by name and find its weights.
+    """Look an extractor up by name; finds and checks its weights, but does not load them.
 
     Args:
         name: a key of `EXTRACTORS`.
-        protocol: the Inception network's input scaling depends on it.
-        weights: weight file (or model folder or hub id, for CLIP and DINOv2); None searches the
-            places where they usually are.
+        protocol: see `Request`, also for the other arguments.
+        weights: weight file or model.
         download: fetch missing weights.
-        allow_unknown: accept weights whose checksum is not that of the public file.
+        allow_unknown: accept unknown weights.
 
     Raises:
         ValueError: there is no such extractor.
@@ -184,4 +92,86 @@ def find_extractor(
     """
     if name not in EXTRACTORS:
         raise ValueError(f"`extractor` must be one of {', '.join(EXTRACTORS)}, got {name!r}.")
-    return EXTRACTORS[name](protocol, weights, download=download, allow_unknown=allow_unknown)
+    return EXTRACTORS[name](Request(protocol, weights, download, allow_unknown))
+
+
+def inception_extractor(request: Request) -> Extractor:
+    """The FID Inception-v3: 2,048 features of 299x299 pixels."""
+    if request.download and request.weights is None:
+        path = download_inception_weights()
+    else:
+        path = find_inception_weights(request.weights)
+    return Extractor(
+        "inception",
+        inception.IMAGE_SIZE,
+        inception.NUM_FEATURES,
+        verify_inception_weights(path, allow_unknown=request.allow_unknown),
+        request.protocol.normalize,
+        partial(load_inception, path),
+    )
+
+
+def efficientnet_extractor(request: Request) -> Extractor:
+    """EfficientNet-Lite0: 1,280 features of 224x224 pixels; weights from its package."""
+    if request.weights is None:
+        path = efficientnet_lite.find_efficientnet_weights()
+    else:
+        path = Path(request.weights)
+    if not path.is_file():
+        raise WeightsError(f"`weights` must name an existing file, got {str(path)!r}.")
+    digest = file_sha256(path)
+    if not request.allow_unknown and not digest.startswith("57934424"):
+        raise WeightsError(
+            f"{str(path)!r} is not {efficientnet_lite.WEIGHTS_FILE} (its sha256 begins with "
+            f"{digest[:8]}). `allow_unknown_weights` uses it nevertheless."
+        )
+    return Extractor(
+        "efficientnet-lite0",
+        efficientnet_lite.IMAGE_SIZE,
+        efficientnet_lite.NUM_FEATURES,
+        digest,
+        lambda pixels: (pixels - 127) / 128,
+        partial(efficientnet_lite.load_efficientnet, path),
+    )
+
+
+def clip_extractor(request: Request) -> Extractor:
+    """A CLIP image encoder; any checkpoint, so its digest is part of the result."""
+    folder = vit.find_model(request.weights or vit.CLIP_MODEL, download=request.download)
+    size, num_features = vit.clip_size_and_features(folder)
+    return Extractor(
+        "clip",
+        size,
+        num_features,
+        vit.model_sha256(folder),
+        partial(_standardize, _CLIP_MEAN, _CLIP_STD),
+        partial(vit.load_clip, folder),
+    )
+
+
+def dinov2_extractor(request: Request) -> Extractor:
+    """A DINOv2 image encoder; any checkpoint, so its digest is part of the result."""
+    folder = vit.find_model(request.weights or vit.DINOV2_MODEL, download=request.download)
+    return Extractor(
+        "dinov2",
+        vit.DINOV2_SIZE,
+        int(vit.read_config(folder, "DINOv2", "dinov2").hidden_size),
+        vit.model_sha256(folder),
+        partial(_standardize, _IMAGENET_MEAN, _IMAGENET_STD),
+        partial(vit.load_dinov2, folder),
+    )
+
+
+EXTRACTORS: dict[str, Callable[[Request], Extractor]] = {
+    "inception": inception_extractor,
+    "efficientnet-lite0": efficientnet_extractor,
+    "clip": clip_extractor,
+    "dinov2": dinov2_extractor,
+}
+
+
+def _standardize(mean: tuple[float, ...], std: tuple[float, ...], pixels: Tensor) -> Tensor:
+    means, stds = (
+        torch.tensor(values, device=pixels.device).view(3, 1, 1) for values in (mean, std)
+    )
+    return (pixels / 255 - means) / stds

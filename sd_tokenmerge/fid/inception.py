@@ -3,7 +3,7 @@
 The network of Szegedy et al. (CVPR 2016) with the quirks of the TensorFlow graph that FID is
 defined by: average pooling that does not count its padding, maximum pooling in the last block,
 1,008 classes, batch norm with epsilon 1e-3. Module names are those of the public `.pth` files, so
-that their state dicts load strictly. Weights are found and checked in `weights.py`.
+that their state dicts load strictly. `inception_weights.py` finds and checks weights.
 """
 
 from __future__ import annotations

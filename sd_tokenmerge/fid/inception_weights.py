@@ -2,21 +2,19 @@
 
 Searched in this order: the argument, the environment variable `SD_TOKENMERGE_INCEPTION`, torch's
 hub cache (where pytorch-fid and torch-fidelity put them). Nothing is downloaded unless asked for.
-State dicts are read with `weights_only=True`; a TorchScript file runs in torch's own interpreter,
-and only after its checksum was verified.
+State dicts are read with `weights_only=True`. A TorchScript file runs in torch's own interpreter,
+after its checksum has been verified.
 """
 
 from __future__ import annotations
 
-import hashlib
 import http.client
 import os
 import pickle
-import tempfile
+import shutil
 import urllib.request
 import warnings
 import zipfile
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,14 +22,14 @@ import torch
 from torch import Tensor, nn
 
 from sd_tokenmerge.fid.inception import NUM_FEATURES, FIDInceptionV3
-from sd_tokenmerge.files import file_sha256
+from sd_tokenmerge.files import file_sha256, open_atomically
 
 ENVIRONMENT_VARIABLE = "SD_TOKENMERGE_INCEPTION"
 
 
 @dataclass(frozen=True)
 class WeightFile:
-    """A public file: `sha256` identifies it whatever it is called."""
+    """A public file, identified by its `sha256` whatever its name."""
 
     name: str
     url: str
@@ -106,16 +104,10 @@ def find_inception_weights(path: str | os.PathLike[str] | None = None) -> Path:
     )
 
 
-def download_inception_weights(
-    progress: Callable[[int, int], None] | None = None, *, file: WeightFile = PUBLIC_FILES[0]
-) -> Path:
+def download_inception_weights(file: WeightFile = PUBLIC_FILES[0]) -> Path:
     """Download the weights into torch's hub cache, unless they are there.
 
-    The file appears under its name only when it is complete and its checksum is right.
-
-    Args:
-        progress: called with (bytes so far, bytes in all or 0).
-        file: which public file.
+    The file appears under its name only if it is complete and its checksum is right.
 
     Raises:
         WeightsError: the server cannot be reached, or sent something else.
@@ -123,36 +115,23 @@ def download_inception_weights(
     target = hub_folder() / file.name
     if target.is_file() and file_sha256(target) == file.sha256:
         return target
-    target.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, partial = tempfile.mkstemp(dir=target.parent, prefix=".download-")
     try:
-        digest = hashlib.sha256()
-        with (
-            os.fdopen(descriptor, "wb") as output,
-            urllib.request.urlopen(file.url, timeout=60) as response,
-        ):
-            total = int(response.headers.get("Content-Length") or 0)
-            received = 0
-            while block := response.read(1 << 20):
-                output.write(block)
-                digest.update(block)
-                received += len(block)
-                if progress is not None:
-                    progress(received, total)
-        if digest.hexdigest() != file.sha256:
-            raise WeightsError(
-                f"{file.url} sent {received} bytes with sha256 {digest.hexdigest()}, expected "
-                f"{file.sha256}; nothing was kept."
-            )
-        os.replace(partial, target)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with open_atomically(target) as output:
+            with urllib.request.urlopen(file.url, timeout=60) as response:
+                shutil.copyfileobj(response, output)
+            output.flush()
+            if (digest := file_sha256(output.name)) != file.sha256:
+                raise WeightsError(
+                    f"{file.url} sent a file with sha256 {digest}, expected {file.sha256}; it was "
+                    "not kept."
+                )
     except (OSError, http.client.HTTPException) as error:
         reason = getattr(error, "reason", error)
         raise WeightsError(
             f"{file.url} cannot be downloaded ({reason}); fetch it elsewhere and put it into "
             f"{str(hub_folder())!r}."
         ) from error
-    finally:
-        Path(partial).unlink(missing_ok=True)
     return target
 
 
@@ -167,22 +146,40 @@ def verify_inception_weights(path: Path, *, allow_unknown: bool = False) -> str:
         The file's sha256.
 
     Raises:
-        WeightsError: it is none of the public files (and `allow_unknown` is not set).
+        WeightsError: it is not one of the public files, and `allow_unknown` is not set.
     """
     digest = file_sha256(path)
     if not allow_unknown and digest not in {file.sha256 for file in PUBLIC_FILES}:
         raise WeightsError(
-            f"{str(path)!r} is none of the public Inception files (its sha256 begins with "
+            f"{str(path)!r} is not one of the public Inception files (its sha256 begins with "
             f"{digest[:8]}, expected {_STATE_DICT_SHA256[:8]} or {PUBLIC_FILES[2].sha256[:8]}): "
             "the download may be incomplete. `allow_unknown_weights` uses it nevertheless."
         )
     return digest
 
 
+def read_state_dict(path: Path) -> dict[str, Tensor]:
+    """Read a `.pth` file without unpickling anything but tensors.
+
+    Raises:
+        WeightsError: the file is damaged or holds something else.
+    """
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, OSError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise WeightsError(f"{str(path)!r} is not a readable state dict: {reason}") from error
+    if not isinstance(state, dict):
+        raise WeightsError(f"{str(path)!r} must hold a state dict, got {type(state).__name__}.")
+    if not all(isinstance(key, str) and isinstance(value, Tensor) for key, value in state.items()):
+        raise WeightsError(f"{str(path)!r} must hold a state dict: tensors by name.")
+    return state
+
+
 def load_inception(path: Path) -> nn.Module:
     """Build the network from a `.pth` state dict or clean-fid's TorchScript file.
 
-    Call `verify_inception_weights` first.
+    Call `verify_inception_weights` first: a TorchScript file is a program.
 
     Returns:
         A module in evaluation mode, `[B, 3, 299, 299]` in [-1, 1] to `[B, 2048]`.
@@ -192,13 +189,7 @@ def load_inception(path: Path) -> nn.Module:
     """
     if _is_torchscript(path):
         return _load_torchscript(path)
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, OSError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise WeightsError(f"{str(path)!r} is not a readable state dict: {reason}") from error
-    if not isinstance(state, dict):
-        raise WeightsError(f"{str(path)!r} must hold a state dict, got {type(state).__name__}.")
+    state = read_state_dict(path)
     with torch.device("meta"):
         network = FIDInceptionV3()
     for name, buffer in network.named_buffers():

@@ -1,19 +1,16 @@
-"""CLIP and DINOv2 features through transformers.
+"""CLIP and DINOv2 features through transformers; only safetensors weights are read.
 
-CLIP: the projected image embedding (clean-fid's CLIP-FID, Kynkaanniemi et al., ICLR 2023). DINOv2:
-    the
-class token after the last norm (Stein et al., NeurIPS 2023). Only safetensors weights are read.
+CLIP: the projected image embedding (clean-fid's CLIP-FID; Kynkaanniemi et al., ICLR 2023).
+DINOv2: the class token after the last norm (Stein et al., NeurIPS 2023).
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from sd_tokenmerge.fid.inception_weights import WeightsError
@@ -22,8 +19,6 @@ from sd_tokenmerge.files import file_sha256
 CLIP_MODEL = "openai/clip-vit-large-patch14"
 DINOV2_MODEL = "facebook/dinov2-large"
 DINOV2_SIZE = 224  # as Stein et al.; position embeddings are interpolated
-_CLIP_MEAN, _CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
-_IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def find_model(model: str | os.PathLike[str], *, download: bool) -> Path:
@@ -66,54 +61,23 @@ def model_sha256(folder: Path) -> str:
     return digest.hexdigest()
 
 
-class _CLIPFeatures(nn.Module):
-    def __init__(self, folder: Path) -> None:
-        super().__init__()
-        from transformers import CLIPModel, CLIPVisionModelWithProjection
+def read_config(folder: Path, kind: str, *model_types: str) -> Any:
+    """A model's transformers configuration.
 
-        whole = _config(folder).model_type == "clip"
-        model = _load_strictly(CLIPModel if whole else CLIPVisionModelWithProjection, folder)
-        self.vision_model = model.vision_model
-        self.visual_projection = model.visual_projection
+    Args:
+        folder: of the model.
+        kind: what to call the expected model in an error.
+        model_types: what `model_type` may be.
 
-    def forward(self, x: Tensor) -> Tensor:
-        features: Tensor = self.visual_projection(self.vision_model(pixel_values=x).pooler_output)
-        return features
-
-
-class _DINOv2Features(nn.Module):
-    def __init__(self, folder: Path) -> None:
-        super().__init__()
-        from transformers import Dinov2Model
-
-        self.model = _load_strictly(Dinov2Model, folder)
-
-    def forward(self, x: Tensor) -> Tensor:
-        features: Tensor = self.model(pixel_values=x).pooler_output
-        return features
-
-
-def _config(folder: Path) -> Any:
+    Raises:
+        WeightsError: the folder holds another kind of model.
+    """
     from transformers import AutoConfig
 
-    return AutoConfig.from_pretrained(folder)
-
-
-def _load_strictly(model_class: Any, folder: Path) -> Any:
-    """Load weights; transformers alone would draw missing ones at random and only report it."""
-    try:
-        model, report = model_class.from_pretrained(
-            folder, use_safetensors=True, output_loading_info=True
-        )
-    except RuntimeError as error:
-        raise WeightsError(f"{str(folder)!r} does not fit {model_class.__name__}.") from error
-    lost = [str(key) for key in (*report["missing_keys"], *report["mismatched_keys"])]
-    if lost:
-        raise WeightsError(
-            f"{str(folder)!r} does not fit {model_class.__name__}: it lacks {len(lost)} "
-            f"parameters, the first being {sorted(lost)[0]}."
-        )
-    return model
+    config = AutoConfig.from_pretrained(folder)
+    if config.model_type not in model_types:
+        raise WeightsError(f"{str(folder)!r} must hold a {kind} model, got {config.model_type!r}.")
+    return config
 
 
 def clip_size_and_features(folder: Path) -> tuple[int, int]:
@@ -122,43 +86,49 @@ def clip_size_and_features(folder: Path) -> tuple[int, int]:
     Raises:
         WeightsError: the folder holds another kind of model.
     """
-    config = _config(folder)
-    if config.model_type not in ("clip", "clip_vision_model"):
-        raise WeightsError(f"{str(folder)!r} must hold a CLIP model, got {config.model_type!r}.")
+    config = read_config(folder, "CLIP", "clip", "clip_vision_model")
     vision = config.vision_config if config.model_type == "clip" else config
     return int(vision.image_size), int(config.projection_dim)
 
 
-def dinov2_features(folder: Path) -> int:
-    """D of a DINOv2 model.
-
-    Raises:
-        WeightsError: the folder holds another kind of model.
-    """
-    config = _config(folder)
-    if config.model_type != "dinov2":
-        raise WeightsError(f"{str(folder)!r} must hold a DINOv2 model, got {config.model_type!r}.")
-    return int(config.hidden_size)
-
-
 def load_clip(folder: Path) -> nn.Module:
-    """Build the network, in evaluation mode and float32."""
-    return _CLIPFeatures(folder).float().eval().requires_grad_(False)
+    """Build the image encoder, in evaluation mode and float32."""
+    from transformers import CLIPVisionModelWithProjection
+
+    return _OneOutput(_load_strictly(CLIPVisionModelWithProjection, folder), "image_embeds")
 
 
 def load_dinov2(folder: Path) -> nn.Module:
     """Build the network, in evaluation mode and float32."""
-    return _DINOv2Features(folder).float().eval().requires_grad_(False)
+    from transformers import Dinov2Model
+
+    return _OneOutput(_load_strictly(Dinov2Model, folder), "pooler_output")
 
 
-def _standardize(
-    mean: tuple[float, float, float], std: tuple[float, float, float], pixels: Tensor
-) -> Tensor:
-    means, stds = (
-        torch.tensor(values, device=pixels.device).view(3, 1, 1) for values in (mean, std)
-    )
-    return (pixels / 255 - means) / stds
+class _OneOutput(nn.Module):
+    def __init__(self, model: nn.Module, output: str) -> None:
+        super().__init__()
+        self.model = model
+        self.output = output
+
+    def forward(self, x: Tensor) -> Tensor:
+        features: Tensor = getattr(self.model(pixel_values=x), self.output)
+        return features
 
 
-standardize_clip = partial(_standardize, _CLIP_MEAN, _CLIP_STD)
-standardize_imagenet = partial(_standardize, _IMAGENET_MEAN, _IMAGENET_STD)
+def _load_strictly(model_class: Any, folder: Path) -> nn.Module:
+    """Load weights; transformers alone would draw missing ones at random and only report it."""
+    try:
+        model, report = model_class.from_pretrained(
+            folder, use_safetensors=True, output_loading_info=True
+        )
+    except RuntimeError as error:
+        raise WeightsError(f"{str(folder)!r} does not fit {model_class.__name__}.") from error
+    lost = sorted(str(key) for key in (*report["missing_keys"], *report["mismatched_keys"]))
+    if lost:
+        raise WeightsError(
+            f"{str(folder)!r} does not fit {model_class.__name__}: it lacks {len(lost)} "
+            f"parameters, the first being {lost[0]}."
+        )
+    network: nn.Module = model
+    return network.float().eval().requires_grad_(False)

@@ -87,7 +87,7 @@ def test_inception_uses_the_protocols_scaling(tmp_path: Path, picture_set: Path)
     folder.mkdir()
     (folder / "x.png").write_bytes((picture_set / "0_0.png").read_bytes())
     for name in ("atc", "pytorch-fid"):
-        with pytest.raises(WeightsError, match="none of the public Inception files"):
+        with pytest.raises(WeightsError, match="not one of the public Inception files"):
             find_extractor("inception", PROTOCOLS[name], tmp_path / "w.pth")
         result = extract_features(
             folder,
@@ -123,7 +123,7 @@ def test_a_download_is_made_only_when_asked(
 
 
 def test_an_extractor_can_be_added(picture_set: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(EXTRACTORS, "toy", lambda protocol, weights, **options: toy_extractor())
+    monkeypatch.setitem(EXTRACTORS, "toy", lambda request: toy_extractor())
     result = extract_features(picture_set, extractor="toy", cache=False)
     assert result.features.shape == (48, NUM_FEATURES)
     assert result.space.extractor == "toy"

@@ -132,6 +132,9 @@ def test_damaged_files_are_refused(tmp_path: Path) -> None:
     torch.save([torch.zeros(1)], path)
     with pytest.raises(WeightsError, match="must hold a state dict, got list"):
         load_inception(path)
+    torch.save({1: torch.zeros(1)}, path)
+    with pytest.raises(WeightsError, match="must hold a state dict: tensors by name"):
+        load_inception(path)
 
 
 class _Mischief:

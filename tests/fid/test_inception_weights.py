@@ -110,12 +110,10 @@ def public(url: str) -> WeightFile:
 
 
 def test_download_is_complete_and_not_repeated(server: str, hub: Path) -> None:
-    seen: list[tuple[int, int]] = []
-    path = download_inception_weights(lambda *n: seen.append(n), file=public(f"{server}/ok"))
+    path = download_inception_weights(public(f"{server}/ok"))
     assert path == hub / "net.pth"
     assert path.read_bytes() == CONTENT
-    assert seen[-1] == (len(CONTENT), len(CONTENT))
-    again = download_inception_weights(file=public("http://127.0.0.1:9/nowhere"))
+    again = download_inception_weights(public("http://127.0.0.1:9/nowhere"))
     assert again == path
 
 
@@ -124,18 +122,18 @@ def test_download_is_complete_and_not_repeated(server: str, hub: Path) -> None:
 )
 def test_a_failed_download_leaves_nothing(page: str, message: str, server: str, hub: Path) -> None:
     with pytest.raises(WeightsError, match=message):
-        download_inception_weights(file=public(f"{server}/{page}"))
+        download_inception_weights(public(f"{server}/{page}"))
     assert list(hub.iterdir()) == []
 
 
 def test_a_wrong_file_is_not_kept(server: str, hub: Path) -> None:
     wrong = WeightFile("net.pth", f"{server}/ok", "0" * 64, 2.3)
     with pytest.raises(WeightsError, match="expected 0000"):
-        download_inception_weights(file=wrong)
+        download_inception_weights(wrong)
     assert list(hub.iterdir()) == []
 
 
 def test_an_unreachable_server_is_one_clear_error(hub: Path) -> None:
     with pytest.raises(WeightsError, match=r"cannot be downloaded .*; fetch it elsewhere"):
-        download_inception_weights(file=public("http://127.0.0.1:9/nowhere"))
+        download_inception_weights(public("http://127.0.0.1:9/nowhere"))
     assert list(hub.iterdir()) == []

@@ -41,4 +41,4 @@ def toy_extractor(network: nn.Module | None = None) -> Extractor:
 def use_toy_extractor(root: Path, patch: pytest.MonkeyPatch) -> None:
     """Make it known as "toy", and cache features below `root` instead of the user's cache."""
     patch.setenv("SD_TOKENMERGE_CACHE", str(root / "cache"))
-    patch.setitem(EXTRACTORS, "toy", lambda protocol, weights, **options: toy_extractor())
+    patch.setitem(EXTRACTORS, "toy", lambda request: toy_extractor())
