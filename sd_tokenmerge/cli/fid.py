@@ -27,7 +27,7 @@ from sd_tokenmerge.cli.progress import ConsoleProgress
 from sd_tokenmerge.processes import is_first_process, leave_group
 
 if TYPE_CHECKING:
-    from sd_tokenmerge.fid.evaluate import Comparison
+    from sd_tokenmerge.fid.comparison import Comparison
     from sd_tokenmerge.fid.features import FeatureSet
     from sd_tokenmerge.fid.image_change import PairedChange
     from sd_tokenmerge.fid.statistics import Statistics
@@ -95,8 +95,8 @@ def fid_command(
     if save is not None and save.suffix != ".npz":
         raise UserError(f"--save-statistics must end in .npz, got `{save}`.")
     with user_errors(), _progress() as progress, _process_group():
-        from sd_tokenmerge.fid.evaluate import ExtractionOptions, compare, load_set
-        from sd_tokenmerge.fid.sources import require_one_set
+        from sd_tokenmerge.fid.evaluate import compare
+        from sd_tokenmerge.fid.sources import ExtractionOptions, load_set, require_one_set
 
         if download_weights and extractor == "inception" and weights is None:
             _download()
@@ -139,7 +139,7 @@ def fid_command(
     if as_json:
         print(json.dumps(_to_json(result, change), indent=2))
         return
-    from sd_tokenmerge.fid.summary import format_comparison
+    from sd_tokenmerge.fid.comparison import format_comparison
 
     for warning in result.warnings:
         print(f"note: {warning}", file=sys.stderr)

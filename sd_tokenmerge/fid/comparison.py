@@ -1,9 +1,11 @@
-"""The result of comparing image sets."""
+"""The result of comparing image sets, as numbers and as text."""
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 
+from sd_tokenmerge.fid.image_change import PairedChange
+from sd_tokenmerge.fid.jackknife import NUM_GROUPS
 from sd_tokenmerge.fid.kid import SubsetKID
 from sd_tokenmerge.fid.manifold import Manifold
 
@@ -14,7 +16,7 @@ class Delta:
 
     Attributes:
         fid: difference of the Fréchet distances.
-        fid_se: its standard error, paired: both sets lose the same images at a time.
+        fid_se: its standard error; paired, as the jackknife deletes the same images of both sets.
         kid: difference of the KIDs.
         kid_se: its standard error, paired.
         num_baseline: images in the baseline.
@@ -34,27 +36,27 @@ class Delta:
 
 @dataclass(frozen=True)
 class Comparison:
-    """The result, with everything that another number must share to be comparable.
+    """Distances of a set, and everything another result must share to be comparable.
 
     Attributes:
         fid: Fréchet distance in the extractor's features (an FID only with `inception`).
         fid_se: its standard error over the generated images; None for saved statistics without
             features, and for fewer than 40 images.
-        kid: kernel distance, all pairs; None without features.
+        kid: kernel distance over all pairs; None without features.
         kid_se: its standard error.
-        kid_subsets: KID over random subsets as other packages print it, where asked for.
-        num_reference: images in the reference; None where a foreign file does not say.
-        num_generated: images in the generated set; None likewise.
+        kid_subsets: KID over random subsets, as other packages print it; None unless requested.
+        num_reference: images in the reference; None if unknown (a foreign file).
+        num_generated: images in the generated set; None if unknown.
         num_features: D.
         extractor: name of the network.
         protocol: name of the image preparation.
         precision: of the network's arithmetic.
-        weights_sha256: of the network's weights; None where a foreign file does not say.
+        weights_sha256: of the network's weights; None if unknown.
         assumed: whether extractor and protocol are the user's word.
-        groups: what the errors' jackknife deleted at a time; None without errors.
-        delta: difference to the baseline, where one was given.
-        manifold: precision, recall, density, coverage, where asked for.
-        warnings: what a reader of the number should know.
+        groups: description of the jackknife's groups; None without errors.
+        delta: difference to the baseline; None without one.
+        manifold: precision, recall, density, coverage; None unless requested.
+        warnings: sentences that a reader of the numbers should know.
         seconds: time taken in all.
     """
 
@@ -85,3 +87,63 @@ class Comparison:
         if self.delta is not None:
             values["delta"]["significant"] = self.delta.significant
         return values
+
+
+def format_comparison(result: Comparison, change: PairedChange | None = None) -> str:
+    """A result as aligned lines of text."""
+    name = "FID" if result.extractor == "inception" else "FD"
+    rows = [
+        (name, _with_error(result.fid, result.fid_se)),
+        ("KID x 1000", _with_error(_thousand(result.kid), _thousand(result.kid_se))),
+    ]
+    if result.kid_subsets is not None:
+        mean, std = (1000 * value for value in result.kid_subsets)
+        rows.append(("KID x 1000, subsets", f"{mean:.3f}, SD of one {std:.3f}"))
+    if result.delta is not None:
+        delta = result.delta
+        mark = {None: "", True: "  exceeds 2 SE", False: "  within 2 SE"}[delta.significant]
+        rows += [
+            (f"{name} - baseline", _with_error(delta.fid, delta.fid_se, sign="+") + mark),
+            (
+                "KID x 1000 - baseline",
+                _with_error(_thousand(delta.kid), _thousand(delta.kid_se), sign="+"),
+            ),
+        ]
+    if change is not None:
+        rows += [
+            ("PSNR to baseline", f"{change.psnr:.2f} dB, mean ({change.num_identical} identical)"),
+            ("SSIM to baseline", f"{change.ssim:.4f}, mean"),
+        ]
+        if change.feature_distance is not None:
+            rows.append(("features to baseline", f"{change.feature_distance:.4f}, mean"))
+    if result.manifold is not None:
+        rows += [
+            ("precision, recall", f"{result.manifold.precision:.4f}, {result.manifold.recall:.4f}"),
+            ("density, coverage", f"{result.manifold.density:.4f}, {result.manifold.coverage:.4f}"),
+        ]
+    counts = [
+        "unknown" if count is None else count
+        for count in (result.num_reference, result.num_generated)
+    ]
+    weights = (result.weights_sha256 or "unknown")[:8]
+    rows += [
+        ("images", f"{counts[0]} reference, {counts[1]} generated"),
+        ("features", f"{result.num_features} of {result.extractor}, weights {weights}"),
+        ("protocol", f"{result.protocol}, {result.precision}"),
+    ]
+    if result.groups is not None:
+        rows.append(("standard errors", f"jackknife, {result.groups}"))
+    elif result.num_generated is not None and result.num_generated < 2 * NUM_GROUPS:
+        rows.append(("standard errors", f"none with fewer than {2 * NUM_GROUPS} images"))
+    width = max(len(label) for label, _ in rows)
+    return "\n".join(f"{label:<{width}}  {value}" for label, value in rows)
+
+
+def _thousand(value: float | None) -> float | None:
+    return None if value is None else 1000 * value
+
+
+def _with_error(value: float | None, error: float | None, sign: str = "") -> str:
+    if value is None:
+        return "-"
+    return f"{value:{sign}.3f}" + ("" if error is None else f" ± {error:.3f}")

@@ -1,4 +1,4 @@
-"""From image sets to numbers that can be published: distance, its error, change to a baseline."""
+"""Compare image sets: the distance to a reference, its error, and the difference to a baseline."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, TypeVar
 from torch import Tensor
 
 from sd_tokenmerge.fid.comparison import Comparison, Delta
-from sd_tokenmerge.fid.distance import Gaussian, rank_warning, squared_wasserstein
+from sd_tokenmerge.fid.distance import rank_warning, squared_wasserstein
 from sd_tokenmerge.fid.features import FeatureSet
 from sd_tokenmerge.fid.jackknife import (
     Groups,
@@ -25,63 +25,14 @@ from sd_tokenmerge.fid.kid import (
     self_similarity,
     subset_kid,
 )
-from sd_tokenmerge.fid.manifold import Manifold, compare_manifolds
+from sd_tokenmerge.fid.manifold import K_DENSITY, Manifold, compare_manifolds
 from sd_tokenmerge.fid.sources import ExtractionOptions, Source, load_set
 from sd_tokenmerge.fid.statistics import Statistics
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-__all__ = [
-    "Comparison",
-    "Delta",
-    "Evaluator",
-    "ExtractionOptions",
-    "Source",
-    "compare",
-    "load_set",
-]
-
-
 _Number = TypeVar("_Number", float, Tensor)
-
-
-@dataclass(eq=False)
-class _Prepared:
-    """A set and what was already computed from it."""
-
-    source: FeatureSet | Statistics
-
-    @cached_property
-    def gaussian(self) -> Gaussian:
-        if isinstance(self.source, Statistics):
-            return self.source.gaussian
-        return Gaussian.from_features(self.source.features)
-
-    @cached_property
-    def similarity(self) -> float:
-        assert isinstance(self.source, FeatureSet)  # the callers' business
-        return self_similarity(self.source.features)
-
-    @property
-    def features(self) -> Tensor | None:
-        return self.source.features if isinstance(self.source, FeatureSet) else None
-
-    @property
-    def files(self) -> tuple[str, ...]:
-        return self.source.files if isinstance(self.source, FeatureSet) else ()
-
-    def warnings(self, name: str) -> list[str]:
-        """What a reader should know about this set."""
-        messages = [rank_warning(self.gaussian)]
-        if isinstance(self.source, FeatureSet) and (pairs := self.source.duplicates):
-            messages.append(
-                f"{len(pairs)} of {self.source.num_images} images have the bytes of another one "
-                f"(the first pair is {pairs[0][0]!r} and {pairs[0][1]!r})"
-            )
-        if self.source.space.assumed:
-            messages.append("extractor and protocol are assumed, the file does not say")
-        return [f"{name}: {message}." for message in messages if message is not None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,7 +62,7 @@ class Evaluator:
         assume_protocol: str | None = None,
         **extraction: Unpack[ExtractionOptions],
     ) -> None:
-        """Load the reference set.
+        """Load the reference set and check that distances to it can be computed.
 
         Args:
             reference: folder of images, `.npz` file, `FeatureSet` or `Statistics`.
@@ -124,7 +75,8 @@ class Evaluator:
             extraction: options of `extract_features`.
 
         Raises:
-            ValueError: as `load_set`.
+            ValueError: as `load_set`, or the reference has fewer than two images or lacks the
+                features that an option needs.
         """
         self._standard_error = standard_error
         self._kid = kid
@@ -132,7 +84,11 @@ class Evaluator:
         self._manifold = manifold
         self._assume_protocol = assume_protocol
         self._extraction = extraction
-        self._reference = _Prepared(self._load(reference))
+        self._reference = self._load(reference)
+        if self._reference.num_images == 1:
+            raise ValueError(
+                "`reference` must hold at least 2 images, got 1: one image has no covariance."
+            )
         self._measured: dict[object, _Measured] = {}
 
     def compare(
@@ -143,34 +99,36 @@ class Evaluator:
         Args:
             generated: folder of images, `.npz` file, `FeatureSet` or `Statistics`.
             baseline: the unmerged set of the same file names, for `Comparison.delta`.
-            force: compare with a baseline of other size or names; the difference is then biased,
-                and has no paired error.
+            force: compare with a baseline of another size or with other names; the difference is
+                then biased and has no paired error.
 
         Raises:
             ValueError: a set cannot be used, features are not comparable, or the baseline has other
                 images (without `force`).
         """
         started = time.perf_counter()
-        target = _Prepared(self._load(generated))
+        target = self._load(generated)
+        kid_subsets = self._compare_subsets(target)
+        manifold = self._compare_manifolds(target)
         measured = self._measure(target)
-        warnings = self._reference.warnings("reference") + target.warnings("generated")
+        warnings = _warnings("reference", self._reference) + _warnings("generated", target)
         delta = None
         if baseline is not None:
-            unmerged = self._measure(_Prepared(self._load(baseline)))
+            unmerged = self._measure(self._load(baseline))
             delta = self._difference(measured, unmerged, force)
             if delta.num_baseline != measured.num_images:
                 warnings.append(
                     f"baseline: {delta.num_baseline} images against {measured.num_images}; the "
                     "difference is biased."
                 )
-        space, known = target.source.space, self._reference.source.space
+        space, known = target.space, self._reference.space
         return Comparison(
             fid=measured.fid,
             fid_se=_error(measured.fid, measured.fid_replicates, measured.groups),
             kid=measured.kid,
             kid_se=_error(measured.kid, measured.kid_replicates, measured.groups),
-            kid_subsets=self._compare_subsets(target),
-            num_reference=self._reference.gaussian.num_images,
+            kid_subsets=kid_subsets,
+            num_reference=self._reference.num_images,
             num_generated=measured.num_images,
             num_features=self._reference.gaussian.num_features,
             extractor=space.extractor,
@@ -180,7 +138,7 @@ class Evaluator:
             assumed=space.assumed or known.assumed,
             groups=None if measured.fid_replicates is None else str(measured.groups),
             delta=delta,
-            manifold=self._compare_manifolds(target),
+            manifold=manifold,
             warnings=tuple(warnings),
             seconds=time.perf_counter() - started,
         )
@@ -188,33 +146,38 @@ class Evaluator:
     def _load(self, source: Source) -> FeatureSet | Statistics:
         return load_set(source, assume_protocol=self._assume_protocol, **self._extraction)
 
-    def _measure(self, target: _Prepared) -> _Measured:
-        self._reference.source.space.require_same(target.source.space)
-        if not isinstance(target.source, FeatureSet) or not target.source.hashes:
+    @cached_property
+    def _reference_similarity(self) -> float:
+        assert isinstance(self._reference, FeatureSet)  # checked by the caller
+        return self_similarity(self._reference.features)
+
+    def _measure(self, target: FeatureSet | Statistics) -> _Measured:
+        self._reference.space.require_same(target.space)
+        if not isinstance(target, FeatureSet) or not target.hashes:
             return self._measure_anew(target)
-        key = (target.source.files, target.source.hashes)
+        key = (target.files, target.hashes)
         if key not in self._measured:
             self._measured[key] = self._measure_anew(target)
         return self._measured[key]
 
-    def _measure_anew(self, target: _Prepared) -> _Measured:
+    def _measure_anew(self, target: FeatureSet | Statistics) -> _Measured:
         reference = self._reference
         fid = squared_wasserstein(reference.gaussian, target.gaussian)
+        if not isinstance(target, FeatureSet):
+            return _Measured(target.num_images, (), None, fid, None, None, None)
         kid, fid_replicates, kid_replicates = None, None, None
         groups = make_groups(target.files) if self._standard_error else None
-        if target.features is not None and groups is not None:
+        if groups is not None:
             fid_replicates = frechet_replicates(target.features, reference.gaussian, groups)
-        if self._kid and target.features is not None and reference.features is not None:
-            similarity = reference.similarity
-            kid = kernel_distance(
-                target.features, reference.features, reference_similarity=similarity
-            )
+        if self._kid and isinstance(reference, FeatureSet):
+            pair = target.features, reference.features
+            similarity = self._reference_similarity
+            kid = kernel_distance(*pair, reference_similarity=similarity)
             if groups is not None:
-                kid_replicates = kernel_replicates(
-                    target.features, reference.features, groups, reference_similarity=similarity
-                )
-        count = target.gaussian.num_images
-        return _Measured(count, target.files, groups, fid, kid, fid_replicates, kid_replicates)
+                kid_replicates = kernel_replicates(*pair, groups, reference_similarity=similarity)
+        return _Measured(
+            target.num_images, target.files, groups, fid, kid, fid_replicates, kid_replicates
+        )
 
     def _difference(self, measured: _Measured, baseline: _Measured, force: bool) -> Delta:
         if measured.num_images != baseline.num_images and not force:
@@ -243,21 +206,32 @@ class Evaluator:
             num_baseline=baseline.num_images,
         )
 
-    def _compare_subsets(self, target: _Prepared) -> SubsetKID | None:
-        if self._kid_subset_size is None:
+    def _compare_subsets(self, target: FeatureSet | Statistics) -> SubsetKID | None:
+        size = self._kid_subset_size
+        if size is None:
             return None
-        if target.features is None or self._reference.features is None:
-            raise ValueError("`kid_subset_size` needs features, got statistics without them.")
-        return subset_kid(
-            target.features, self._reference.features, subset_size=self._kid_subset_size
-        )
+        features, reference = self._both_features(target, "kid_subset_size")
+        smaller = min(len(features), len(reference))
+        if not 2 <= size <= smaller:
+            raise ValueError(f"`kid_subset_size` must be in [2, {smaller}], got {size}.")
+        return subset_kid(features, reference, subset_size=size)
 
-    def _compare_manifolds(self, target: _Prepared) -> Manifold | None:
+    def _compare_manifolds(self, target: FeatureSet | Statistics) -> Manifold | None:
         if not self._manifold:
             return None
-        if target.features is None or self._reference.features is None:
-            raise ValueError("`manifold` needs features, got statistics without them.")
-        return compare_manifolds(target.features, self._reference.features)
+        features, reference = self._both_features(target, "manifold")
+        smaller = min(len(features), len(reference))
+        if smaller <= K_DENSITY:
+            raise ValueError(
+                f"`manifold` needs at least {K_DENSITY + 1} images in each set, got {smaller}."
+            )
+        return compare_manifolds(features, reference)
+
+    def _both_features(self, target: FeatureSet | Statistics, option: str) -> tuple[Tensor, Tensor]:
+        self._reference.space.require_same(target.space)
+        if isinstance(target, Statistics) or isinstance(self._reference, Statistics):
+            raise ValueError(f"`{option}` needs features, got statistics without them.")
+        return target.features, self._reference.features
 
 
 def compare(
@@ -298,3 +272,16 @@ def _error(value: float | None, replicates: Tensor | None, groups: Groups | None
     if value is None or replicates is None or groups is None:
         return None
     return jackknife_error(value, replicates, groups)
+
+
+def _warnings(name: str, source: FeatureSet | Statistics) -> list[str]:
+    """What a reader should know about a set."""
+    messages = [rank_warning(source.gaussian)]
+    if isinstance(source, FeatureSet) and (pairs := source.duplicates):
+        messages.append(
+            f"{len(pairs)} of {source.num_images} images have the bytes of another one "
+            f"(the first pair is {pairs[0][0]!r} and {pairs[0][1]!r})"
+        )
+    if source.space.assumed:
+        messages.append("extractor and protocol are assumed, the file does not say")
+    return [f"{name}: {message}." for message in messages if message is not None]

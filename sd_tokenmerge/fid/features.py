@@ -16,12 +16,14 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from sd_tokenmerge.fid.distance import Gaussian
 from sd_tokenmerge.fid.extraction import extract
 from sd_tokenmerge.fid.extractors import Extractor, find_extractor
 from sd_tokenmerge.fid.images import find_images
@@ -114,6 +116,15 @@ class FeatureSet:
     def num_images(self) -> int:
         """N."""
         return self.features.shape[0]
+
+    @cached_property
+    def gaussian(self) -> Gaussian:
+        """The normal distribution fitted to the features.
+
+        Raises:
+            ValueError: there are fewer than two images.
+        """
+        return Gaussian.from_features(self.features)
 
     @property
     def duplicates(self) -> list[tuple[str, str]]:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from sd_tokenmerge.fid.distance import require_features
 
+K_PRECISION, K_DENSITY = 3, 5
 _BLOCK = 512
 
 
@@ -35,7 +36,11 @@ class Manifold:
 
 
 def compare_manifolds(
-    generated: Tensor, reference: Tensor, *, k_precision: int = 3, k_density: int = 5
+    generated: Tensor,
+    reference: Tensor,
+    *,
+    k_precision: int = K_PRECISION,
+    k_density: int = K_DENSITY,
 ) -> Manifold:
     """Compute all four numbers.
 

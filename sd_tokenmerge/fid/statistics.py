@@ -36,12 +36,17 @@ class Statistics:
     """A mean and a covariance without the features they came from.
 
     Attributes:
-        gaussian: the distribution; its `num_images` is None if the file does not say.
+        gaussian: the distribution.
         space: network, image preparation and precision.
     """
 
     gaussian: Gaussian
     space: FeatureSpace
+
+    @property
+    def num_images(self) -> int | None:
+        """N, or None if the file does not say."""
+        return self.gaussian.num_images
 
 
 def save_statistics(features: FeatureSet, path: str | os.PathLike[str]) -> None:

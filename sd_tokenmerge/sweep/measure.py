@@ -15,7 +15,7 @@ from sd_tokenmerge.fid.features import FeatureSet, extract_features
 from sd_tokenmerge.fid.image_change import PairedChange, paired_change
 from sd_tokenmerge.fid.images import find_images
 from sd_tokenmerge.fid.preprocess import find_protocol
-from sd_tokenmerge.fid.sources import ExtractionOptions, load_set, require_one_set
+from sd_tokenmerge.fid.sources import ExtractionOptions, require_one_set
 from sd_tokenmerge.report.rows import SweepRow
 from sd_tokenmerge.sampling.manifest import ImageRecord, read_manifest
 from sd_tokenmerge.sweep.options import SweepOptions
@@ -122,16 +122,11 @@ class Measurer:
     @cached_property
     def _evaluator(self) -> Evaluator:
         assert self._options.reference is not None  # checked by the callers
-        reference = load_set(
+        return Evaluator(
             self._options.reference,
             assume_protocol=self._options.features.assume_protocol,
             **self._extraction,
         )
-        if isinstance(reference, FeatureSet) and reference.num_images < 2:
-            raise ValueError(
-                f"`reference` must hold at least 2 images, got 1 in {self._options.reference!r}."
-            )
-        return Evaluator(reference, **self._extraction)
 
 
 def _require_reference(path: Path) -> None:

@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 import torch
 
+from sd_tokenmerge.fid.comparison import Comparison
 from sd_tokenmerge.fid.distance import Gaussian, squared_wasserstein
-from sd_tokenmerge.fid.evaluate import Comparison, Evaluator, compare, load_set
+from sd_tokenmerge.fid.evaluate import Evaluator, compare
 from sd_tokenmerge.fid.features import FeatureSet, FeatureSpace, extract_features
 from sd_tokenmerge.fid.jackknife import frechet_replicates, jackknife_error, make_groups
 from sd_tokenmerge.fid.kid import kernel_distance, subset_kid
 from sd_tokenmerge.fid.manifold import compare_manifolds
+from sd_tokenmerge.fid.sources import load_set
 from sd_tokenmerge.fid.statistics import Statistics, save_statistics
 from tests.fid.toy import toy_extractor
 
@@ -155,8 +157,15 @@ def test_subsets_are_an_option() -> None:
     assert result.kid_subsets == subset_kid(GENERATED.features, REFERENCE.features, subset_size=50)
     values = json.loads(json.dumps(result.to_dict()))
     assert values["kid_subsets"] == {"mean": result.kid_subsets[0], "std": result.kid_subsets[1]}
-    with pytest.raises(ValueError, match=r"`subset_size` must be in \[2, 80\], got 1000"):
+    with pytest.raises(ValueError, match=r"`kid_subset_size` must be in \[2, 80\], got 1000"):
         compare(REFERENCE, GENERATED, kid_subset_size=1000)
+    with pytest.raises(ValueError, match="`manifold` needs at least 6 images in each set, got 5"):
+        compare(REFERENCE, feature_set(5, 1), manifold=True)
+
+
+def test_a_reference_of_one_image_is_refused_at_once() -> None:
+    with pytest.raises(ValueError, match="`reference` must hold at least 2 images, got 1"):
+        Evaluator(feature_set(1, 0))
 
 
 def test_what_is_not_asked_for_is_not_computed() -> None:
