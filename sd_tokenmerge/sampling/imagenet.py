@@ -1,8 +1,7 @@
-"""The 1,000 ImageNet classes: numbers, synsets, names, prompts.
+"""The 1,000 ImageNet classes: indices, synsets, names, prompts.
 
-The names are the two that papers put into prompts: ATC's whole list of synonyms
-("tench, Tinca tinca"), and one short name ("tench"). Source and licence of the data:
-imagenet_LICENSE.txt beside this file.
+Each class has the two names that papers put into prompts: ATC's list of all synonyms ("tench, Tinca
+tinca"), and one short name ("tench"). imagenet_LICENSE.txt has source and licence of the data.
 """
 
 from __future__ import annotations
@@ -51,7 +50,7 @@ def class_prompt(
 
     Args:
         class_index: 0 to 999.
-        prompt_template: text with `{class}` where the name goes.
+        prompt_template: text with `{class}` in place of the name.
         class_names: `"atc"` for all synonyms (ATC's protocol), `"short"` for one name.
 
     Raises:
@@ -69,13 +68,13 @@ def class_prompt(
 
 
 def find_class(text: str) -> ImagenetClass:
-    """Look a class up by its index, synset, full name, short name or any unambiguous synonym.
+    """Look up a class by its index, synset, full name, short name or any unambiguous synonym.
 
     Args:
-        text: e.g. `"18"`, `"n01582220"` or `"magpie"`; case does not matter in names.
+        text: such as `"18"`, `"n01582220"` or `"magpie"`; names are case-insensitive.
 
     Raises:
-        ValueError: no class or more than one goes by that name; close names are suggested.
+        ValueError: no class or several classes have that name; close names are suggested.
     """
     wanted = " ".join(text.split())
     if wanted.isdecimal() and int(wanted) < len(CLASSES):
@@ -98,10 +97,10 @@ def find_class(text: str) -> ImagenetClass:
 
 
 def parse_classes(text: str) -> tuple[int, ...]:
-    """Read a list of classes such as `"0-4,18,goldfish,n01582220"` into sorted, distinct indices.
+    """Parse a list of classes such as `"0-4,18,goldfish,n01582220"` into sorted, distinct indices.
 
     Raises:
-        ValueError: an entry is no class, or a range is empty or out of [0, 999].
+        ValueError: an entry is not a class, or a range is empty or out of [0, 999].
     """
     indices: set[int] = set()
     for entry in filter(None, (part.strip() for part in text.split(","))):
@@ -118,7 +117,7 @@ def parse_classes(text: str) -> tuple[int, ...]:
 
 
 def format_classes(indices: tuple[int, ...]) -> str:
-    """Write indices as short as `parse_classes` can read them: `(0, 1, 2, 18) -> "0-2,18"`."""
+    """The shortest text that `parse_classes` reads back: `(0, 1, 2, 18) -> "0-2,18"`."""
     runs: list[list[int]] = []
     for index in indices:
         if runs and index == runs[-1][-1] + 1:
@@ -142,7 +141,7 @@ def val_first_five() -> tuple[tuple[int, ...], ...]:
 
 @cache
 def _by_name() -> dict[str, tuple[int, ...]]:
-    """Every name in lower case, with the classes it may mean; full names win over synonyms."""
+    """The classes of every case-folded name; full names take precedence over synonyms."""
     full: dict[str, tuple[int, ...]] = {}
     synonyms: dict[str, tuple[int, ...]] = {}
     for entry in CLASSES:

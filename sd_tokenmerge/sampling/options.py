@@ -35,12 +35,6 @@ DType = Literal["float32", "float16", "bfloat16"]
 Offload = Literal["none", "model", "sequential"]
 AttentionBackend = Literal["default", "eager", "sliced", "xformers", "flash", "efficient", "math"]
 
-_IMAGES: dict[str, Any] = {"panel": "Images"}
-_SIZE: dict[str, Any] = {"at_least": 8, "below": 65_536, **_IMAGES}
-_MODEL: dict[str, Any] = {"panel": "Model"}
-_WORK: dict[str, Any] = {"panel": "Work", "compared": False}
-_BY_CONTENT: dict[str, Any] = {"compared": False}
-
 
 @dataclass(frozen=True, kw_only=True)
 class GenerateOptions:
@@ -61,39 +55,50 @@ class GenerateOptions:
         default=None,
         parse=parse_classes,
         when_none="those the model was made for, else all 1,000",
-        **_IMAGES,
+        panel="Images",
     )
     images_per_class: int = option(
-        "Images per class or prompt.", default=2, at_least=1, below=1 << 24, **_IMAGES
+        "Images per class or prompt.", default=2, at_least=1, below=1 << 24, panel="Images"
     )
     prompts: str | None = option(
-        "A prompt file instead of classes: .txt with one prompt per line, or .jsonl with prompt "
-        "and seed.",
+        "Prompt file instead of classes: .txt, one per line, or .jsonl with prompt and seed.",
         default=None,
-        **_IMAGES,
-        **_BY_CONTENT,
+        compared=False,
+        panel="Images",
     )
-    prompt_template: str = option("Text with {class}.", default=PAPER_TEMPLATE, **_IMAGES)
+    prompt_template: str = option("Text with {class}.", default=PAPER_TEMPLATE, panel="Images")
     class_names: NameStyle = option(
         "What replaces {class}: all synonyms, as in ATC's runs, or one short name.",
         default="atc",
-        **_IMAGES,
+        panel="Images",
     )
     negative_prompt: str | None = option(
-        "Prompt to steer away from.", default=None, when_none="the pipeline's own", **_IMAGES
+        "Prompt to steer away from.", default=None, when_none="the pipeline's own", panel="Images"
     )
-    seed: int = option("Base of all seeds.", default=0, at_least=0, below=SEED_LIMIT, **_IMAGES)
+    seed: int = option(
+        "Base of all seeds.", default=0, at_least=0, below=SEED_LIMIT, panel="Images"
+    )
     seed_scheme: SeedScheme = option(
         "How seeds are derived: seed plus the digits of class and image, for at most 10 images per "
         "class, or hashed, for any number.",
         default="paper",
-        **_IMAGES,
+        panel="Images",
     )
     height: int | None = option(
-        "Height in pixels, a multiple of 8.", default=None, when_none="--size", **_SIZE
+        "Pixels, a multiple of 8.",
+        default=None,
+        at_least=8,
+        below=65_536,
+        when_none="--size",
+        panel="Images",
     )
     width: int | None = option(
-        "Width in pixels, a multiple of 8.", default=None, when_none="--size", **_SIZE
+        "Pixels, a multiple of 8.",
+        default=None,
+        at_least=8,
+        below=65_536,
+        when_none="--size",
+        panel="Images",
     )
     steps: int | None = option(
         "Denoising steps.",
@@ -101,20 +106,20 @@ class GenerateOptions:
         at_least=1,
         below=10_000,
         when_none=f"the model's own, else {PAPER_STEPS}",
-        **_IMAGES,
+        panel="Images",
     )
     guidance_scale: float | None = option(
         "Scale of classifier-free guidance; 1 or less turns it off.",
         default=None,
         at_least=0,
         when_none=f"the model's own, else {PAPER_GUIDANCE}",
-        **_IMAGES,
+        panel="Images",
     )
     noise_device: str = option(
-        "Where the initial noise is drawn: cpu (the same on every machine) or cuda (as in the "
-        "paper's runs).",
+        "Where the initial noise is drawn: cpu, the same on every machine, or cuda, as in the "
+        "paper's runs.",
         default="cpu",
-        **_IMAGES,
+        panel="Images",
     )
 
     merging: MergeConfig | None = field(default=PRESETS["paper"])
@@ -123,71 +128,76 @@ class GenerateOptions:
         "Hub id, diffusers folder or single-file checkpoint.",
         default=None,
         when_none="the sample pipeline of the checkout",
-        **_MODEL,
-        **_BY_CONTENT,
+        panel="Model",
+        compared=False,
     )
     model_config: str | None = option(
-        "For a single-file checkpoint without the hub: a diffusers folder with configurations and "
-        "tokenizer.",
+        "Diffusers folder with configurations and tokenizer, for a single-file checkpoint offline.",
         default=None,
-        **_MODEL,
-        **_BY_CONTENT,
+        panel="Model",
+        compared=False,
     )
     revision: str | None = option(
-        "Branch, tag or commit of a hub id.", default=None, **_MODEL, **_BY_CONTENT
+        "Branch, tag or commit of a hub id.", default=None, panel="Model", compared=False
     )
     variant: str | None = option(
-        "Variant of the weight files, such as fp16.", default=None, **_MODEL
+        "Variant of the weight files, such as fp16.", default=None, panel="Model"
     )
     dtype: DType | None = option(
         "Precision of the pipeline.",
         default=None,
         when_none="float32 on the CPU, else float16",
-        **_MODEL,
+        panel="Model",
     )
     device: str | None = option(
         "Torch device, such as cpu, cuda, cuda:1 or mps; its kind is compared.",
         default=None,
         when_none="the GPU if there is one",
-        **_MODEL,
-        **_BY_CONTENT,
+        panel="Model",
+        compared=False,
     )
-    compile: bool = option("Compile the UNet with torch.", default=False, **_MODEL)
+    compile: bool = option("Compile the UNet with torch.", default=False, panel="Model")
     scheduler: str | None = option(
         "Scheduler, such as DDIM or EulerDiscrete.",
         default=None,
         when_none="the model's own",
-        **_MODEL,
+        panel="Model",
     )
     vae: str | None = option(
-        "Folder or hub id of another autoencoder.", default=None, **_MODEL, **_BY_CONTENT
+        "Folder or hub id of another autoencoder.", default=None, panel="Model", compared=False
     )
     lora: tuple[str, ...] = option(
         "LoRA file, folder or hub id, with an optional @scale; repeatable.",
         default=(),
-        **_MODEL,
-        **_BY_CONTENT,
+        panel="Model",
+        compared=False,
     )
     attention_backend: AttentionBackend = option(
         "How attention is computed; flash, efficient and math are kernels of PyTorch.",
         default="default",
-        **_MODEL,
+        panel="Model",
     )
-    offload: Offload = option("What waits on the CPU.", default="none", **_MODEL)
+    offload: Offload = option("What waits on the CPU.", default="none", panel="Model")
     safety_checker: bool = option(
-        "Run the model's own safety checker, which blacks images out.", default=False, **_MODEL
+        "Run the model's own safety checker, which blacks images out.", default=False, panel="Model"
     )
-    local_files_only: bool = option("Never ask the hub.", default=False, **_MODEL, **_BY_CONTENT)
+    local_files_only: bool = option(
+        "Never ask the hub.", default=False, panel="Model", compared=False
+    )
 
     batch_size: int = option(
         "Images per pipeline call; changes images by rounding only.",
         default=1,
         at_least=1,
         below=65_536,
-        **_WORK,
+        panel="Work",
+        compared=False,
     )
     shard: str | None = option(
-        "Generate one part only: 3/16 is the third of sixteen.", default=None, **_WORK
+        "Generate one part only: 3/16 is the third of sixteen.",
+        default=None,
+        panel="Work",
+        compared=False,
     )
 
     def __post_init__(self) -> None:
@@ -218,6 +228,8 @@ class GenerateOptions:
             raise ValueError("`classes` must name at least one class, got none.")
         if any(type(index) is not int for index in self.classes or ()):
             raise TypeError(f"`classes` must be integers, got {self.classes}.")
+        if self.classes is not None and sorted(set(self.classes)) != list(self.classes):
+            raise ValueError(f"`classes` must be ascending and distinct, got {self.classes}.")
         for index in self.classes or (0,):
             class_prompt(index, self.prompt_template, self.class_names)
         self.shard_numbers()
@@ -225,13 +237,14 @@ class GenerateOptions:
     def _require_texts(self) -> None:
         if not self.out:
             raise ValueError("`out` must name a folder, got an empty text.")
+        if not all(isinstance(name, str) for name in self.lora):
+            raise TypeError(f"`lora` must be texts, got {self.lora}.")
         for entry in fields(self):
             value = getattr(self, entry.name)
-            for text in value if entry.name == "lora" else (value,):
-                if entry.name == "lora" and not isinstance(text, str):
-                    raise TypeError(f"`lora` must be texts, got {text!r}.")
-                if isinstance(text, str) and not _is_encodable(text):
-                    raise ValueError(f"`{entry.name}` must be valid Unicode, got {text!r}.")
+            try:
+                "".join(value if entry.name == "lora" else [str(value)]).encode()
+            except UnicodeEncodeError:
+                raise ValueError(f"`{entry.name}` must be valid Unicode, got {value!r}.") from None
 
     def shard_numbers(self) -> tuple[int, int]:
         """`(index, count)` of `shard`, the index from 0.
@@ -294,11 +307,3 @@ class ResolvedOptions(GenerateOptions):
         guidance_scale: float
         dtype: DType
         device: str
-
-
-def _is_encodable(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True

@@ -1,4 +1,4 @@
-"""Which seed an image is drawn from: a function of (base seed, class, image) and nothing else."""
+"""The seed of an image: a function of (base seed, class, image) and nothing else."""
 
 from __future__ import annotations
 
@@ -19,20 +19,17 @@ def image_seed(base: int, class_index: int, image_index: int, scheme: SeedScheme
     `"hashed"` serves any number of images: the first 63 bits of SHA-256 of the three numbers.
 
     Args:
-        base: the run's seed, not negative. With `"paper"`, runs whose bases are less than 10,000
+        base: the run's seed, at least 0. With `"paper"`, runs whose bases are less than 10,000
             apart share seeds.
-        class_index: number of the class or of the prompt, not negative.
-        image_index: number of the image within its class, not negative; below 10 with `"paper"`.
+        class_index: number of the class or prompt, at least 0.
+        image_index: number of the image within its class, at least 0; below 10 with `"paper"`.
         scheme: the formula.
 
     Raises:
         ValueError: an argument is out of range.
     """
-    for name, value in (
-        ("base", base),
-        ("class_index", class_index),
-        ("image_index", image_index),
-    ):
+    numbers = {"base": base, "class_index": class_index, "image_index": image_index}
+    for name, value in numbers.items():
         if value < 0:
             raise ValueError(f"`{name}` must not be negative, got {value}.")
     if scheme == "hashed":

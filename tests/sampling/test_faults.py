@@ -331,16 +331,20 @@ def test_a_full_disk_stops_the_run_and_breaks_nothing(
 
 
 @slow
-def test_a_read_only_folder_is_refused(tiny_model: Path, tmp_path: Path) -> None:
+def test_a_read_only_folder_is_refused_and_shows_its_status(
+    tiny_model: Path, whole: Path, tmp_path: Path
+) -> None:
     disk = tmp_path / "disk"
     disk.mkdir()
     command = " ".join([*COMMAND, *arguments(tiny_model, disk / "run")])
     result = in_own_mounts(
-        f"mount -t tmpfs tmpfs {disk} && mount -o remount,ro {disk} || exit 77\n{command}"
+        f"mount -t tmpfs tmpfs {disk} && cp -r {whole} {disk}/whole || exit 77\n"
+        f"mount -o remount,ro {disk} || exit 77\n"
+        f"{' '.join(COMMAND)} status {disk}/whole > /dev/null || exit 78\n{command}"
     )
     if result.returncode == 77:
         pytest.skip("this system does not let us mount a tmpfs")
-    assert result.returncode == 2
+    assert result.returncode == 2  # and the status needed no permission to write
     assert result.stderr == f"error: Permission denied: `{disk}`\n"
 
 

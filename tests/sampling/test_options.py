@@ -38,6 +38,8 @@ from sd_tokenmerge.sampling.resolve import resolve_options
         ({"prompts": "p.txt", "classes": (1,)}, "`prompts` and `classes` exclude each other"),
         ({"prompt_template": "a"}, "`prompt_template` must contain"),
         ({"classes": ()}, "`classes` must name at least one"),
+        ({"classes": (3, 1)}, "`classes` must be ascending and distinct"),
+        ({"classes": (1, 1)}, "`classes` must be ascending and distinct"),
         ({"classes": (1, 1000)}, "`class_index` must be in"),
         ({"shard": "0/4"}, "`shard` must be i/n with i from 1 to n, such as 3/16, got '0/4'"),
         ({"shard": "5/4"}, "`shard` must be"),
