@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from statistics import median
 
@@ -105,11 +106,10 @@ def compare(
             for linkage in LINKAGES:
                 name = f"{library} {linkage}"
                 images[name] = 1
-                runs[name] = lambda f=cluster, link=linkage: timed(  # type: ignore[misc]
-                    lambda: f(tokens[0], field.clusters, link)
-                )
-    for warm_up in (limit, *(run for name, run in runs.items() if images[name] > 1)):
-        warm_up(tokens) if warm_up is limit else warm_up()
+                runs[name] = partial(timed, partial(cluster, tokens[0], field.clusters, linkage))
+    for name, run_once in runs.items():
+        if images[name] > 1:
+            run_once()  # a warm-up
     timings = take_turns(
         ("limit", lambda: timed(lambda: limit(tokens))),
         runs,
@@ -132,7 +132,8 @@ def compare(
 def _run_of(name: str, tokens: Tensor, field: Tokens) -> Run:
     method, grid = parse_method(name), Grid(field.grid, field.grid)
     scores = tokens.norm(dim=-1) if method.uses_scores else None
-    return lambda: timed(lambda: method(tokens, field.clusters, grid=grid, scores=scores))
+    cluster = partial(method, tokens, field.clusters, grid=grid, scores=scores)
+    return partial(timed, cluster)
 
 
 def method_of(linkage: str) -> str:

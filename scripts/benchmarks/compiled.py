@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 import copy
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -24,12 +24,11 @@ from torch._dynamo.utils import counters
 from torch._inductor.utils import fresh_inductor_cache
 
 from benchmarks.contestants import CONTESTANTS, UNPATCHED, Contestant
-from benchmarks.markdown import NOT_RUN, Row, conditions, grouped, latest, number, spread, table
+from benchmarks.markdown import MODEL, Row, case_tables, grouped, latest, number, spread
 from benchmarks.options import add_common_options, add_unet_options, build
 from benchmarks.rows import MACHINE, append_rows, describe_machine, read_rows
 from benchmarks.turns import Cost, milliseconds, spread_columns, take_turns
-from benchmarks.unet import MODEL
-from benchmarks.unet_calls import QUICK, UNetCalls, timed_step
+from benchmarks.unet_calls import UNetCalls, timed_step
 
 COLUMNS = (
     *("benchmark", "case", "contestant", "dtype", "batch", "refresh_every", "repeats"),
@@ -69,7 +68,7 @@ def run(arguments: argparse.Namespace) -> str:
             row = measure(calls, CONTESTANTS[name], seconds, arguments.rounds)
             rows.append(row | {"case": case} | describe_machine(arguments.device))
             print(f"{case}: {name} done", file=sys.stderr)
-            if case != QUICK:
+            if not arguments.quick:
                 append_rows(arguments.out / "compile.csv", COLUMNS, rows[-1:])
     return compile_table(rows)
 
@@ -149,31 +148,19 @@ def compile_times(folder: Path) -> str:
 
 def compile_table(rows: list[Row]) -> str:
     """A table for each case and device."""
-    parts = []
-    for group in grouped(latest(rows, ("case", "contestant", *MODEL)), ("case", *MODEL)):
-        first = group[0]
-        speedups = {row["contestant"]: float(row["compiled_speedup"]) for row in group}
-        lines = []
-        for row in group:
-            name, over = row["contestant"], "-"
-            if name != UNPATCHED and UNPATCHED in speedups:
-                over = f"{speedups[name] / speedups[UNPATCHED]:.2f}"
-            lines.append(
-                [
-                    name,
-                    spread(row, "eager_ms"),
-                    number(row["eager_speedup"], 2),
-                    spread(row, "compiled_ms"),
-                    number(row["compiled_speedup"], 2),
-                    over,
-                    number(row["compile_s"], 0),
-                    row["graphs"],
-                    f"{row['recompilations']} in {row['steps']} steps",
-                ]
-            )
-        head = ["", "eager, ms (20 to 80 %)", "speed-up", "compiled, ms (20 to 80 %)", "speed-up"]
-        head += ["over compiled unpatched", "compiling, s", "graphs"]
-        head += ["compiled again in a generation"]
-        title = f"**{first['case']}**, {first['dtype']}, batch {first['batch']}; "
-        parts.append(f"{title}{conditions(group)}\n\n{table(head, lines)}")
-    return "\n\n".join(parts) or NOT_RUN
+    groups = grouped(latest(rows, ("case", "contestant", *MODEL)), ("case", *MODEL))
+    head = ["", "eager, ms (20 to 80 %)", "speed-up", "compiled, ms (20 to 80 %)", "speed-up"]
+    head += ["over compiled unpatched", "compiling, s", "graphs", "compiled again in a generation"]
+    return case_tables(groups, head, _lines)
+
+
+def _lines(group: Sequence[Row]) -> Iterator[list[str]]:
+    speedups = {row["contestant"]: float(row["compiled_speedup"]) for row in group}
+    for row in group:
+        name, over = row["contestant"], "-"
+        if name != UNPATCHED and UNPATCHED in speedups:
+            over = f"{speedups[name] / speedups[UNPATCHED]:.2f}"
+        eager = [spread(row, "eager_ms"), number(row["eager_speedup"], 2)]
+        fast = [spread(row, "compiled_ms"), number(row["compiled_speedup"], 2), over]
+        again = f"{row['recompilations']} in {row['steps']} steps"
+        yield [name, *eager, *fast, number(row["compile_s"], 0), row["graphs"], again]

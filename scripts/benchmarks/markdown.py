@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 Row = dict[str, str]
 NOT_RUN = "Not run."
@@ -57,3 +57,26 @@ def table(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
     """A Markdown table."""
     rule = ["---"] * len(head)
     return "\n".join("| " + " | ".join(cells) + " |" for cells in (head, rule, *lines))
+
+
+MODEL = ("device", "dtype", "batch", "threads")
+"""Columns in which rows of a UNet must agree, besides the case, to be compared."""
+
+
+def case_tables(
+    groups: Iterable[Sequence[Row]],
+    head: Sequence[str],
+    lines: Callable[[Sequence[Row]], Iterable[Sequence[str]]],
+) -> str:
+    """A table for each group of rows of one UNet case, under a title with its conditions.
+
+    Args:
+        groups: rows that are shown together.
+        head: of every table.
+        lines: makes the lines of a group's table.
+    """
+    parts = []
+    for group in groups:
+        title = f"**{group[0]['case']}**, {group[0]['dtype']}, batch {group[0]['batch']}; "
+        parts.append(f"{title}{conditions(group)}\n\n{table(head, lines(group))}")
+    return "\n\n".join(parts) or NOT_RUN

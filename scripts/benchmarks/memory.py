@@ -14,17 +14,17 @@ from __future__ import annotations
 
 import argparse
 import gc
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
 
 from benchmarks.contestants import CONTESTANTS, UNPATCHED, Contestant
 from benchmarks.gate import require_sound
-from benchmarks.markdown import NOT_RUN, Row, conditions, grouped, latest, number, table
+from benchmarks.markdown import MODEL, Row, case_tables, grouped, latest, number
 from benchmarks.memory_trace import MemoryTrace, trace_memory, watched
 from benchmarks.options import add_common_options, add_unet_options, build
 from benchmarks.rows import MACHINE, append_rows, describe_machine, read_rows
-from benchmarks.unet import MODEL
 from benchmarks.unet_calls import UNetCalls, finest_transformers
 
 COLUMNS = (
@@ -97,19 +97,16 @@ def memory_use(folder: Path) -> str:
 
 def memory_table(rows: list[Row]) -> str:
     """A table for each case and device."""
-    parts = []
-    for group in grouped(latest(rows, ("case", "contestant", *MODEL)), ("case", *MODEL)):
-        first = group[0]
-        unpatched = next((row for row in group if row["contestant"] == UNPATCHED), None)
-        lines = []
-        for row in group:
-            relative = "-"
-            if unpatched:
-                ratio = float(row["attention_mib"]) / float(unpatched["attention_mib"])
-                relative = f"{ratio:.2f}"
-            peak = f"{number(row['peak_mib'], 0)}, in `{row['peak_in']}`"
-            lines.append([row["contestant"], number(row["attention_mib"], 0), relative, peak])
-        head = ["", "around a merged self-attention, MiB", "relative", "whole call, MiB"]
-        title = f"**{first['case']}**, {first['dtype']}, batch {first['batch']}; "
-        parts.append(f"{title}{conditions(group)}\n\n{table(head, lines)}")
-    return "\n\n".join(parts) or NOT_RUN
+    groups = grouped(latest(rows, ("case", "contestant", *MODEL)), ("case", *MODEL))
+    head = ["", "around a merged self-attention, MiB", "relative", "whole call, MiB"]
+    return case_tables(groups, head, _lines)
+
+
+def _lines(group: Sequence[Row]) -> Iterator[list[str]]:
+    attention = {row["contestant"]: float(row["attention_mib"]) for row in group}
+    for row in group:
+        name, relative = row["contestant"], "-"
+        if UNPATCHED in attention:
+            relative = f"{attention[name] / attention[UNPATCHED]:.2f}"
+        peak = f"{number(row['peak_mib'], 0)}, in `{row['peak_in']}`"
+        yield [name, f"{attention[name]:.0f}", relative, peak]

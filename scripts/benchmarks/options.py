@@ -35,7 +35,8 @@ def add_unet_options(
     parser: argparse.ArgumentParser, cases: Sequence[str], contestants: Sequence[str]
 ) -> None:
     """Cases and contestants (with these defaults), batch size and precision."""
-    parser.add_argument("--cases", nargs="+", choices=list(CASES), default=list(cases))
+    known = [case for case in CASES if case != QUICK]
+    parser.add_argument("--cases", nargs="+", choices=known, default=list(cases))
     parser.add_argument(
         "--contestants", nargs="+", choices=list(CONTESTANTS), default=list(contestants)
     )

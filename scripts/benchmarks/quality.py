@@ -245,7 +245,6 @@ def measure_times(
         return turn
 
     unmerged, *others = settings
-    denoise(unmerged)()
     timings = take_turns(
         (UNMERGED, denoise(unmerged)),
         {setting.name: denoise(setting) for setting in others},

@@ -102,6 +102,7 @@ def take_turns(
         timings[name].reference.append(cost)
         return cost
 
+    run_reference()  # a warm-up
     started = time.perf_counter()
     before = time_reference()
     for number in range(rounds):

@@ -15,14 +15,14 @@ from __future__ import annotations
 import argparse
 import gc
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from statistics import median
 
 from benchmarks import against
 from benchmarks.contestants import CONTESTANTS, UNPATCHED, Contestant, is_bound, oracle_of
 from benchmarks.gate import require_sound
-from benchmarks.markdown import NOT_RUN, Row, conditions, grouped, latest, spread, table
+from benchmarks.markdown import MODEL, Row, case_tables, grouped, latest, spread
 from benchmarks.options import add_common_options, add_unet_options, build
 from benchmarks.rows import MACHINE, append_rows, describe_machine, read_rows
 from benchmarks.self_attention import SelfAttentionCalls
@@ -39,8 +39,6 @@ DEFAULT = (
     *(UNPATCHED, "oracle-qkv-50", "tomesd-50", "tomesd-25", "preset-paper", "atc-keys-50"),
     *("atc-keys-50-refresh-10", "preset-balanced", "preset-fast", "oracle-kv-25", "oracle-kv-10"),
 )
-MODEL = ("device", "dtype", "batch", "threads")
-"""What rows of a case must have in common to be compared, besides the commit."""
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -142,28 +140,24 @@ def times_table(rows: Iterable[Row]) -> str:
     """A table for each run that is shown."""
     head = ["", "ms (20 to 80 %)", "turns", "speed-up", "of unmerged", "longer than the oracle, ms"]
     head += ["of the oracle's saving", "of its own clusters'"]
-    parts = []
-    for group in grouped(last_runs(list(rows)), ("case", *MODEL, "commit")):
-        first = group[0]
-        relative = {row["contestant"]: 1 / float(row["speedup"]) for row in group}
-        unpatched = next(float(r["step_ms"]) for r in group if r["contestant"] == UNPATCHED)
-        lines = []
-        for row in group:
-            name, oracle = row["contestant"], relative.get(oracle_of(row["contestant"]))
-            longer = share = "-"
-            if not is_bound(name) and oracle is not None:
-                longer = f"{unpatched * (relative[name] - oracle):.0f}"
-                share = _percent(1 - relative[name], 1 - oracle)
-            own = "-"
-            if row["kept_ms"]:
-                step = float(row["step_ms"])
-                around = step / relative[name]
-                own = _percent(around - step, around - float(row["kept_ms"]))
-            times = [spread(row, "step_ms"), row["repeats"], f"{float(row['speedup']):.2f}x"]
-            lines.append([name, *times, f"{relative[name]:.2f}", longer, share, own])
-        title = f"**{first['case']}**, {first['dtype']}, batch {first['batch']}; "
-        parts.append(f"{title}{conditions(group)}\n\n{table(head, lines)}")
-    return "\n\n".join(parts) or NOT_RUN
+    return case_tables(grouped(last_runs(list(rows)), ("case", *MODEL, "commit")), head, _lines)
+
+
+def _lines(group: Sequence[Row]) -> Iterator[list[str]]:
+    relative = {row["contestant"]: 1 / float(row["speedup"]) for row in group}
+    unpatched = next(float(row["step_ms"]) for row in group if row["contestant"] == UNPATCHED)
+    for row in group:
+        name, oracle = row["contestant"], relative.get(oracle_of(row["contestant"]))
+        longer = share = own = "-"
+        if not is_bound(name) and oracle is not None:
+            longer = f"{unpatched * (relative[name] - oracle):.0f}"
+            share = _percent(1 - relative[name], 1 - oracle)
+        if row["kept_ms"]:
+            step = float(row["step_ms"])
+            around = step / relative[name]
+            own = _percent(around - step, around - float(row["kept_ms"]))
+        times = [spread(row, "step_ms"), row["repeats"], f"{float(row['speedup']):.2f}x"]
+        yield [name, *times, f"{relative[name]:.2f}", longer, share, own]
 
 
 def _percent(saved: float, most: float) -> str:

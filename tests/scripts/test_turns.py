@@ -16,16 +16,16 @@ def run():
 def test_a_reference_is_timed_before_and_after_every_few_turns(run):
     names = ["one", "two", "three", "last"]
     timings = take_turns(("base", run), dict.fromkeys(names, run), seconds=0, rounds=10)
-    assert timings["base"].seconds == [1, 5, 7]
-    assert timings["one"].costs == [Cost(2, 0)]
-    assert timings["one"].reference == timings["three"].reference == [Cost(3, 0)]
-    assert timings["last"].reference == [Cost(6, 0)]
+    assert timings["base"].seconds == [2, 6, 8]  # the first run is a warm-up
+    assert timings["one"].costs == [Cost(3, 0)]
+    assert timings["one"].reference == timings["three"].reference == [Cost(4, 0)]
+    assert timings["last"].reference == [Cost(7, 0)]
     assert timings["base"].relative == [1, 1, 1]
 
 
 def test_single_turns_lie_between_those_of_the_reference(run):
     timings = take_turns(("base", run), {"one": run}, seconds=0, rounds=9, least=3, between=1)
-    assert timings["base"].seconds == [1, 3, 5, 7]
+    assert timings["base"].seconds == [2, 4, 6, 8]
     assert timings["one"].relative == [1, 1, 1]
 
 
