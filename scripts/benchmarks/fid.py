@@ -25,7 +25,6 @@ from sd_tokenmerge.fid.extractors import Extractor, find_extractor
 from sd_tokenmerge.fid.features import extract_features
 from sd_tokenmerge.fid.images import find_images
 from sd_tokenmerge.fid.inception import FIDInceptionV3
-from sd_tokenmerge.fid.inception_weights import load_inception
 from sd_tokenmerge.fid.jackknife import frechet_replicates, make_groups
 from sd_tokenmerge.fid.kid import kernel_distance, kernel_replicates, self_similarity
 from sd_tokenmerge.fid.preprocess import PROTOCOLS
@@ -79,7 +78,7 @@ def speed(arguments: argparse.Namespace) -> list[dict[str, str]]:
         for index, path in enumerate(found[:count]):
             (photos / f"{index}{path.suffix}").symlink_to(path.resolve())
         lite = find_extractor("efficientnet-lite0", PROTOCOLS["atc"])
-        for extractor in (random_inception(Path(folder)), lite):
+        for extractor in (random_inception(), lite):
             network = extractor.load()
             batch = torch.randn(BATCH, 3, extractor.image_size, extractor.image_size)
 
@@ -111,15 +110,10 @@ def speed(arguments: argparse.Namespace) -> list[dict[str, str]]:
     return rows
 
 
-def random_inception(folder: Path) -> Extractor:
+def random_inception() -> Extractor:
     """Inception with random weights, which is as fast as the real one."""
-    path = folder / "random.pth"
-    torch.manual_seed(0)
-    torch.save(FIDInceptionV3().state_dict(), path)
-    protocol = PROTOCOLS["atc"]
-    return Extractor(
-        "inception", 299, 2048, "random", protocol.normalize, lambda: load_inception(path)
-    )
+    normalize = PROTOCOLS["atc"].normalize
+    return Extractor("inception", 299, 2048, "random", normalize, lambda: FIDInceptionV3().eval())
 
 
 def distance(generated_images: int, reference_images: int, size: int) -> list[dict[str, str]]:
