@@ -130,7 +130,7 @@ def distance(generated_images: int, reference_images: int, size: int) -> list[di
     fitted, similarity = Gaussian.from_features(reference), self_similarity(reference)
     steps: dict[str, Callable[[], object]] = {
         "fit the reference": lambda: Gaussian.from_features(reference),
-        "distance": lambda: frechet_distance(fitted, generated),
+        "distance": lambda: frechet_distance(fitted, Gaussian.from_features(generated)),
         "standard error of the distance": lambda: frechet_replicates(generated, fitted, groups),
         "KID: the reference's own part": lambda: self_similarity(reference),
         "KID": lambda: kernel_distance(generated, reference, reference_similarity=similarity),

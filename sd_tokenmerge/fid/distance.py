@@ -9,13 +9,10 @@ vanishes. `docs/fid.md` has the measured errors.
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,31 +106,10 @@ class Gaussian:
         return cls(mean, factor, num_images=None)
 
 
-def frechet_distance(a: Gaussian | Tensor, b: Gaussian | Tensor) -> float:
-    """Fréchet distance between two sets; logs their `rank_warning`, if any.
+def frechet_distance(a: Gaussian, b: Gaussian) -> float:
+    """Fréchet distance (squared 2-Wasserstein distance) of two normal distributions.
 
-    Args:
-        a: a `Gaussian`, or `[N, D]` features to fit one to.
-        b: likewise.
-
-    Returns:
-        As `squared_wasserstein`.
-
-    Raises:
-        ValueError: features of different sizes, fewer than two images, or values that are not
-            finite.
-    """
-    a = a if isinstance(a, Gaussian) else Gaussian.from_features(a)
-    b = b if isinstance(b, Gaussian) else Gaussian.from_features(b)
-    for message in {rank_warning(a), rank_warning(b)} - {None}:
-        logger.warning("%s", message)
-    return squared_wasserstein(a, b)
-
-
-def squared_wasserstein(a: Gaussian, b: Gaussian) -> float:
-    """Squared 2-Wasserstein distance of two normal distributions, in squared feature units.
-
-    Rounding can leave a value below zero for equal sets; it is returned as it is, never clamped.
+    Rounding can make the distance of equal sets slightly negative; it is not clamped.
 
     Raises:
         ValueError: the numbers of features differ.

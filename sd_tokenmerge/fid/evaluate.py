@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, TypeVar
 from torch import Tensor
 
 from sd_tokenmerge.fid.comparison import Comparison, Delta
-from sd_tokenmerge.fid.distance import rank_warning, squared_wasserstein
+from sd_tokenmerge.fid.distance import frechet_distance, rank_warning
 from sd_tokenmerge.fid.features import FeatureSet
 from sd_tokenmerge.fid.jackknife import (
     Groups,
@@ -162,7 +162,7 @@ class Evaluator:
 
     def _measure_anew(self, target: FeatureSet | Statistics) -> _Measured:
         reference = self._reference
-        fid = squared_wasserstein(reference.gaussian, target.gaussian)
+        fid = frechet_distance(reference.gaussian, target.gaussian)
         if not isinstance(target, FeatureSet):
             return _Measured(target.num_images, (), None, fid, None, None, None)
         kid, fid_replicates, kid_replicates = None, None, None

@@ -9,7 +9,7 @@ are shared among processes.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
@@ -37,13 +37,25 @@ def extract(
     processes: Processes,
     progress: Callable[[int, int], None] | None,
 ) -> Tensor:
-    """Features of the given files, `[N, D]` float32 on the CPU.
+    """Features of the given files, `[N, D]` float32 on the CPU; each process extracts its share.
+
+    Args:
+        paths: N image files.
+        extractor: the network.
+        resize: as in `Protocol`.
+        autocast: dtype of automatic mixed precision; None for float32 throughout.
+        batch_size: images per forward pass.
+        num_workers: threads that read and resize; None for one per usable processor, at most 16.
+        processes: the group; all of its processes must call this.
+        progress: called with (images done, N), first with 0.
 
     Raises:
         ValueError: a file cannot be read (`ImageError`) or the network gave NaN or infinity for
             one, in this process or another of the group.
     """
     total = len(paths)
+    own = paths[processes.rank :: processes.count]
+    batch_size = min(batch_size, total)
 
     def advance(done: int) -> None:
         if progress is not None:
@@ -51,16 +63,16 @@ def extract(
 
     shard: Tensor | ValueError
     try:
-        shard = _extract_shard(
-            paths[processes.rank :: processes.count],
-            extractor,
-            resize,
-            autocast=autocast,
-            batch_size=min(batch_size, total),
-            num_workers=num_workers,
-            device=processes.device,
-            progress=advance,
-        )
+        network = extractor.load().to(processes.device)
+        with ExitStack() as stack:
+            stack.enter_context(torch.inference_mode())
+            if processes.device.type == "cuda":  # TF32 would leave three digits
+                stack.enter_context(torch.backends.cudnn.flags(enabled=True, allow_tf32=False))
+            if autocast is not None:
+                stack.enter_context(torch.autocast(processes.device.type, autocast))
+            batches = _load_batches(own, resize, extractor.image_size, batch_size, num_workers)
+            shard = _forward(network, extractor, batches, batch_size, processes.device, advance)
+        _require_finite(shard, own, extractor.name)
     except ValueError as error:
         shard = error
     features = torch.empty(total, extractor.num_features)
@@ -71,44 +83,36 @@ def extract(
     return features
 
 
-def _extract_shard(
-    paths: Sequence[Path],
+def _forward(
+    network: torch.nn.Module,
     extractor: Extractor,
-    resize: Resize,
-    *,
-    autocast: torch.dtype | None,
+    batches: Iterable[Tensor],
     batch_size: int,
-    num_workers: int | None,
     device: torch.device,
-    progress: Callable[[int], None],
+    advance: Callable[[int], None],
 ) -> Tensor:
-    network = extractor.load().to(device)
-    features = torch.empty(len(paths), extractor.num_features)
+    rows = [torch.empty(0, extractor.num_features)]
     done = 0
-    progress(0)
-    with ExitStack() as stack:
-        stack.enter_context(torch.inference_mode())
-        if device.type == "cuda":  # TF32 would leave three digits
-            stack.enter_context(torch.backends.cudnn.flags(enabled=True, allow_tf32=False))
-        if autocast is not None:
-            stack.enter_context(torch.autocast(device.type, autocast))
-        for pixels in _load_batches(paths, resize, extractor.image_size, batch_size, num_workers):
-            count = pixels.shape[0]
-            if count < batch_size:
-                filler = pixels[-1:].expand(batch_size - count, -1, -1, -1)
-                pixels = torch.cat([pixels, filler])
-            output = network(extractor.normalize(pixels.to(device)))
-            features[done : done + count] = output[:count].float().cpu()
-            done += count
-            progress(done)
-    finite = features.isfinite().all(dim=1)
-    if not finite.all():
-        bad = [path for path, good in zip(paths, finite.tolist(), strict=True) if not good]
+    advance(done)
+    for pixels in batches:
+        count = pixels.shape[0]
+        if count < batch_size:
+            filler = pixels[-1:].expand(batch_size - count, -1, -1, -1)
+            pixels = torch.cat([pixels, filler])
+        output = network(extractor.normalize(pixels.to(device)))
+        rows.append(output[:count].float().cpu())
+        done += count
+        advance(done)
+    return torch.cat(rows)
+
+
+def _require_finite(features: Tensor, paths: Sequence[Path], name: str) -> None:
+    bad = (~features.isfinite().all(dim=1)).nonzero().flatten().tolist()
+    if bad:
         raise ImageError(
-            f"The network {extractor.name} gave NaN or infinity for {len(bad)} of {len(paths)} "
-            f"images, the first being {str(bad[0])!r}."
+            f"The network {name} gave NaN or infinity for {len(bad)} of {len(paths)} images, the "
+            f"first being {str(paths[bad[0]])!r}."
         )
-    return features
 
 
 def _load_batches(

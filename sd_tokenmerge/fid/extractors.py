@@ -77,11 +77,11 @@ def find_extractor(
     download: bool = False,
     allow_unknown: bool = False,
 ) -> Extractor:
-    """Look an extractor up by name; finds and checks its weights, but does not load them.
+    """Look up an extractor; finds and checks its weights, but does not load them.
 
     Args:
         name: a key of `EXTRACTORS`.
-        protocol: see `Request`, also for the other arguments.
+        protocol: this and the others are documented at `Request`.
         weights: weight file or model.
         download: fetch missing weights.
         allow_unknown: accept unknown weights.

@@ -13,7 +13,6 @@ import hashlib
 import json
 import logging
 import os
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -102,7 +101,6 @@ class FeatureSet:
         hashes: N SHA-256 digests of the files; empty where `files` is.
         space: network, image preparation and precision.
         from_cache: whether they were read rather than computed.
-        seconds: time that hashing and extraction (or reading) took.
     """
 
     features: Tensor
@@ -110,7 +108,6 @@ class FeatureSet:
     hashes: tuple[str, ...]
     space: FeatureSpace
     from_cache: bool = False
-    seconds: float = 0.0
 
     @property
     def num_images(self) -> int:
@@ -182,7 +179,6 @@ def extract_features(
         raise ValueError(f"`batch_size` must be at least 1, got {batch_size}.")
     if num_workers is not None and num_workers < 1:
         raise ValueError(f"`num_workers` must be at least 1, got {num_workers}.")
-    started = time.perf_counter()
     resizing = find_protocol(protocol)
     if isinstance(extractor, str):
         extractor = find_extractor(
@@ -215,8 +211,7 @@ def extract_features(
         )
         if entry is not None and processes.is_first:
             _write_entry(entry, features, space)
-    seconds = time.perf_counter() - started
-    return FeatureSet(features, names, tuple(hashes), space, from_cache, seconds)
+    return FeatureSet(features, names, tuple(hashes), space, from_cache)
 
 
 def list_content(folder: str | os.PathLike[str]) -> tuple[list[Path], list[str]]:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from sd_tokenmerge.fid.comparison import Comparison
-from sd_tokenmerge.fid.distance import Gaussian, squared_wasserstein
+from sd_tokenmerge.fid.distance import Gaussian, frechet_distance
 from sd_tokenmerge.fid.evaluate import Evaluator, compare
 from sd_tokenmerge.fid.features import FeatureSet, FeatureSpace, extract_features
 from sd_tokenmerge.fid.jackknife import frechet_replicates, jackknife_error, make_groups
@@ -42,7 +42,7 @@ def test_every_number_is_what_its_module_computes() -> None:
     reference = Gaussian.from_features(REFERENCE.features)
     groups = make_groups(GENERATED.files)
     assert groups is not None
-    assert result.fid == squared_wasserstein(reference, Gaussian.from_features(GENERATED.features))
+    assert result.fid == frechet_distance(reference, Gaussian.from_features(GENERATED.features))
     replicates = frechet_replicates(GENERATED.features, reference, groups)
     unmerged = frechet_replicates(BASELINE.features, reference, groups)
     assert result.fid_se == jackknife_error(result.fid, replicates, groups)
@@ -78,9 +78,9 @@ def test_an_evaluator_measures_each_set_once(monkeypatch: pytest.MonkeyPatch) ->
 
     def counted(a: Gaussian, b: Gaussian) -> float:
         calls.append(1)
-        return squared_wasserstein(a, b)
+        return frechet_distance(a, b)
 
-    monkeypatch.setattr("sd_tokenmerge.fid.evaluate.squared_wasserstein", counted)
+    monkeypatch.setattr("sd_tokenmerge.fid.evaluate.frechet_distance", counted)
     evaluator = Evaluator(REFERENCE)
     for shift in (0.3, 0.4, 0.5):
         result = evaluator.compare(feature_set(80, 1, shift=shift), baseline=BASELINE)

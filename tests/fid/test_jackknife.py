@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from sd_tokenmerge.fid.distance import Gaussian, squared_wasserstein
+from sd_tokenmerge.fid.distance import Gaussian, frechet_distance
 from sd_tokenmerge.fid.jackknife import (
     Groups,
     class_of,
@@ -78,7 +78,7 @@ def test_replicates_are_the_distances_without_each_group(num_images: int, size: 
         for group in range(20)
     ]
     for value, subset in zip(fast.tolist(), subsets, strict=True):
-        slow = squared_wasserstein(Gaussian.from_features(subset), reference)
+        slow = frechet_distance(Gaussian.from_features(subset), reference)
         assert value == pytest.approx(slow, rel=1e-7)
 
 
@@ -213,7 +213,7 @@ class Simulation:
             baseline = draw(self.num_images) * (1 + self.shift) + self.shift * scale
             merged = baseline * 1.05 + 0.1 * draw(self.num_images)
             fits = [Gaussian.from_features(x) for x in (baseline, merged)]
-            a, b = (squared_wasserstein(fit, reference) for fit in fits)
+            a, b = (frechet_distance(fit, reference) for fit in fits)
             distances.append(a)
             differences.append(b - a)
             if index < self.num_errors:

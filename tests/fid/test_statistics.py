@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hypothesis_numpy
 
-from sd_tokenmerge.fid.distance import Gaussian, squared_wasserstein
+from sd_tokenmerge.fid.distance import Gaussian, frechet_distance
 from sd_tokenmerge.fid.features import FeatureSet, FeatureSpace, extract_features
 from sd_tokenmerge.fid.statistics import Statistics, load_statistics, save_statistics
 from sd_tokenmerge.fid.storage import StorageError
@@ -75,7 +75,7 @@ def test_foreign_means_and_covariances(dtype: type, features: FeatureSet, tmp_pa
     assert loaded.space == FeatureSpace("inception", "pytorch-fid", assumed=True)
     assert loaded.gaussian.num_images is None
     fitted = Gaussian.from_features(features.features)
-    assert abs(squared_wasserstein(loaded.gaussian, fitted)) < 1e-5 * fitted.trace
+    assert abs(frechet_distance(loaded.gaussian, fitted)) < 1e-5 * fitted.trace
 
 
 def test_clean_fids_features(features: FeatureSet, tmp_path: Path) -> None:
@@ -253,7 +253,7 @@ def read_or_refuse(path: Path) -> None:
         assert json.dumps(asdict(loaded.space))
     else:
         fitted = loaded.gaussian
-    assert isfinite(squared_wasserstein(fitted, fitted))
+    assert isfinite(frechet_distance(fitted, fitted))
 
 
 @settings(max_examples=300, deadline=None)
