@@ -4,26 +4,16 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from functools import partial
+from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from sd_tokenmerge.cli.errors import UserError, user_errors
-from sd_tokenmerge.cli.feature_options import (
-    AllowUnknownWeights,
-    AssumeProtocol,
-    Cache,
-    DownloadWeights,
-    Extractor,
-    Precision,
-    Protocol,
-    Weights,
-)
-from sd_tokenmerge.cli.progress import ConsoleProgress
+from sd_tokenmerge.cli.field_options import given_values, with_options
+from sd_tokenmerge.cli.progress import FeatureProgress
+from sd_tokenmerge.fid.options import FeatureOptions
 from sd_tokenmerge.processes import is_first_process, leave_group
 
 if TYPE_CHECKING:
@@ -33,39 +23,35 @@ if TYPE_CHECKING:
     from sd_tokenmerge.fid.statistics import Statistics
 
 
+@with_options(FeatureOptions)
 def fid_command(
+    *,
     reference: Annotated[
         Path, typer.Argument(help="Folder of reference images, or an .npz file of statistics.")
     ],
     generated: Annotated[
         Path | None,
-        typer.Argument(help="Those to be judged, likewise; left out only with --save-statistics."),
+        typer.Argument(
+            help="Folder of images to judge, or an .npz file; left out only with --save-statistics."
+        ),
     ] = None,
     baseline: Annotated[
         Path | None,
-        typer.Option(help="Unmerged images of the same names: adds the difference to them."),
+        typer.Option(help="Unmerged images of the same names; adds the change from them."),
     ] = None,
-    extractor: Extractor = "inception",
-    protocol: Protocol = "atc",
-    weights: Weights = None,
-    download_weights: DownloadWeights = False,
-    allow_unknown_weights: AllowUnknownWeights = False,
-    precision: Precision = "float32",
-    cache: Cache = None,
     no_cache: Annotated[
         bool, typer.Option("--no-cache", help="Neither read nor write the cache.")
     ] = False,
-    assume_protocol: AssumeProtocol = None,
     batch_size: Annotated[int, typer.Option(help="Images per forward pass.", min=1)] = 32,
     workers: Annotated[
         int | None,
-        typer.Option(help="Threads that read images; default: one per core, at most 16.", min=1),
+        typer.Option(help="Threads that read images. Default: one per core, at most 16.", min=1),
     ] = None,
     device: Annotated[
-        str | None, typer.Option(help="cpu, cuda, cuda:1, mps; default: the GPU if there is one.")
+        str | None, typer.Option(help="cpu, cuda, cuda:1, mps. Default: the GPU if there is one.")
     ] = None,
     no_standard_errors: Annotated[
-        bool, typer.Option("--no-standard-errors", help="Leave them out: they take longest.")
+        bool, typer.Option("--no-standard-errors", help="Skip standard errors, which take longest.")
     ] = False,
     manifold: Annotated[
         bool, typer.Option("--manifold", help="Add precision, recall, density and coverage.")
@@ -79,9 +65,10 @@ def fid_command(
     ] = False,
     save: Annotated[
         Path | None,
-        typer.Option("--save-statistics", help="Write the statistics of the one set given."),
+        typer.Option("--save-statistics", help="Write the statistics of a single set."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    **values: Any,
 ) -> None:
     """Measure the Frechet distance between two image sets.
 
@@ -90,34 +77,36 @@ def fid_command(
     """
     if (generated is None) == (save is None):
         raise UserError("give two image sets, or one with --save-statistics.")
-    if no_cache and cache is not None:
+    if no_cache and values["cache"] is not None:
         raise UserError("--cache and --no-cache exclude each other.")
     if save is not None and save.suffix != ".npz":
-        raise UserError(f"--save-statistics must end in .npz, got `{save}`.")
-    with user_errors(), _progress() as progress, _process_group():
+        raise UserError(f"--save-statistics must end in .npz, got {str(save)!r}.")
+    features = FeatureOptions(**given_values(FeatureOptions, values))
+    with user_errors(), ExitStack() as stack:
         from sd_tokenmerge.fid.evaluate import compare
-        from sd_tokenmerge.fid.sources import ExtractionOptions, load_set, require_one_set
+        from sd_tokenmerge.fid.sources import load_set, require_one_set
 
-        if download_weights and extractor == "inception" and weights is None:
+        stack.callback(leave_group)
+        progress = FeatureProgress()
+        stack.callback(progress.stop)
+        if features.download_weights and features.extractor == "inception" and not features.weights:
             _download()
-        extraction = ExtractionOptions(
-            extractor=extractor,
-            protocol=protocol,
-            weights=weights,
-            download_weights=download_weights,
-            allow_unknown_weights=allow_unknown_weights,
-            precision=precision,
-            batch_size=batch_size,
-            num_workers=workers,
-            device=device,
-            cache=False if no_cache else cache or True,
-            progress=progress,
-        )
+        extraction = features.extraction() | {
+            "batch_size": batch_size,
+            "num_workers": workers,
+            "device": device,
+            "progress": progress,
+        }
+        if no_cache:
+            extraction["cache"] = False
         sets = {"reference": reference, "generated": generated, "baseline": baseline}
         for name, folder in sets.items():
             if folder is not None:
                 require_one_set(name, folder)
-        load = partial(load_set, assume_protocol=assume_protocol, **extraction)
+
+        def load(source: Path) -> FeatureSet | Statistics:
+            return load_set(source, assume_protocol=features.assume_protocol, **extraction)
+
         first = load(reference)
         second = None if generated is None else load(generated)
         unmerged = None if baseline is None else load(baseline)
@@ -193,32 +182,3 @@ def _download() -> None:
         file = PUBLIC_FILES[0]
         print(f"Weights: {file.name}, {file.size_mb} MB unless there already.", file=sys.stderr)
         download_inception_weights()
-
-
-@contextmanager
-def _process_group() -> Iterator[None]:
-    """Leave the group of processes in the end, if this is one of several."""
-    try:
-        yield
-    finally:
-        leave_group()
-
-
-@contextmanager
-def _progress() -> Iterator[Callable[[int, int], None]]:
-    bar = ConsoleProgress("Features")
-
-    def advance(done: int, total: int) -> None:
-        if not is_first_process():
-            return
-        if done == 0:
-            bar.stop()
-            bar.start(total, 0)
-        bar.update(done)
-        if done == total:
-            bar.stop()
-
-    try:
-        yield advance
-    finally:
-        bar.stop()

@@ -9,6 +9,8 @@ import time
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
+from sd_tokenmerge.processes import is_first_process
+
 _LINE_EVERY_S = 30.0
 
 
@@ -79,6 +81,28 @@ class ConsoleProgress:
         per_second = self._generated / elapsed
         left = (self._total - self._before - self._generated) / per_second
         return f"{format_rate(per_second)}, {format_duration(left)} left"
+
+
+class FeatureProgress:
+    """Shows on stderr how many images' features are extracted; only in the first process."""
+
+    def __init__(self) -> None:
+        self._bar = ConsoleProgress("Features")
+
+    def __call__(self, done: int, total: int) -> None:
+        """Show that the features of `done` of `total` images are extracted; begins with 0."""
+        if not is_first_process():
+            return
+        if done == 0:
+            self._bar.stop()
+            self._bar.start(total, 0)
+        self._bar.update(done)
+        if done == total:
+            self._bar.stop()
+
+    def stop(self) -> None:
+        """Remove the bar."""
+        self._bar.stop()
 
 
 def format_rate(per_second: float) -> str:

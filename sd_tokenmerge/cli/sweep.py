@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import os
 import re
 import sys
 import time
@@ -19,20 +18,11 @@ from sd_tokenmerge.cli.errors import (
     interruption,
     user_errors,
 )
-from sd_tokenmerge.cli.feature_options import (
-    AllowUnknownWeights,
-    AssumeProtocol,
-    Cache,
-    DownloadWeights,
-    Extractor,
-    Precision,
-    Protocol,
-    Weights,
-)
-from sd_tokenmerge.cli.field_options import with_options
-from sd_tokenmerge.cli.generate import Preset, Size, read_options
+from sd_tokenmerge.cli.field_options import given_values, with_options
+from sd_tokenmerge.cli.generate import AsJson, Overwrite, Preset, Size, read_options
 from sd_tokenmerge.config import MergeConfig
 from sd_tokenmerge.fid.options import FeatureOptions
+from sd_tokenmerge.processes import is_first_process, leave_group
 from sd_tokenmerge.sampling.options import GenerateOptions
 from sd_tokenmerge.sweep.options import PAPER_KEEP_RATES, PAPER_METHODS, SweepOptions
 
@@ -40,9 +30,12 @@ if TYPE_CHECKING:
     from sd_tokenmerge.sampling.progress import Progress
     from sd_tokenmerge.sweep.run import SweepSummary
 
+FLAGS = {"method": "--methods", "keep_rate": "--keep-rates"}
+"""Flags of options that a sweep has in the plural."""
+
 _METHODS_HELP = (
-    'Repeatable; several in one are separated by spaces or ";", since commas belong to the options '
-    f'of a method: "atc tome-sd:stride=4". Default: {" ".join(PAPER_METHODS)}.'
+    'Method strings separated by spaces or ";", since commas separate the options of a method: '
+    f'"atc tome-sd:stride=4"; repeatable. Default: {" ".join(PAPER_METHODS)}.'
 )
 _KEEP_RATES_HELP = (
     'Fractions such as "0.7,0.5" or percentages such as "70%,50%"; repeatable. The unmerged '
@@ -51,96 +44,51 @@ _KEEP_RATES_HELP = (
 )
 
 
-@with_options(GenerateOptions, MergeConfig, without=("out", "method", "keep_rate"))
+@with_options(
+    SweepOptions,
+    FeatureOptions,
+    GenerateOptions,
+    MergeConfig,
+    without=("out", "method", "keep_rate"),
+)
 def sweep_command(
     *,
     out: Annotated[str, typer.Option(help="The sweep's folder, new or to be resumed.")],
-    reference: Annotated[
-        str | None,
-        typer.Option(
-            help="Folder of reference images, or .npz statistics; default: no distance, only the "
-            "change to the unmerged images."
-        ),
-    ] = None,
     methods: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--methods",
-            "--method",
-            help=_METHODS_HELP,
-        ),
+        list[str] | None, typer.Option("--methods", help=_METHODS_HELP, rich_help_panel="Sweep")
     ] = None,
     keep_rates: Annotated[
         list[str] | None,
-        typer.Option(
-            "--keep-rates",
-            "--keep-rate",
-            help=_KEEP_RATES_HELP,
-        ),
+        typer.Option("--keep-rates", help=_KEEP_RATES_HELP, rich_help_panel="Sweep"),
     ] = None,
-    published: Annotated[
-        bool, typer.Option("--published", help="Show the ATC paper's Table 2 beside the results.")
-    ] = False,
-    skip_unreachable: Annotated[
-        bool,
-        typer.Option(
-            "--skip-unreachable",
-            help="Leave out keep rates that a method cannot reach, instead of refusing.",
-        ),
-    ] = False,
-    sheet_images: Annotated[
-        int, typer.Option(help="Images on the contact sheet, each of another class.")
-    ] = 4,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print what would be done, with the time; no more.")
-    ] = False,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace runs with other options in the folder.")
-    ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-    extractor: Extractor = "inception",
-    protocol: Protocol = "atc",
-    weights: Weights = None,
-    download_weights: DownloadWeights = False,
-    allow_unknown_weights: AllowUnknownWeights = False,
-    precision: Precision = "float32",
-    cache: Cache = None,
-    assume_protocol: AssumeProtocol = None,
     size: Size = None,
     preset: Preset = None,
-    **generation: Any,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the plan with the expected time, and stop.")
+    ] = False,
+    overwrite: Overwrite = False,
+    as_json: AsJson = False,
+    **values: Any,
 ) -> None:
     """Compare methods and keep rates: images, distances, tables, plots.
 
-    Generates every setting into a run folder of its own, the unmerged pipeline first and once,
-    measures it, and writes table.md, .csv, .json, .tex, distance.png, change.png,
-    contact_sheet.jpg and side_by_side.png. The defaults are Table 2 of the ATC paper.
+    Generates every setting into a run folder of its own, the unmerged pipeline first, measures it,
+    and writes table.md, .csv, .json, .tex, distance.png, change.png, contact_sheet.jpg and
+    side_by_side.png. The defaults are Table 2 of the ATC paper.
 
-    May be stopped at any moment; the same command goes on where it was, and does only what is
-    not up to date. Several processes share the work: `accelerate launch -m sd_tokenmerge sweep
-    ...`. Jobs of a cluster can each generate a --shard of every setting; run it without --shard
-    in the end, to measure.
+    May be stopped at any moment; the same command resumes. Several processes share the work:
+    `accelerate launch -m sd_tokenmerge sweep ...`. Jobs of a cluster can each generate a --shard
+    of every setting; run the command without --shard afterwards to measure.
     """
-    with user_errors():
+    generation = read_options(values | {"out": out, "size": size, "preset": preset})
+    with user_errors(TypeError, ValueError):
         options = SweepOptions(
             out=out,
-            generation=read_options(generation | {"out": out, "size": size, "preset": preset}),
-            methods=PAPER_METHODS if methods is None else parse_methods(methods),
-            keep_rates=PAPER_KEEP_RATES if keep_rates is None else parse_keep_rates(keep_rates),
-            reference=reference,
-            features=FeatureOptions(
-                extractor=extractor,
-                protocol=protocol,
-                weights=weights,
-                download_weights=download_weights,
-                allow_unknown_weights=allow_unknown_weights,
-                precision=precision,
-                cache=cache,
-                assume_protocol=assume_protocol,
-            ),
-            published=published,
-            skip_unreachable=skip_unreachable,
-            sheet_images=sheet_images,
+            generation=generation,
+            features=FeatureOptions(**given_values(FeatureOptions, values)),
+            methods=parse_methods(methods) if methods else PAPER_METHODS,
+            keep_rates=parse_keep_rates(keep_rates) if keep_rates else PAPER_KEEP_RATES,
+            **given_values(SweepOptions, values),
         )
     from sd_tokenmerge.cli.quiet import quiet_libraries
 
@@ -148,7 +96,7 @@ def sweep_command(
     if dry_run:
         from sd_tokenmerge.cli.sweep_plan import print_plan
 
-        print_plan(options, overwrite=overwrite, as_json=as_json)
+        print_plan(options, overwrite=overwrite, as_json=as_json, flags=FLAGS)
         return
     summary = _run(options, overwrite)
     if summary is not None:
@@ -188,9 +136,9 @@ class _SweepConsole:
     """Implements `sweep.run.SweepProgress` on stderr."""
 
     def __init__(self) -> None:
-        from sd_tokenmerge.cli.progress import ConsoleProgress
+        from sd_tokenmerge.cli.progress import FeatureProgress
 
-        self._features = ConsoleProgress("Features")
+        self.extracting = FeatureProgress()
         self._first: tuple[int, float] | None = None
 
     def generating(self, name: str, number: int, count: int) -> Progress:
@@ -200,23 +148,11 @@ class _SweepConsole:
         if self._first is None:
             self._first = number, now
         first, started = self._first
-        if number > first and os.environ.get("RANK", "0") == "0":
+        if number > first and is_first_process():
             left = (now - started) / (number - first) * (count - number + 1)
-            self.note(f"{number - 1} of {count} settings done, {format_duration(left)} left.")
+            done = f"{number - 1} of {count} settings done"
+            print(f"{done}, {format_duration(left)} left.", file=sys.stderr)
         return ConsoleProgress(f"{name} ({number} of {count})")
-
-    def extracting(self, done: int, total: int) -> None:
-        if done == 0:
-            self._features.start(total, 0)
-        self._features.update(done)
-        if done == total:
-            self._features.stop()
-
-    def stop(self) -> None:
-        self._features.stop()
-
-    def note(self, message: str) -> None:
-        print(message, file=sys.stderr)
 
 
 def _run(options: SweepOptions, overwrite: bool) -> SweepSummary | None:
@@ -224,14 +160,15 @@ def _run(options: SweepOptions, overwrite: bool) -> SweepSummary | None:
 
     console = _SweepConsole()
     try:
-        with generation_errors(), user_errors(ValueError, TypeError):
+        with generation_errors(), user_errors(TypeError, ValueError, flags=FLAGS):
             return run_sweep(options, overwrite=overwrite, progress=console)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise UserError(describe(error)) from error
         raise interruption(error) from error
     finally:
-        console.stop()
+        console.extracting.stop()
+        leave_group()
 
 
 def _print_summary(summary: SweepSummary, as_json: bool) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 from sd_tokenmerge.cli.columns import in_columns
@@ -13,9 +14,21 @@ from sd_tokenmerge.sweep.options import SweepOptions
 from sd_tokenmerge.sweep.plan import SweepPlan, plan_sweep
 
 
-def print_plan(options: SweepOptions, *, overwrite: bool, as_json: bool) -> None:
-    """Print every setting with its images and the time to generate the missing ones."""
-    with user_errors():
+def print_plan(
+    options: SweepOptions, *, overwrite: bool, as_json: bool, flags: Mapping[str, str]
+) -> None:
+    """Print every setting with its images and the time to generate the missing ones.
+
+    Args:
+        options: of the sweep.
+        overwrite: whether runs with other options will be replaced.
+        as_json: print JSON.
+        flags: flags by the library's names, for errors.
+
+    Raises:
+        UserError: an option or the folder is bad.
+    """
+    with user_errors(flags=flags):
         plan = plan_sweep(options, overwrite=overwrite)
         Measurer(options)  # checks the reference and the extractor
     if as_json:

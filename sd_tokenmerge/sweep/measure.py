@@ -14,8 +14,9 @@ from sd_tokenmerge.fid.extractors import find_extractor
 from sd_tokenmerge.fid.features import FeatureSet, extract_features
 from sd_tokenmerge.fid.image_change import PairedChange, paired_change
 from sd_tokenmerge.fid.images import find_images
+from sd_tokenmerge.fid.options import FeatureOptions
 from sd_tokenmerge.fid.preprocess import find_protocol
-from sd_tokenmerge.fid.sources import ExtractionOptions, require_one_set
+from sd_tokenmerge.fid.sources import require_one_set
 from sd_tokenmerge.report.rows import SweepRow
 from sd_tokenmerge.sampling.manifest import ImageRecord, read_manifest
 from sd_tokenmerge.sweep.options import SweepOptions
@@ -38,30 +39,14 @@ class Measurer:
             ValueError: the reference or the extractor cannot be used.
         """
         self._options = options
-        features = options.features
-        self._extraction = ExtractionOptions(
-            extractor=features.extractor,
-            protocol=features.protocol,
-            weights=features.weights,
-            download_weights=features.download_weights,
-            allow_unknown_weights=features.allow_unknown_weights,
-            precision=features.precision,
-            device=options.generation.device,
-            cache=True if features.cache is None else features.cache,
-            progress=progress,
-        )
+        self._extraction: dict[str, Any] = options.features.extraction() | {
+            "device": options.generation.device,
+            "progress": progress,
+        }
         self._unmerged: FeatureSet | None = None
         if options.reference is not None:
             _require_reference(Path(options.reference))
-            protocol = find_protocol(features.protocol)
-            if not features.download_weights:
-                find_extractor(
-                    features.extractor,
-                    protocol,
-                    features.weights,
-                    download=False,
-                    allow_unknown=features.allow_unknown_weights,
-                )
+            _require_extractor(options.features)
 
     def load_reference(self) -> None:
         """Extract the reference's features, or read them from the cache.
@@ -136,6 +121,19 @@ def _require_reference(path: Path) -> None:
             f"does not exist."
         )
     require_one_set("reference", path)
+
+
+def _require_extractor(options: FeatureOptions) -> None:
+    """Refuse an unknown protocol or extractor, or missing weights unless they can be fetched."""
+    protocol = find_protocol(options.protocol)
+    if not options.download_weights:
+        find_extractor(
+            options.extractor,
+            protocol,
+            options.weights,
+            download=False,
+            allow_unknown=options.allow_unknown_weights,
+        )
 
 
 def _require_recorded(folder: Path, records: Sequence[ImageRecord]) -> None:

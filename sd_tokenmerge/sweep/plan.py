@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
-from sd_tokenmerge.patching.apply import apply_patch
-from sd_tokenmerge.patching.outline import Outline, load_outline, plan_sites
+from sd_tokenmerge.config import MergeConfig
+from sd_tokenmerge.patching.outline import Outline, load_outline
+from sd_tokenmerge.patching.targets import choose_targets, require_reachable
 from sd_tokenmerge.sampling.description import (
     DescriptionError,
     content_differences,
@@ -21,6 +22,7 @@ from sd_tokenmerge.sampling.manifest import load_manifest, manifest_files
 from sd_tokenmerge.sampling.options import ResolvedOptions
 from sd_tokenmerge.sampling.plan import ImageJob, plan_images
 from sd_tokenmerge.sampling.resolve import resolve_options
+from sd_tokenmerge.sampling.status import run_status
 from sd_tokenmerge.sweep.folder import PlannedSetting, require_sweep_folder
 from sd_tokenmerge.sweep.options import SweepOptions
 from sd_tokenmerge.sweep.settings import Setting, make_settings
@@ -52,13 +54,8 @@ class PlannedRun:
     @property
     def planned(self) -> PlannedSetting:
         """Its entry in `sweep.json`."""
-        setting = self.setting
-        return PlannedSetting(
-            folder=setting.folder.name,
-            method=setting.method,
-            keep_rate=setting.keep_rate,
-            images=self.num_images,
-        )
+        one = self.setting
+        return PlannedSetting(one.folder.name, one.method, one.keep_rate, self.num_images)
 
 
 @dataclass(frozen=True)
@@ -97,7 +94,7 @@ class SweepPlan:
 
 
 def plan_sweep(options: SweepOptions, *, overwrite: bool = False) -> SweepPlan:
-    """Check all settings and count the images that exist; reads no image and writes nothing.
+    """Check all settings and count the images that exist; writes nothing.
 
     Args:
         options: of the sweep.
@@ -137,14 +134,14 @@ def _find_unreachable(
     settings: Sequence[Setting], outline: Outline, resolved: ResolvedOptions
 ) -> dict[str, str]:
     """The reason for each setting whose method cannot reach the keep rate."""
+    scale = outline.vae_scale_factor
+    height, width = resolved.height // scale, resolved.width // scale
     unreachable = {}
     for setting in settings:
-        config = setting.options.merging
-        assert config is not None
-        # `apply_patch` refuses bad options; this method reaches every keep rate.
-        apply_patch(outline.unet, replace(config, method="atc")).remove()
+        config = setting.options.merging or MergeConfig()
+        targets = choose_targets(outline.unet, config)
         try:
-            plan_sites(outline, config, height=resolved.height, width=resolved.width)
+            require_reachable(config.parsed_method, targets, height, width)
         except ValueError as error:
             unreachable[str(setting)] = str(error)
     return unreachable
@@ -167,7 +164,7 @@ def _plan_run(setting: Setting, jobs: list[ImageJob], overwrite: bool) -> Planne
         or content_differences(description, describe_run(resolved, jobs))
     ):
         return PlannedRun(setting, len(jobs), 0, is_replaced=True)
-    recorded = {record.file: record for record in load_manifest(manifest_files(folder)).records}
-    num_done = sum(job.file in recorded and (folder / job.file).is_file() for job in jobs)
-    seconds = median(record.seconds for record in recorded.values()) if recorded else None
-    return PlannedRun(setting, len(jobs), num_done, seconds)
+    records = load_manifest(manifest_files(folder)).records
+    seconds = median(record.seconds for record in records) if records else None
+    done = run_status(folder, hash_all=False).done
+    return PlannedRun(setting, len(jobs), done, seconds)

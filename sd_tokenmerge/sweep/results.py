@@ -116,7 +116,7 @@ def make_results(
     rows = [row for _, row in measured]
     published = atc_table2() if options.published else []
     sources = [f"Published values: {ATC_SOURCE}"] if published else []
-    runs = [run for s in settings if (run := read_description(s.folder)) is not None]
+    runs = [found for one in settings if (found := read_description(one.folder)) is not None]
     return Results(
         rows=rows,
         settings=settings,
@@ -158,21 +158,24 @@ def _measured_on(row: SweepRow) -> dict[str, str]:
 def _made_with(runs: Sequence[Description]) -> dict[str, str]:
     """Model, options and device from the descriptions of the runs."""
     options = runs[0].options
-    devices = sorted({f"{run.device['type']} {run.device['name']}" for run in runs})
-    merging = None if len(runs) == 1 else runs[1].options.merging
+    merging = runs[-1].options.merging
     differing = {} if merging is None else merging.differing()
-    sha256 = runs[0].model["pipeline"]["sha256"]
+    devices = sorted({f"{run.device['type']} {run.device['name']}" for run in runs})
     return {
-        "model": f"{_short_name(str(options.model))} ({sha256[:8]})",
+        "model": f"{_short_name(str(options.model))} ({runs[0].model['pipeline']['sha256'][:8]})",
         "size": f"{options.width}x{options.height}",
         "steps": str(options.steps),
         "guidance": f"{options.guidance_scale:g}",
         "dtype": str(options.dtype),
         "batch": str(options.batch_size),
         "base seed": str(options.seed),
-        **{name.replace("_", " "): str(value) for name, value in differing.items()},
+        **{_readable(name): str(value).lower() for name, value in differing.items()},
         "device": ", ".join(devices),
     }
+
+
+def _readable(name: str) -> str:
+    return "merge seed" if name == "seed" else name.replace("_", " ")
 
 
 def _versions(runs: Sequence[Description]) -> dict[str, str]:

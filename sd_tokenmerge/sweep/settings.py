@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from sd_tokenmerge.config import MergeConfig
-from sd_tokenmerge.keep_rates import Constant
 from sd_tokenmerge.methods import parse_method
 from sd_tokenmerge.report.cells import keep_rate_text
 from sd_tokenmerge.sampling.options import NO_METHOD, GenerateOptions
@@ -21,10 +20,14 @@ class Setting:
 
     Attributes:
         label: the method as the user wrote it; `"unmerged"` for the unmerged pipeline.
+        method: its canonical string; `NO_METHOD` for the unmerged pipeline.
+        keep_rate: fraction of the tokens that is kept.
         options: of its run; `options.out` is the run folder.
     """
 
     label: str
+    method: str
+    keep_rate: float
     options: GenerateOptions
 
     @property
@@ -33,20 +36,9 @@ class Setting:
         return Path(self.options.out)
 
     @property
-    def method(self) -> str:
-        """Its method string; `"none"` for the unmerged pipeline."""
-        return NO_METHOD if self.options.merging is None else str(self.options.merging.method)
-
-    @property
-    def keep_rate(self) -> float:
-        """Fraction of the tokens that is kept."""
-        rate = None if self.options.merging is None else self.options.merging.keep_rate
-        return rate.rate if isinstance(rate, Constant) else 1.0
-
-    @property
     def is_baseline(self) -> bool:
         """Whether this is the unmerged pipeline."""
-        return self.options.merging is None
+        return self.method == NO_METHOD
 
     def __str__(self) -> str:
         """For progress and messages."""
@@ -63,8 +55,7 @@ def make_settings(options: SweepOptions) -> list[Setting]:
     """
     runs = Path(options.out) / RUNS
     unmerged = replace(options.generation, out=str(runs / "unmerged"), merging=None)
-    settings = [Setting("unmerged", unmerged)]
-    base = options.generation.merging or MergeConfig()
+    settings = [Setting("unmerged", NO_METHOD, 1.0, unmerged)]
     seen: dict[str, str] = {}
     for label in options.methods:
         method = str(parse_method(label))
@@ -75,10 +66,12 @@ def make_settings(options: SweepOptions) -> list[Setting]:
         seen[method] = label
         for keep_rate in sorted(options.keep_rates, reverse=True):
             if keep_rate < 1:
+                merging = replace(
+                    options.generation.merging or MergeConfig(), method=method, keep_rate=keep_rate
+                )
                 folder = runs / f"{_folder_name(method)}_keep-{keep_rate:g}"
-                merging = replace(base, method=method, keep_rate=keep_rate)
                 run = replace(options.generation, out=str(folder), merging=merging)
-                settings.append(Setting(label, run))
+                settings.append(Setting(label, method, float(keep_rate), run))
     return settings
 
 

@@ -44,7 +44,7 @@ def test_each_command_names_its_own_flags(
     monkeypatch.chdir(tmp_path)
     for command, message in {
         "generate --out x --method atk": "--method must be one of",
-        "sweep --out x --method atk": "--method must be one of",
+        "sweep --out x --methods atk": "--methods must be one of",
         "sweep --out x --keep-rates 1.0,1": "--keep-rates must hold each entry once",
         "sites --levels 1 --keep-rate 0=0.5": "--levels must be left out when --keep-rate names",
         "fid . . --extractor vgg": "--extractor must be one of",

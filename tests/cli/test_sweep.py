@@ -130,7 +130,7 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(command, tmp_path, capsys)
         (["--keep-rates", "half"], "must be numbers such as 0.7 or 70%, got 'half'"),
         (["--keep-rates", "150%"], "--keep-rates must be in (0, 1], got 1.5"),
         (["--keep-rates", "0.7", "--keep-rates", "70%"], "--keep-rates must hold each entry once"),
-        (["--methods", "atk"], "--method must be one of atc"),
+        (["--methods", "atk"], "--methods must be one of atc"),
         (["--methods", "random"], "--methods must hold each entry once"),
         (["--methods", "tome", "--keep-rates", "0.3"], "--skip-unreachable leaves it out"),
         (["--classes", "unicorn"], "unicorn"),
@@ -188,14 +188,15 @@ def test_generation_options_reach_the_runs(command, tmp_path, capsys):
     assert run([*command, *options]) == 0
     runs = tmp_path / "demo" / "runs"
     merged = json.loads((runs / "random_keep-0.5" / "run.json").read_text())["options"]
-    assert merged["merging"]["merge"] == "kv"
-    assert merged["merging"]["proportional_attention"] is True
+    merging = merged["merging"]
+    assert (merging["merge"], merging["proportional_attention"]) == ("kv", True)
+    assert (merging["method"], merging["keep_rate"]) == ("random", "0.5")
     assert (merged["seed"], merged["steps"]) == (5, 2)
     unmerged = json.loads((runs / "unmerged" / "run.json").read_text())["options"]
     assert unmerged["merging"] is None
     assert (unmerged["seed"], unmerged["steps"]) == (5, 2)
     table = capsys.readouterr().out
-    assert "merge kv; proportional attention True" in table
+    assert "merge kv; proportional attention true" in table
 
 
 def test_the_time_left_is_that_of_the_settings_made_so_far(monkeypatch, capsys):

@@ -244,7 +244,7 @@ def test_overwrite_replaces_only_what_differs(finished, make_sweep):
     assert summary.num_generated == 2, "unmerged stays"
     assert summary.results.rows[0] == rows[0]
     assert summary.results.rows[1].fid != rows[4].fid
-    assert summary.results.conditions["seed"] == "7"
+    assert summary.results.conditions["merge seed"] == "7"
 
 
 def test_pictures_that_are_no_part_of_a_run_are_refused(finished):

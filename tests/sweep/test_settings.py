@@ -10,8 +10,9 @@ from sd_tokenmerge.sweep.options import PAPER_KEEP_RATES, PAPER_METHODS, SweepOp
 from sd_tokenmerge.sweep.settings import make_settings
 
 
-def sweep(generation: dict | None = None, **changes) -> SweepOptions:
-    return SweepOptions(out="o", generation=GenerateOptions(out="-", **generation or {}), **changes)
+def sweep(merging: dict | None = None, **changes) -> SweepOptions:
+    merging = MergeConfig(**merging or {})
+    return SweepOptions(out="o", generation=GenerateOptions(out="-", merging=merging), **changes)
 
 
 def test_the_defaults_are_table_2():
@@ -27,12 +28,12 @@ def test_the_defaults_are_table_2():
 def test_unmerged_comes_first_and_does_not_depend_on_how_is_merged():
     usual = make_settings(sweep(methods=("atc",)))
     special = make_settings(
-        sweep({"merging": MergeConfig(levels=2, merge="kv", refresh_every=5)}, methods=("atc",))
+        sweep({"levels": 2, "merge": "kv", "refresh_every": 5}, methods=("atc",))
     )
     assert usual[0].options == special[0].options
-    assert usual[0].method == NO_METHOD
-    assert usual[0].is_baseline
-    expected = MergeConfig("atc", 0.9, levels=2, merge="kv", refresh_every=5)
+    assert usual[0].options.merging is None
+    assert (usual[0].method, usual[0].is_baseline) == (NO_METHOD, True)
+    expected = MergeConfig(keep_rate=0.9, levels=2, merge="kv", refresh_every=5)
     assert special[1].options.merging == expected
 
 
@@ -50,8 +51,8 @@ def test_every_setting_has_a_folder_of_its_own():
 def test_the_label_is_what_the_user_wrote_and_the_run_the_canonical_string():
     (_, setting) = make_settings(sweep(methods=("atc:linkage=average",), keep_rates=(0.5,)))
     assert setting.label == "atc:linkage=average"
+    assert setting.method == "atc"
     assert setting.options.merging == MergeConfig("atc", 0.5)
-    assert (setting.method, setting.keep_rate) == ("atc", 0.5)
 
 
 def test_a_keep_rate_of_1_is_the_unmerged_pipeline():
