@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import threading
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -40,33 +42,43 @@ def test_png_carries_its_text_in_any_script(tmp_path: Path) -> None:
     assert path.read_bytes() == encode_png(pixels(0), text)
 
 
+def submit_all(writer: ImageWriter, submitted: list[ImageJob]) -> None:
+    for job in JOBS:
+        writer.submit(job, pixels(0), 0.5, False)
+        submitted.append(job)
+    writer.close()
+
+
 def test_after_an_error_nothing_is_recorded_that_is_not_stored(tmp_path: Path) -> None:
     writer = ImageWriter(tmp_path, tmp_path / MANIFEST, {})
     (tmp_path / JOBS[5].file).mkdir()  # cannot be replaced by a file
-    for job in JOBS[:6]:
-        writer.submit(job, pixels(0), 0.5, False)
-    while not all(waiting.done() for waiting in writer._waiting):
-        pass
     with pytest.raises(OSError, match=JOBS[5].file):
-        submit_all(writer)
-    submit_all(writer)  # dropped
+        submit_all(writer, [])
     writer.close()
-    assert [record.job for record in read_manifest(tmp_path)] == JOBS[:5]
+    stored = {path.name for path in tmp_path.glob("*.png") if path.is_file()}
+    assert {record.file for record in read_manifest(tmp_path)} == stored
+    assert {job.file for job in JOBS[:4]} <= stored
     assert not list(tmp_path.glob(".*"))
-
-
-def submit_all(writer: ImageWriter) -> None:
-    for job in JOBS[6:]:
-        writer.submit(job, pixels(0), 0.5, False)
 
 
 def test_the_pipeline_waits_when_too_many_images_do(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    released = threading.Event()
+
+    def slow(*arguments: Any) -> bytes:
+        assert released.wait(30)
+        return encode_png(*arguments)
+
     monkeypatch.setattr(writer_module, "_WAITING_IMAGES", 2)
+    monkeypatch.setattr(writer_module, "encode_png", slow)
+    submitted: list[ImageJob] = []
     writer = ImageWriter(tmp_path, tmp_path / MANIFEST, {})
-    for job in JOBS:
-        writer.submit(job, pixels(0), 0.5, False)
-        assert len(writer._waiting) <= 2
-    writer.close()
+    pipeline = threading.Thread(target=submit_all, args=(writer, submitted))
+    pipeline.start()
+    pipeline.join(0.2)
+    assert pipeline.is_alive()
+    assert len(submitted) <= 2
+    released.set()
+    pipeline.join(30)
     assert len(read_manifest(tmp_path)) == len(JOBS)
