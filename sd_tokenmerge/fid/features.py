@@ -190,7 +190,8 @@ def extract_features(
         )
     space = FeatureSpace(extractor.name, protocol, precision, extractor.weights_sha256)
     processes = Processes.join(device)
-    paths, hashes = list_content(folder)
+    paths = find_images(folder)
+    hashes = [file_sha256(path) for path in paths]
     names = tuple(path.relative_to(folder).as_posix() for path in paths)
     entry = None if cache is False else _cache_folder(cache) / f"{_key(space, hashes)}.npz"
 
@@ -212,16 +213,6 @@ def extract_features(
         if entry is not None and processes.is_first:
             _write_entry(entry, features, space)
     return FeatureSet(features, names, tuple(hashes), space, from_cache)
-
-
-def list_content(folder: str | os.PathLike[str]) -> tuple[list[Path], list[str]]:
-    """Paths and SHA-256 of a folder's images.
-
-    Raises:
-        ValueError: the folder cannot be read or holds no image.
-    """
-    paths = find_images(folder)
-    return paths, [file_sha256(path) for path in paths]
 
 
 def _read_entry(path: Path, shape: tuple[int, int]) -> Tensor | None:

@@ -59,6 +59,7 @@ def photographs(tmp_path_factory: pytest.TempPathFactory, shared: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", list(DEGRADATIONS))
 def test_photographs(kind: str, photographs: Path, tmp_path: Path) -> None:
     reference = extract_features(photographs, extractor=EXTRACTOR, cache=False)
