@@ -102,7 +102,8 @@ def measure_pictures(
 ) -> list[dict[str, str]]:
     """Measure settings until the time is used up; append each one's rows when it is complete."""
     work: Path = arguments.work
-    claim(work)
+    per_class, model = arguments.images_per_class, arguments.model
+    claim(work, f"{per_class} pictures per class by {model} at commit {describe_commit()}")
     if not (work / "reference").exists():
         save(rendered(arguments.references_per_class), work / "reference")
     pictures = Pictures(work, arguments.device)
@@ -116,7 +117,7 @@ def measure_pictures(
         if not folder.exists():
             torch.manual_seed(0)  # the tomesd package draws from the global generator
             with setting.on(sample.pipe.unet):
-                made = sample.generate(arguments.images_per_class, arguments.batch_size, CLASSES)
+                made = sample.generate(per_class, arguments.batch_size, CLASSES)
             save(made, folder)
         if is_measured.exists():
             continue
@@ -130,18 +131,18 @@ def measure_pictures(
     return rows
 
 
-def claim(work: Path) -> None:
-    """Make a working folder that of this commit.
+def claim(work: Path, content: str) -> None:
+    """Reserve a working folder for one kind of pictures.
 
     Raises:
-        SystemExit: its pictures are of another commit.
+        SystemExit: it has others.
     """
-    mark, commit = work / "commit", describe_commit()
+    mark = work / "content.txt"
     work.mkdir(parents=True, exist_ok=True)
     if not mark.exists():
-        mark.write_text(commit)
-    elif mark.read_text() != commit:
-        sys.exit(f"{work} has pictures of commit {mark.read_text()}: name another --work.")
+        mark.write_text(content, encoding="utf-8")
+    elif (present := mark.read_text(encoding="utf-8")) != content:
+        sys.exit(f"{work} has {present}, not {content}: name another --work.")
 
 
 class Pictures:

@@ -40,6 +40,16 @@ def test_a_worker_answers_in_a_process_of_its_own():
     assert cost.cpu > 0
 
 
+def test_a_worker_that_fails_ends_the_run(capfd):
+    process = against.Worker(ROOT, threads=1)
+    try:
+        with pytest.raises(SystemExit, match="a worker ended unexpectedly"):
+            process.ask({"do": "run"})
+    finally:
+        process.stop()
+    assert "prepare a case before running it." in capfd.readouterr().err
+
+
 def test_an_unknown_commit_is_refused():
     with (
         pytest.raises(SystemExit, match="--against must be a commit of this repository, got 'no"),

@@ -62,12 +62,11 @@ def test_statistics_of_the_change():
     assert set(numbers) <= set(quality.COLUMNS)
 
 
-def test_pictures_of_another_commit_are_not_used(tmp_path):
-    quality.claim(tmp_path)
-    quality.claim(tmp_path)
-    (tmp_path / "commit").write_text("0000000")
-    with pytest.raises(SystemExit, match="has pictures of commit 0000000: name another --work"):
-        quality.claim(tmp_path)
+def test_different_pictures_are_not_mixed(tmp_path):
+    quality.claim(tmp_path, "4 pictures")
+    quality.claim(tmp_path, "4 pictures")
+    with pytest.raises(SystemExit, match="has 4 pictures, not 8 pictures: name another --work"):
+        quality.claim(tmp_path, "8 pictures")
 
 
 @pytest.mark.slow
@@ -75,7 +74,7 @@ def test_pictures_are_made_once_and_measured(tmp_path):
     sample = quality.SamplePipeline()
     sample.settings |= {"num_inference_steps": 1, "height": 64, "width": 64}
     arguments = argparse.Namespace(
-        work=tmp_path / "work", out=tmp_path, device="cpu", minutes=60, batch_size=12
+        work=tmp_path / "work", out=tmp_path, device="cpu", minutes=60, batch_size=12, model="m"
     )
     arguments.images_per_class = arguments.references_per_class = 1
     settings = [one for one in all_settings() if one.name in (UNMERGED, "kv-10", "tomesd-50")]
