@@ -1,7 +1,7 @@
 """How much each picture changed: PSNR, SSIM and feature distance to the unmerged picture.
 
 Pictures of the same file name come from the same prompt and seed. These numbers are far more
-sensitive than a distance between sets, but they say "different", not "worse".
+sensitive than a distance between sets, but they measure difference, not loss of quality.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ _SMALLEST_SIDE = 11  # SSIM's window
 
 @dataclass(frozen=True)
 class ImageChange:
-    """One picture against its unmerged twin.
+    """One picture compared with its unmerged counterpart.
 
     Attributes:
         file: path relative to both folders.
         psnr: peak signal-to-noise ratio in dB; infinite for equal pictures.
         ssim: structural similarity (Wang et al. 2004; Gaussian window of 11, edges mirrored, mean
             over the colour channels), at most 1.
-        feature_distance: Euclidean distance of the two feature vectors, where features were given.
+        feature_distance: Euclidean distance of the two feature vectors; None without features.
     """
 
     file: str
@@ -44,7 +44,7 @@ class ImageChange:
 
 @dataclass(frozen=True)
 class PairedChange:
-    """All pictures of a folder against their unmerged twins."""
+    """All pictures of a folder compared with their unmerged counterparts."""
 
     images: tuple[ImageChange, ...]
 
@@ -55,7 +55,7 @@ class PairedChange:
 
     @property
     def num_identical(self) -> int:
-        """Pictures with the very same pixels."""
+        """Number of pictures with exactly the same pixels."""
         return sum(isinf(image.psnr) for image in self.images)
 
     @property
@@ -91,8 +91,8 @@ def paired_change(
         features: features of (baseline, folder), for `feature_distance`.
 
     Raises:
-        ValueError: a picture has no twin, or one of another size; a file cannot be read; features
-            of other images or networks.
+        ValueError: a picture has no counterpart of the same size, a file cannot be read, or
+            `features` are of other images or networks.
     """
     baseline, folder = Path(baseline), Path(folder)
     paths = find_images(folder)

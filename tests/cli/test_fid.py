@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -159,6 +160,11 @@ def test_bad_input_is_one_line(
     assert "--extractor must be one of" in failure(capsys, good, good, "--extractor", "vgg")
     assert "--protocol must be one of" in failure(capsys, good, good, *toy, "--protocol", "x")
     assert "--precision must be" in failure(capsys, good, good, *toy, "--precision", "int8")
+    for device in ("gpu", "meta"):
+        message = f"--device must be .* got '{device}'"
+        assert re.search(message, failure(capsys, good, good, *toy, "--device", device))
+    size = ("--kid-subset-size", 1000)
+    assert "--kid-subset-size must be in [2, 48]" in failure(capsys, good, good, *toy, *size)
     assert "--save-statistics" in failure(capsys, good, *toy)
     assert "--no-cache" in failure(capsys, good, good, *toy, "--no-cache", "--cache", tmp_path)
     assert "must end in .npz" in failure(capsys, good, *toy, "--save-statistics", tmp_path / "x")
