@@ -1,13 +1,11 @@
-"""Complete linkage on cosine distance, without a matrix of distances.
+"""Complete linkage on cosine distance, on a matrix of similarities.
 
-The similarity of two clusters is the smallest one between their tokens. A search computes it up to
-an error, for one cluster and all others (`sd_tokenmerge.kernels.least`). Each cluster keeps a bound
-on its similarity to all but the nearest, which stays true as others merge. So when the nearest is
-merged, comparing the result with that bound often saves a search.
+The similarity of two clusters is the smallest one between their tokens. The matrix holds it in
+float32 for all pairs of clusters, so that a search looks rows up and a merge is the minimum of two
+rows. It takes 4 N^2 bytes per image: 64 MiB for 4,096 tokens, 324 MiB for 9,216.
 
-Where a search does not say which cluster is nearest, the candidates' token pairs are computed in
-float32; where that does not say, and for every merge's height, exactly
-(`sd_tokenmerge.kernels.cluster_pairs`). Memory is O(N C) plus blocks of a few MiB.
+Where float32 does not say which cluster is nearest, and for every merge's height, the products of
+the clusters' tokens are computed again, and those close to the smallest exactly.
 """
 
 from __future__ import annotations
@@ -15,162 +13,152 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sd_tokenmerge.kernels.candidates import Candidates, nearest_exactly, nearest_quickly
-from sd_tokenmerge.kernels.cluster_pairs import ClusterPairs
-from sd_tokenmerge.kernels.least import LeastSimilarities
-from sd_tokenmerge.kernels.members import Members
-from sd_tokenmerge.kernels.ranking import at_least, clear, highest_of, two_largest
+from sd_tokenmerge.kernels.exact import pair_similarities
 from sd_tokenmerge.kernels.rounds import Clusters
-from sd_tokenmerge.kernels.search import precise_dtype
-from sd_tokenmerge.kernels.unit_rows import UnitRows
+from sd_tokenmerge.kernels.search import Lists, float32_error, list_largest, precise_dtype
+from sd_tokenmerge.kernels.vectors import UnitVectors, blocks
 
-_FEW_TOKENS = 1536  # below this number, bfloat16 saves less than its extra comparisons cost
-_CANDIDATES_PER_ROW = 24  # above this many, bfloat16 is too coarse for these tokens
+_PAIR_ELEMENTS = 1 << 17  # numbers of vectors compared pair by pair
+_BLOCK_ELEMENTS = 1 << 20  # similarities in one block
+_WASTE = 1.2  # matrix columns per column in play from which on the others are thrown away
 
 
 class CompleteClusters(Clusters):
-    """Clusters under complete linkage.
+    """Clusters under complete linkage; see `Clusters`.
 
     Args:
         tokens: `[N, C]`, any float dtype.
-        search_dtype: bfloat16 or float32.
 
     Raises:
         ValueError: `tokens` are not finite.
+        MemoryError: there is no memory for the matrix.
     """
 
-    def __init__(self, tokens: Tensor, search_dtype: torch.dtype) -> None:
-        super().__init__(1, len(tokens), tokens.device)
-        self._rows = UnitRows(tokens)
-        self._precise = precise_dtype(tokens.device)
-        if search_dtype != torch.bfloat16 or len(tokens) < _FEW_TOKENS:
-            search_dtype = self._precise
-        self._least = LeastSimilarities(self._rows, search_dtype)
-        self._members = Members(self.root)
-        self._nearest = torch.zeros_like(self.root)
-        # bounds on the similarities to the nearest, and to all but the nearest
-        self._upper = torch.zeros_like(self.root, dtype=torch.float64)
-        self._rest = torch.zeros_like(self._upper)
-        self._dormant = torch.zeros_like(self.alive)
-        self._is_new = torch.zeros_like(self.alive)
+    def __init__(self, tokens: Tensor) -> None:
+        self.num_tokens, channels = tokens.shape
+        self.device = tokens.device
+        self.error = float32_error(channels)
+        self._pairs_at_once = max(1, _PAIR_ELEMENTS // channels)
+        self._unit = UnitVectors(tokens)
+        self._rounded = self._unit.rounded(precise_dtype(tokens.device))
+        everyone = torch.arange(len(tokens), device=tokens.device)
+        self._root = everyone.clone()
+        self._place = everyone.clone()  # of clusters in the matrix; -1 if they have none
+        self._columns = everyone.clone()  # clusters by their places
+        self._list_members()
+        self._matrix = self._empty_matrix()
+        for rows, some in blocks(self._rows_at_once, self._matrix, self._rounded):
+            rows.copy_(some @ self._rounded.T)
 
-    def first_neighbours(self) -> Tensor:
+    def _empty_matrix(self) -> Tensor:
+        count = self.num_tokens
+        try:
+            return torch.empty(count, count, dtype=torch.float32, device=self.device)
+        except (MemoryError, RuntimeError) as error:  # torch raises either, by device
+            raise MemoryError(
+                f"complete linkage of {count:,} tokens needs a matrix of {4 * count**2:,} bytes on"
+                f" {self.device}, which cannot be allocated. Average and single linkage need none."
+            ) from error
+
+    @property
+    def _rows_at_once(self) -> int:
+        return max(1, _BLOCK_ELEMENTS // len(self._columns))
+
+    def search(self, rows: Tensor, columns: Tensor) -> Lists:
         """See `Clusters`."""
+        if len(self._columns) > _WASTE * len(columns):
+            self._leave_only(columns)
+        out_of_play = torch.ones(len(self._columns), dtype=torch.bool, device=self.device)
+        out_of_play[self._place[columns]] = False
+        unused = torch.where(out_of_play)[0]
         found = []
-        for part in torch.split(self.root, self._least.rows_at_once):
-            floor = self._rest.new_full((len(part),), -torch.inf)
-            keys = self._least.of_tokens(int(part[0]), int(part[-1]) + 1)
-            nearest, candidates = self._choose(part, keys, self.root, self.root, floor)
-            if candidates > _CANDIDATES_PER_ROW * len(part) and self._is_coarse:
-                del self._least  # whose memory is needed for the next
-                self._least = LeastSimilarities(self._rows, self._precise)
-                return self.first_neighbours()
-            found.append(nearest)
-        self._nearest = torch.cat(found)
-        return self._nearest.clone()
+        for part in self._place[rows].split(self._rows_at_once):
+            values = self._matrix.index_select(0, part)
+            values.scatter_(1, part.unsqueeze(1), -torch.inf)
+            values.index_fill_(1, unused, -torch.inf)
+            found.append(list_largest(values, self.error))
+        column, value, bound = (torch.cat(field) for field in zip(*found, strict=True))
+        return Lists(self._columns[column], value, bound)
 
-    def neighbours(self, clusters: Tensor, floor: Tensor) -> Tensor:
+    def _leave_only(self, columns: Tensor) -> None:
+        """Keep the rows and columns of these clusters in the matrix, in place."""
+        places, count = self._place[columns], len(columns)
+        kept = self._matrix.view(-1)[: count**2].view(count, count)
+        # both in ascending order, so that a row is written after all rows before it were read
+        for into, part in blocks(self._rows_at_once, kept, places):
+            into.copy_(self._matrix.index_select(0, part).index_select(1, places))
+        self._matrix, self._columns = kept, columns
+        self._place.fill_(-1)
+        self._place[columns] = torch.arange(count, device=self.device)
+
+    def estimate(self, clusters: Tensor, others: Tensor) -> Tensor:
         """See `Clusters`."""
-        new = self._is_new[clusters]
-        self._is_new[clusters] = False
-        nearest = self.root[self._nearest[clusters]]
-        kept = torch.where(~new)[0]
-        best = self._rest.new_full((len(clusters),), -torch.inf)
-        best[kept] = self._known.quick(clusters[kept], nearest[kept])
-        rest = self._rest[clusters]
-        self._upper[clusters] = torch.maximum(best + self._rows.error, rest)
-        hopeless = self._upper[clusters] < floor
-        nearest[hopeless] = clusters[hopeless]
-        self._dormant[clusters[hopeless]] = True
-        search = torch.where(~hopeless & (best - self._rows.error <= rest))[0]
-        if len(search):
-            nearest[search] = self._search(clusters[search], floor[search])
-        self._nearest[clusters] = nearest
-        return nearest
+        place = self._place[others]
+        value = self._matrix[self._place[clusters].unsqueeze(1), place.clamp(min=0)]
+        return value.masked_fill_(place < 0, -torch.inf)
 
     def similarity(self, left: Tensor, right: Tensor) -> Tensor:
         """See `Clusters`."""
-        return self._known.exact(left, right)
+        lowest = torch.full(left.shape, torch.inf, dtype=torch.float64, device=self.device)
+        size = self._size[left] * self._size[right]
+        chunk = size.cumsum(0) // (4 * self._pairs_at_once)
+        counts = torch.unique_consecutive(chunk, return_counts=True)[1].tolist()
+        for pairs in torch.arange(len(left), device=self.device).split(counts):
+            lowest[pairs] = self._similarity(left[pairs], right[pairs])
+        return lowest
+
+    def _similarity(self, left: Tensor, right: Tensor) -> Tensor:
+        """As `similarity`, for a number of token pairs that fits into memory."""
+        pair, nth = _expand(self._size[left] * self._size[right])
+        width = self._size[right][pair]
+        one = self._member[self._first[left][pair] + nth // width]
+        other = self._member[self._first[right][pair] + nth % width]
+        if len(pair) > len(left):
+            value = torch.cat(
+                [
+                    (self._rounded[some] * self._rounded[others]).sum(1)
+                    for some, others in blocks(self._pairs_at_once, one, other)
+                ]
+            ).double()
+            close = value <= _least(value, pair, len(left))[pair] + 2 * self.error
+            pair, one, other = pair[close], one[close], other[close]
+        exact = [
+            pair_similarities(self._unit.exact(some), self._unit.exact(others))
+            for some, others in blocks(self._pairs_at_once, one, other)
+        ]
+        return _least(torch.cat(exact), pair, len(left))
+
+    def vectors(self, clusters: Tensor) -> tuple[Tensor, Tensor]:
+        """See `Clusters`."""
+        place, nth = _expand(self._size[clusters])
+        return place, self._unit.exact(self._member[self._first[clusters][place] + nth])
 
     def merge(self, left: Tensor, right: Tensor) -> None:
         """See `Clusters`."""
-        self._least.merge(left, right)
-        self._rest[left] = torch.minimum(self._rest[left], self._rest[right])
-        self._is_new[left] = True
-        self.join(left, right)
-        self._members = Members(self.root)
+        self._root[right] = left
+        self._root = self._root[self._root]
+        self._list_members()
+        left, right = self._place[left], self._place[right]
+        for some, others in blocks(self._rows_at_once, left, right):
+            least = torch.minimum(self._matrix[some], self._matrix[others])
+            self._matrix[some] = least
+        for rows in self._matrix.split(self._rows_at_once):
+            rows[:, left] = torch.minimum(rows[:, left], rows[:, right])
 
-    def within_reach(self, clusters: Tensor, floor: Tensor) -> Tensor:
-        """See `Clusters`."""
-        return self._upper[clusters] >= floor
+    def _list_members(self) -> None:
+        """`_member[_first[c] : _first[c] + _size[c]]` are the tokens of cluster c."""
+        self._member = torch.argsort(self._root, stable=True)
+        self._size = torch.bincount(self._root, minlength=self.num_tokens)
+        self._first = self._size.cumsum(0) - self._size
 
-    @property
-    def _known(self) -> ClusterPairs:
-        return ClusterPairs(self._rows, self._members)
 
-    @property
-    def _is_coarse(self) -> bool:
-        """Whether a search knows less than float32 products."""
-        return self._least.error > self._rows.error
+def _expand(counts: Tensor) -> tuple[Tensor, Tensor]:
+    """List every place as often as it counts, and its occurrences from 0, `[M] -> [T], [T]`."""
+    place = torch.arange(len(counts), device=counts.device).repeat_interleave(counts)
+    first = counts.cumsum(0) - counts
+    return place, torch.arange(len(place), device=counts.device) - first[place]
 
-    def _search(self, clusters: Tensor, floor: Tensor) -> Tensor:
-        """Nearest cluster of the given ones, or itself where none reaches `floor`."""
-        in_play = self._in_play
-        columns = self._least.look_at(in_play, self._members)
-        own = torch.empty_like(self.root)
-        own[columns] = torch.arange(len(columns), device=columns.device)
-        nearest = torch.empty_like(self.root)
-        floors = torch.empty_like(self._rest)
-        floors[clusters] = floor
-        for part in torch.split(self._by_size(clusters), self._least.rows_at_once):
-            keys = self._least.of_clusters(part)
-            clear(keys, own[part])
-            nearest[part] = self._choose(part, keys, columns, in_play, floors[part])[0]
-            del keys  # before the next block is made
-        return nearest[clusters]
 
-    @property
-    def _in_play(self) -> Tensor:
-        return self._by_size(torch.where(self.alive & ~self._dormant)[0])
-
-    def _by_size(self, clusters: Tensor) -> Tensor:
-        """The largest first."""
-        sizes = self._members.sizes[clusters]
-        return clusters[torch.argsort(sizes, descending=True, stable=True)]
-
-    def _choose(
-        self, clusters: Tensor, keys: Tensor, columns: Tensor, in_play: Tensor, floor: Tensor
-    ) -> tuple[Tensor, int]:
-        """Nearest cluster, or itself where none reaches `floor`; and the number of candidates.
-
-        Args:
-            clusters: `[M]` int64.
-            keys: `[M, K]` of their similarities to `columns`, the lowest to themselves.
-            columns: `[K]` int64.
-            in_play: `[K']` int64, those of the columns that are, by descending size.
-            floor: see `Clusters.neighbours`.
-        """
-        ranked = two_largest(keys)
-        error = self._least.error
-        best, rest = self._least.decode(ranked.best), self._least.decode(ranked.second) + error
-        hopeless = (best + error < floor) | (best == -torch.inf)
-        self._dormant[clusters[hopeless]] = True
-        self._upper[clusters], self._rest[clusters] = best + error, rest
-        nearest = torch.where(hopeless, clusters, columns[ranked.column])
-        unproven = ~hopeless & (best - error <= rest)
-        open_rows = torch.where(unproven)[0]
-        if len(open_rows) == 0:
-            return nearest, 0
-        threshold = self._least.key_below(best - 2 * error)
-        threshold.masked_fill_(~unproven, highest_of(threshold.dtype))
-        row, column = at_least(keys, ranked, threshold)
-        place = (unproven.cumsum(0) - 1)[row]
-        candidates = Candidates(clusters[open_rows], place, columns[column])
-        known = self._known
-        if self._is_coarse:
-            nearest[open_rows], rest = nearest_quickly(candidates, in_play, known)
-            rest = torch.maximum(rest, best[open_rows] - error)  # what the threshold left out
-            self._rest[clusters[open_rows]] = rest
-        else:
-            nearest[open_rows] = nearest_exactly(candidates, in_play, known)
-        return nearest, len(row)
+def _least(values: Tensor, place: Tensor, count: int) -> Tensor:
+    least = values.new_full((count,), torch.inf)
+    return least.scatter_reduce_(0, place, values, "amin")

@@ -9,9 +9,7 @@ from torch import Tensor
 
 
 class Merges(NamedTuple):
-    """Merges of the hierarchies of B images, children before parents.
-
-    Token n of image b has the number `b * N + n`.
+    """Merges of a hierarchy of N tokens, children before parents.
 
     Every merge is an edge between two tokens, one from each of the two clusters: the edges of any M
     of the merges form a forest, so that applying them leaves exactly N - M clusters.
@@ -24,23 +22,15 @@ class Merges(NamedTuple):
     height: Tensor
     """`[M]` float64: their cosine distance, at least that of the clusters' own merges."""
 
-    def lowest(self, count: int, num_tokens: int) -> Merges:
-        """The `count` lowest merges of each image; of equal heights, children before parents.
-
-        Args:
-            count: at most as many as there are in any image.
-            num_tokens: N.
-        """
-        order = torch.argsort(self.height, stable=True)
-        order = order[torch.argsort(self.left[order] // num_tokens, stable=True)]
-        image = self.left[order] // num_tokens
-        rank = torch.arange(len(order), device=order.device) - torch.searchsorted(image, image)
-        order = order[rank < count]
+    def lowest(self, count: int) -> Merges:
+        """The `count` lowest merges; of equal heights, children before parents."""
+        order = torch.argsort(self.height, stable=True)[:count]
         return Merges(self.left[order], self.right[order], self.height[order])
 
-    def labels(self, total: int) -> Tensor:
-        """The clusters after all these merges, `[B * N]` int64, numbered by their first token."""
-        label = torch.arange(total, device=self.left.device)
+    def labels(self, num_tokens: int) -> Tensor:
+        """The clusters after all these merges, `[N]` int64, numbered by their first tokens."""
+        everyone = torch.arange(num_tokens, device=self.left.device)
+        label = everyone
         while True:
             left, right = label[self.left], label[self.right]
             lower = torch.minimum(left, right)
@@ -50,8 +40,7 @@ class Merges(NamedTuple):
             if torch.equal(hooked, label):
                 break
             label = hooked
-        is_first = label == torch.arange(total, device=label.device)
-        return (is_first.cumsum(0) - 1)[label]
+        return ((label == everyone).cumsum(0) - 1)[label]
 
 
 def concatenate(parts: list[Merges]) -> Merges:

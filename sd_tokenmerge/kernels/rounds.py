@@ -8,11 +8,13 @@ parallel: Sumengen et al., "Scaling hierarchical agglomerative clustering to bil
 datasets", 2021).
 
 A cut at K clusters needs only the N - K lowest merges. As soon as that many have been made, the (N
-- K)-th lowest of their heights bounds what can still matter: a cluster whose nearest neighbour is
+- K)-th lowest of their heights limits what can still matter: a cluster whose nearest neighbour is
 farther is never looked at again.
 
-The images of a batch go through the rounds together, which costs no more calls than one image; none
-of them affects another.
+Each cluster keeps a short list of the most similar others and a bound on the similarity of all that
+are not listed. By reducibility the bound stays true as others merge, and the larger bound of its
+two parts holds for a new cluster. A cluster is searched for again only when its list no longer
+proves which cluster is the nearest.
 
 Ties: a cluster is known by its lowest token. Of several clusters at exactly the same distance, the
 nearest is the one whose number differs least in the sense of XOR. Two pairs with a common member
@@ -28,141 +30,228 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
+from sd_tokenmerge.kernels.exact import (
+    best_by_id,
+    best_of_pairs,
+    rows_per_block,
+    similarity_block,
+)
 from sd_tokenmerge.kernels.hierarchy import Merges, concatenate
+from sd_tokenmerge.kernels.search import LIST_LENGTH, Lists
 
 
 class Clusters(ABC):
-    """The clusters of B images under some linkage; a cluster is known by its lowest token.
+    """The clusters of one image's N tokens under a reducible linkage.
 
-    Token n of image b has the number `b * N + n` throughout.
+    A cluster is known by its lowest token. Similarity is one minus the distance.
 
     Attributes:
-        num_tokens: N, of each image.
-        alive: `[B * N]` bool; which tokens name a cluster.
-        root: `[B * N]` int64; the cluster each token is in.
+        num_tokens: N.
+        device: of all tensors.
+        error: how far the values of `search` and `estimate` can be from the exact similarities.
     """
 
-    def __init__(self, batch: int, num_tokens: int, device: torch.device) -> None:
-        self.num_tokens = num_tokens
-        self.alive = torch.ones(batch * num_tokens, dtype=torch.bool, device=device)
-        self.root = torch.arange(batch * num_tokens, device=device)
+    num_tokens: int
+    device: torch.device
+    error: float
 
     @abstractmethod
-    def first_neighbours(self) -> Tensor:
-        """Nearest other cluster of every token, `[B * N]` int64; N is at least 2."""
-
-    @abstractmethod
-    def neighbours(self, clusters: Tensor, floor: Tensor) -> Tensor:
-        """Nearest other cluster of the given ones, `[M] -> [M]` int64.
+    def search(self, rows: Tensor, columns: Tensor) -> Lists:
+        """List each row's most similar columns but itself, `[M], [N] -> [M, L]`.
 
         Args:
-            clusters: `[M]` int64, alive, ascending; those whose former nearest neighbour was
-                merged, and new ones.
-            floor: `[M]` float64; a cluster without any other of at least this similarity may be
-                given itself instead.
+            rows: `[M]` int64 clusters; M is at least 1.
+            columns: `[N]` int64 clusters, ascending, all rows among them. A cluster that is left
+                out once is never given again.
+        """
+
+    @abstractmethod
+    def estimate(self, clusters: Tensor, others: Tensor) -> Tensor:
+        """Similarity of clusters to several others, `[M], [M, L] -> [M, L]`, within `error`.
+
+        Others that have not been among the columns of all searches may be given -inf.
         """
 
     @abstractmethod
     def similarity(self, left: Tensor, right: Tensor) -> Tensor:
-        """Exact similarity (one minus the cosine distance) of pairs, `[M], [M] -> [M]` float64."""
+        """Exact similarity of pairs, `[P], [P] -> [P]` float64."""
+
+    @abstractmethod
+    def vectors(self, clusters: Tensor) -> tuple[Tensor, Tensor]:
+        """Exact vectors whose least similarity is that of two clusters.
+
+        Returns:
+            Places in `clusters`, `[T]` int64, ascending, and vectors, `[T, C]` float64.
+        """
 
     @abstractmethod
     def merge(self, left: Tensor, right: Tensor) -> None:
-        """Merge disjoint pairs, `left < right`; the result is known by `left`."""
-
-    @abstractmethod
-    def within_reach(self, clusters: Tensor, floor: Tensor) -> Tensor:
-        """Whether the nearest may have at least the similarity `floor`, `[M], [M] -> [M]` bool."""
-
-    def join(self, left: Tensor, right: Tensor) -> None:
-        """Book-keeping of `merge`: update `alive` and `root`."""
-        self.alive[right] = False
-        self.root[right] = left
-        self.root = self.root[self.root]  # `left` is alive, so one step leads there
+        """Merge disjoint pairs, `[P], [P]`, `left < right`; the result is known by `left`."""
 
 
 def merge_rounds(clusters: Clusters, num_merges: int) -> Merges:
-    """The lowest `num_merges` merges of each image's hierarchy, and usually some more.
+    """The lowest `num_merges` merges of the hierarchy, and usually some more.
 
     Args:
         clusters: one cluster per token.
         num_merges: N - K, in [1, N - 1].
     """
-    count = clusters.num_tokens
-    neighbour = clusters.first_neighbours()
-    own_height = torch.zeros_like(neighbour, dtype=torch.float64)
-    end_height = torch.full_like(own_height, torch.inf)  # of the merge into another cluster
-    bound = end_height[::count].clone()
+    rounds = _Rounds(clusters)
     made: list[Merges] = []
-    while True:
-        pairs = _reciprocal_pairs(clusters, neighbour, own_height, bound)
-        if len(pairs.left) == 0:
-            pairs = _tied_pairs(clusters, neighbour, own_height, bound)
-        if len(pairs.left) == 0:
-            return concatenate(made)
+    while len((pairs := rounds.closest_pairs()).left):
         made.append(pairs)
+        rounds.merge(pairs, num_merges)
+    return concatenate(made)
+
+
+class _Rounds:
+    """What is known of each cluster between two rounds; all tensors are by token, `[N]`."""
+
+    def __init__(self, clusters: Clusters) -> None:
+        self._clusters = clusters
+        self._everyone = torch.arange(clusters.num_tokens, device=clusters.device)
+        self._alive = torch.ones_like(self._everyone, dtype=torch.bool)
+        self._dormant = torch.zeros_like(self._alive)  # has nothing within `_limit`
+        self._root = self._everyone.clone()
+        self._own_height = torch.zeros_like(self._everyone, dtype=torch.float64)
+        self._end_height = torch.full_like(self._own_height, torch.inf)  # of the merge into another
+        self._limit = self._end_height[0]
+        self._listed = self._everyone.new_zeros(len(self._everyone), LIST_LENGTH)
+        self._bound = torch.zeros_like(self._own_height)  # on what is not listed
+        self._upper = torch.zeros_like(self._own_height)  # on the nearest
+        self._neighbour = self._everyone.clone()  # itself where there is none
+        self._search(self._everyone)
+
+    def closest_pairs(self) -> Merges:
+        """Pairs to merge at once; none if nothing is left within the limit."""
+        pairs = self._reciprocal_pairs()
+        return pairs if len(pairs.left) else self._tied_pairs()
+
+    def merge(self, pairs: Merges, num_merges: int) -> None:
+        """Merge pairs, lower the limit and find the new nearest neighbours."""
         left, right, height = pairs
-        own_height[left] = end_height[right] = height
-        bound = end_height.view(-1, count).kthvalue(num_merges, 1).values
-        clusters.merge(left, right)
-        neighbour[right] = right
-        merged = torch.zeros_like(clusters.alive)
-        merged.index_fill_(0, torch.cat((left, right)), True)
-        stale = torch.where(clusters.alive & (merged[neighbour] | merged))[0]
-        neighbour[stale] = clusters.neighbours(stale, 1 - bound[stale // count])
+        self._own_height[left] = self._end_height[right] = height
+        self._limit = self._end_height.kthvalue(num_merges).values
+        self._clusters.merge(left, right)
+        self._alive[right] = False
+        self._root[right] = left
+        self._root = self._root[self._root]  # `left` is alive, so one step leads there
+        merged = torch.zeros_like(self._alive)
+        merged[left] = merged[right] = True
+        partner = self._everyone.clone()
+        partner[left] = right
+        self._neighbour[right] = right
+        stale = torch.where(self._alive & (merged | merged[self._neighbour]))[0]
+        unproven = self._look_up(stale, partner[stale])
+        if len(unproven):
+            self._search(unproven)
+
+    def _reciprocal_pairs(self) -> Merges:
+        """Pairs that are each other's nearest; those beyond the limit are taken out of play."""
+        is_mutual = self._neighbour[self._neighbour] == self._everyone
+        left = torch.where(is_mutual & (self._everyone < self._neighbour))[0]
+        right = self._neighbour[left]
+        height = self._height(left, right)
+        low = height <= self._limit
+        self._neighbour[left[~low]] = left[~low]
+        self._neighbour[right[~low]] = right[~low]
+        return Merges(left[low], right[low], height[low])
+
+    def _tied_pairs(self) -> Merges:
+        """Pairs to merge when none is reciprocal although something within the limit is left.
+
+        That takes rounding: a merged cluster is nearer to a third than its parts were, by the last
+        bit, and clusters that practically tie are each other's nearest in a circle. Of all pairs of
+        a cluster and its nearest, those are merged that beat every other pair sharing a member; the
+        best pair is among them.
+        """
+        in_play = self._alive & (self._neighbour != self._everyone)
+        row = torch.where(in_play & (self._upper >= 1 - self._limit))[0]
+        other = self._neighbour[row]
+        height = self._height(row, other)
+        low = height <= self._limit
+        return best_disjoint_pairs(row[low], other[low], height[low], len(self._everyone))
+
+    def _height(self, left: Tensor, right: Tensor) -> Tensor:
+        # rounding may put a merge below those of its parts by the last bit
+        height = 1 - self._clusters.similarity(left, right)
+        return torch.maximum(height, torch.maximum(self._own_height[left], self._own_height[right]))
+
+    def _look_up(self, rows: Tensor, partners: Tensor) -> Tensor:
+        """Find the nearest of what the rows and their partners have listed.
+
+        Args:
+            rows: `[M]` int64.
+            partners: `[M]` int64, what each was just merged with, or itself.
+
+        Returns:
+            The rows for which the lists do not prove it.
+        """
+        listed = self._root[torch.cat((self._listed[rows], self._listed[partners]), 1)]
+        value = self._clusters.estimate(rows, listed)
+        value = value.masked_fill(_repeated(listed) | (listed == rows.unsqueeze(1)), -torch.inf)
+        best, place = value.topk(LIST_LENGTH + 1, 1)
+        bound = torch.maximum(self._bound[rows], self._bound[partners])
+        bound = torch.maximum(bound, best[:, -1].double() + self._clusters.error)
+        return self._choose(rows, Lists(listed.gather(1, place[:, :-1]), best[:, :-1], bound))
+
+    def _search(self, rows: Tensor) -> None:
+        columns = torch.where(self._alive & ~self._dormant)[0]
+        unproven = self._choose(rows, self._clusters.search(rows, columns))
+        if len(unproven):
+            self._neighbour[unproven] = self._nearest_exactly(unproven, columns)
+
+    def _choose(self, rows: Tensor, lists: Lists) -> Tensor:
+        """Keep lists, and the nearest where they prove it; the rows where they do not."""
+        error = self._clusters.error
+        self._listed[rows], self._bound[rows] = lists.column, lists.bound
+        highest, place = lists.value.max(1, keepdim=True)
+        nearest = lists.column.gather(1, place).squeeze(1)
+        best = highest.squeeze(1).double()
+        upper = torch.maximum(best + error, lists.bound)
+        hopeless = (upper < 1 - self._limit) | (upper == -torch.inf)
+        beaten = best - error <= lists.bound
+        close = lists.value.double() >= (best - 2 * error).unsqueeze(1)
+        tied = torch.where((close.sum(1) > 1) & ~beaten & ~hopeless)[0]
+        if len(tied):
+            row, nth = torch.where(close[tied])
+            others = lists.column[tied][row, nth]
+            exact = self._clusters.similarity(rows[tied][row], others)
+            nearest[tied] = best_of_pairs(exact, row, rows[tied], others)
+        self._upper[rows] = upper
+        self._dormant[rows] = hopeless
+        self._neighbour[rows] = torch.where(hopeless, rows, nearest)
+        return rows[beaten & ~hopeless]
+
+    def _nearest_exactly(self, rows: Tensor, columns: Tensor) -> Tensor:
+        """The nearest columns of rows by exact similarities to all, `[M], [N] -> [M]`."""
+        column_place, column_vectors = self._clusters.vectors(columns)
+        found = []
+        for part in rows.split(rows_per_block(len(columns))):
+            least = column_vectors.new_full((len(part), len(columns)), torch.inf)
+            place, vectors = self._clusters.vectors(part)
+            step = rows_per_block(len(column_vectors))
+            for row, some in zip(place.split(step), vectors.split(step), strict=True):
+                exact = similarity_block(some, column_vectors)
+                by_column = least.new_full((len(some), len(columns)), torch.inf)
+                by_column.scatter_reduce_(1, column_place.expand_as(exact), exact, "amin")
+                least.scatter_reduce_(0, row.unsqueeze(1).expand_as(by_column), by_column, "amin")
+            found.append(best_by_id(least, part, columns))
+        return torch.cat(found)
 
 
-def _reciprocal_pairs(
-    clusters: Clusters, neighbour: Tensor, own_height: Tensor, bound: Tensor
-) -> Merges:
-    """Pairs that are each other's nearest within `bound`; those farther are taken out of play."""
-    everyone = torch.arange(len(neighbour), device=neighbour.device)
-    left = torch.where((neighbour[neighbour] == everyone) & (everyone < neighbour))[0]
-    right = neighbour[left]
-    height = _height(clusters, left, right, own_height)
-    low = height <= bound[left // clusters.num_tokens]
-    if not bool(low.all()):
-        neighbour[left[~low]] = left[~low]
-        neighbour[right[~low]] = right[~low]
-        left, right, height = left[low], right[low], height[low]
-    return Merges(left, right, height)
-
-
-def _tied_pairs(clusters: Clusters, neighbour: Tensor, own_height: Tensor, bound: Tensor) -> Merges:
-    """What to merge when there is no reciprocal pair although something within `bound` is left.
-
-    That takes rounding: a merged cluster is nearer to a third than its parts were, by the last bit,
-    and clusters that practically tie are each other's nearest in a circle. The pairs of a cluster
-    and its nearest of which no member is in a better such pair are merged; the best one is among
-    them. (No image has a reciprocal pair then, so each goes on as if it were alone.)
-    """
-    everyone = torch.arange(len(neighbour), device=neighbour.device)
-    row = torch.where(clusters.alive & (neighbour != everyone))[0]
-    row_bound = bound[row // clusters.num_tokens]
-    reached = clusters.within_reach(row, 1 - row_bound)
-    row, row_bound = row[reached], row_bound[reached]
-    other = neighbour[row]
-    height = _height(clusters, row, other, own_height)
-    low = height <= row_bound
-    row, other, height = row[low], other[low], height[low]
-    return best_disjoint_pairs(row, other, height, len(everyone), clusters.num_tokens)
-
-
-def best_disjoint_pairs(
-    row: Tensor, other: Tensor, height: Tensor, total: int, num_tokens: int
-) -> Merges:
-    """The pairs that are the best of all pairs that either member is in, by their lower members.
+def best_disjoint_pairs(row: Tensor, other: Tensor, height: Tensor, num_tokens: int) -> Merges:
+    """The pairs that beat every other pair sharing a member, by their lower members.
 
     Args:
         row: `[P]` int64, distinct.
-        other: `[P]` int64, of the same image; unlike `row`, and no pair is given twice.
-        height: `[P]` float64; equal ones are ranked by the XOR of their members' places.
-        total: B * N, above all members.
-        num_tokens: N.
+        other: `[P]` int64, unlike `row`; no pair is given twice.
+        height: `[P]` float64; equal ones are ranked by the XOR of their members.
+        num_tokens: N, above all members.
     """
-    distance = (row % num_tokens) ^ (other % num_tokens)
-    lowest = height.new_full((total,), torch.inf)
-    nearest = row.new_full((total,), torch.iinfo(torch.int64).max)
+    distance = row ^ other
+    lowest = height.new_full((num_tokens,), torch.inf)
+    nearest = row.new_full((num_tokens,), torch.iinfo(torch.int64).max)
     for end in (row, other):
         lowest.scatter_reduce_(0, end, height, "amin")
     is_lowest = [height == lowest[end] for end in (row, other)]
@@ -175,7 +264,6 @@ def best_disjoint_pairs(
     return Merges(left, torch.maximum(row, other)[order], height[order])
 
 
-def _height(clusters: Clusters, left: Tensor, right: Tensor, own_height: Tensor) -> Tensor:
-    # rounding may put a merge below those of its parts by the last bit
-    height = 1 - clusters.similarity(left, right)
-    return torch.maximum(height, torch.maximum(own_height[left], own_height[right]))
+def _repeated(listed: Tensor) -> Tensor:
+    """Which entries of each row repeat an earlier one, `[M, L] -> [M, L]` bool."""
+    return (listed.unsqueeze(2) == listed.unsqueeze(1)).tril_(-1).any(2)

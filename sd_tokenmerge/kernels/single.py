@@ -1,9 +1,9 @@
 """Single linkage on cosine distance: Boruvka's minimum spanning tree.
 
-Cutting single linkage at K clusters is keeping the N - K shortest edges of the minimum spanning
-tree of the tokens. In a round, every component takes its shortest edge to a token outside (Boruvka,
-1926): all of these belong to the tree, at least halving the number of components, so that there are
-at most log2(N) rounds. Edges are ordered by exact length and then by their tokens, which makes the
+Cutting single linkage at K clusters keeps the N - K shortest edges of the tokens' minimum spanning
+tree. In a round, every component takes its shortest edge to a token outside (Boruvka, 1926): all of
+these belong to the tree, and they at least halve the number of components, so that there are at
+most log2(N) rounds. Edges are ordered by exact length and then by their tokens, which makes the
 tree unique.
 
 Each token keeps a short list of the most similar others and a bound on the rest. It is searched for
@@ -16,63 +16,73 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sd_tokenmerge.kernels.exact import rows_per_block, similarity_block
+from sd_tokenmerge.kernels.exact import pair_similarities, rows_per_block, similarity_block
 from sd_tokenmerge.kernels.hierarchy import Merges, concatenate
-from sd_tokenmerge.kernels.nearest import mutual_nearest_lists, nearest_lists
-from sd_tokenmerge.kernels.search import float32_error, precise_dtype
-from sd_tokenmerge.kernels.unit_rows import UnitRows
+from sd_tokenmerge.kernels.search import (
+    float32_error,
+    mutual_lists,
+    nearest_lists,
+    precise_dtype,
+)
+from sd_tokenmerge.kernels.vectors import UnitVectors, blocks
+
+_PAIR_ELEMENTS = 1 << 17  # numbers of vectors compared pair by pair
 
 
-def spanning_tree(tokens: Tensor, num_edges: int, search_dtype: torch.dtype) -> Merges:
+def spanning_tree(tokens: Tensor, num_edges: int) -> Merges:
     """The shortest `num_edges` edges of the minimum spanning tree, and usually some more.
 
     Args:
         tokens: `[N, C]`, any float dtype.
         num_edges: N - K, in [1, N - 1].
-        search_dtype: see `nearest_lists`.
+
+    Raises:
+        ValueError: `tokens` are not finite.
     """
-    forest = _Forest(tokens, search_dtype)
+    forest = _Forest(tokens)
     made: list[Merges] = []
-    bound = torch.tensor(torch.inf, dtype=torch.float64, device=tokens.device)
-    while len((edges := forest.grow(bound)).left):
+    limit = torch.tensor(torch.inf, dtype=torch.float64, device=tokens.device)
+    while len((edges := forest.grow(limit)).left):
         made.append(edges)
         heights = torch.cat([part.height for part in made])
         if len(heights) >= num_edges:
-            bound = heights.kthvalue(num_edges).values
+            limit = heights.kthvalue(num_edges).values
     return concatenate(made)
 
 
 class _Forest:
-    """Components of the tree found so far."""
+    """Components of the tree found so far, known by their lowest tokens."""
 
-    def __init__(self, tokens: Tensor, search_dtype: torch.dtype) -> None:
-        self._unit = UnitRows(tokens)
-        self._rows = self._unit.rounded(precise_dtype(tokens.device))
-        self._search_dtype = search_dtype
+    def __init__(self, tokens: Tensor) -> None:
+        self._unit = UnitVectors(tokens)
+        self._rounded = self._unit.rounded(precise_dtype(tokens.device))
         self._error = float32_error(tokens.shape[1])
-        self._component = torch.arange(len(tokens), device=tokens.device)
-        self._lists = mutual_nearest_lists(self._rows, search_dtype)
+        self._everyone = torch.arange(len(tokens), device=tokens.device)
+        self._component = self._everyone.clone()
+        self._lists = mutual_lists(self._rounded)
 
-    def grow(self, bound: Tensor) -> Merges:
-        """Join every component to its nearest, where that is at most `bound` away.
+    def grow(self, limit: Tensor) -> Merges:
+        """Join every component to its nearest, where that is at most `limit` away.
 
         Args:
-            bound: float64 scalar, cosine distance.
+            limit: float64 scalar, cosine distance.
 
         Returns:
-            The edges, sorted by their tokens; none if every component is farther than `bound`.
+            The edges, sorted by their tokens; none if every component is farther than `limit`.
         """
-        floor = 1 - bound
-        hidden = self._rows_that_hide_edges(floor)
-        if len(hidden):
-            self._search(hidden)
-            hidden = self._rows_that_hide_edges(floor)
+        floor = 1 - limit
+        unproven = self._tokens_with_better_edges(floor)
+        if len(unproven):
+            found = nearest_lists(self._rounded, unproven, self._everyone, self._component)
+            for old, new in zip(self._lists, found, strict=True):
+                old[unproven] = new
+            unproven = self._tokens_with_better_edges(floor)
         row, other, similarity = self._candidates(floor)
-        if len(hidden):
-            nearest, exact = self._nearest_outside(hidden)
-            row, other = torch.cat((row, hidden)), torch.cat((other, nearest))
+        if len(unproven):
+            nearest, exact = self._nearest_outside(unproven)
+            row, other = torch.cat((row, unproven)), torch.cat((other, nearest))
             similarity = torch.cat((similarity, exact))
-        edges = self._shortest(row, other, similarity, bound)
+        edges = self._shortest(row, other, similarity, limit)
         joined = Merges(self._component[edges.left], self._component[edges.right], edges.height)
         self._component = joined.labels(len(self._component))[self._component]
         return edges
@@ -85,50 +95,37 @@ class _Forest:
         largest.scatter_reduce_(0, self._component, value.amax(1), "amax")
         return value, largest[self._component]
 
-    def _rows_that_hide_edges(self, floor: Tensor) -> Tensor:
-        """Tokens that may have an unlisted edge which matters."""
-        bound = self._lists.bound
-        _, largest = self._outside()
-        matters = (
-            (bound >= largest.double() - self._error) & (bound >= floor) & (bound > -torch.inf)
-        )
-        return torch.where(matters)[0]
-
-    def _search(self, tokens: Tensor) -> None:
-        lists = nearest_lists(
-            self._rows,
-            tokens,
-            None,
-            self._component[tokens],
-            self._search_dtype,
-            groups=self._component,
-        )
-        for old, new in zip(self._lists, lists, strict=True):
-            old[tokens] = new
+    def _tokens_with_better_edges(self, floor: Tensor) -> Tensor:
+        """Tokens that may have an unlisted edge shorter than their component's best."""
+        bound, (_, largest) = self._lists.bound, self._outside()
+        may_beat = bound >= largest.double() - self._error
+        return torch.where(may_beat & (bound >= floor) & (bound > -torch.inf))[0]
 
     def _candidates(self, floor: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Listed edges that can be their component's shortest: two tokens, exact similarity."""
+        """Listed edges that may be their component's shortest: two tokens, exact similarity."""
         value, largest = self._outside()
         near = value >= largest.unsqueeze(1) - 2 * self._error
         row, place = torch.where(near & (value.double() + self._error >= floor) & value.isfinite())
         other = self._lists.column[row, place]
-        return row, other, self._unit.similarities(row, other)
+        exact = [value.new_empty(0, dtype=torch.float64)]
+        for one, two in blocks(max(1, _PAIR_ELEMENTS // self._rounded.shape[1]), row, other):
+            exact.append(pair_similarities(self._unit.exact(one), self._unit.exact(two)))
+        return row, other, torch.cat(exact)
 
     def _nearest_outside(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """The lowest of the exactly nearest tokens outside each token's component; similarity."""
         found, values = [], []
-        everyone = torch.arange(len(self._unit), device=tokens.device)
-        everything = self._unit.exact(everyone)
-        for part in torch.split(tokens, rows_per_block(len(everyone))):
-            similarity = similarity_block(everything[part], everything)
+        vectors = self._unit.exact(self._everyone)
+        for part in tokens.split(rows_per_block(len(vectors))):
+            similarity = similarity_block(vectors[part], vectors)
             inside = self._component[part].unsqueeze(1) == self._component
             similarity.masked_fill_(inside, -torch.inf)
             best = similarity.amax(1, keepdim=True)
-            found.append(torch.where(similarity == best, everyone, len(everyone)).amin(1))
+            found.append(torch.where(similarity == best, self._everyone, len(vectors)).amin(1))
             values.append(best.squeeze(1))
         return torch.cat(found), torch.cat(values)
 
-    def _shortest(self, row: Tensor, other: Tensor, similarity: Tensor, bound: Tensor) -> Merges:
+    def _shortest(self, row: Tensor, other: Tensor, similarity: Tensor, limit: Tensor) -> Merges:
         """Each component's shortest edge; of equal ones, that of the lowest tokens."""
         count = len(self._component)
         component = self._component[row]
@@ -138,7 +135,7 @@ class _Forest:
         edge = torch.where(similarity == best[component], edge, count * count)
         lowest = torch.full_like(self._component, count * count)
         lowest.scatter_reduce_(0, component, edge, "amin")
-        chosen = torch.where((edge == lowest[component]) & (1 - similarity <= bound))[0]
+        chosen = torch.where((edge == lowest[component]) & (1 - similarity <= limit))[0]
         edge, order = edge[chosen].sort()
         is_first = torch.ones_like(edge, dtype=torch.bool)
         is_first[1:] = edge[1:] != edge[:-1]  # two components may choose the same edge
