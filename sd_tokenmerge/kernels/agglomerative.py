@@ -25,7 +25,7 @@ from sd_tokenmerge.kernels.single import spanning_tree
 LINKAGES = ("single", "complete", "average")
 
 
-@torch.compiler.disable
+@torch.compiler.disable  # type: ignore[untyped-decorator]
 def agglomerative_labels(tokens: Tensor, num_clusters: int, linkage: str) -> Tensor:
     """Cut each image's hierarchy at K clusters, `[B, N, C] -> [B, N]` int64.
 
@@ -61,7 +61,8 @@ def agglomerative_labels(tokens: Tensor, num_clusters: int, linkage: str) -> Ten
     if num_clusters == count or batch == 0:
         return torch.arange(count, device=tokens.device).repeat(batch, 1)
     if tokens.device.type == "mps":  # has no float64
-        return agglomerative_labels(tokens.cpu(), num_clusters, linkage).to(tokens.device)
+        labels: Tensor = agglomerative_labels(tokens.cpu(), num_clusters, linkage)
+        return labels.to(tokens.device)
     with torch.no_grad(), torch.autocast(tokens.device.type, enabled=False):
         merges = [lowest_merges(image, num_clusters, linkage) for image in tokens]
         return torch.stack([image.labels(count) for image in merges])

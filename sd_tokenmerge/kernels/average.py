@@ -80,7 +80,8 @@ class AverageClusters(Clusters):
         place[new] = torch.arange(len(new), device=self.device).add_(len(self._sums))
         self._sums = torch.cat((self._sums, self._sums.new_empty(len(new), self._sums.shape[1])))
         size = self._size[left] + self._size[right]
-        for some in torch.arange(len(left), device=self.device).split(self._pairs_at_once):
+        everything = torch.arange(len(left), device=self.device)
+        for some in torch.split(everything, self._pairs_at_once):
             total = self._sum(left[some]).add_(self._sum(right[some]))
             self._sums[place[some]] = total
             self._means[left[some]] = total.div_(size[some].unsqueeze(1)).to(self._means.dtype)

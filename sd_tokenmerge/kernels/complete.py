@@ -1,8 +1,9 @@
 """Complete linkage on cosine distance, on a matrix of similarities.
 
-The similarity of two clusters is the smallest one between their tokens. The matrix holds it in
-float32 for all pairs of clusters, so that a search looks rows up and a merge is the minimum of two
-rows. It takes 4 N^2 bytes per image: 64 MiB for 4,096 tokens, 324 MiB for 9,216.
+The similarity of two clusters is the smallest one between their tokens. After the first round of
+merges, a float32 matrix holds it for all pairs of clusters, so that a search looks rows up and a
+merge is the minimum of two rows. The matrix takes at most 4 N^2 bytes per image: 64 MiB for 4,096
+tokens, 324 MiB for 9,216.
 
 Where float32 does not say which cluster is nearest, and for every merge's height, the products of
 the clusters' tokens are computed again, and those close to the smallest exactly.
@@ -15,11 +16,17 @@ from torch import Tensor
 
 from sd_tokenmerge.kernels.exact import pair_similarities
 from sd_tokenmerge.kernels.rounds import Clusters
-from sd_tokenmerge.kernels.search import Lists, float32_error, list_largest, precise_dtype
+from sd_tokenmerge.kernels.search import (
+    Lists,
+    float32_error,
+    list_largest,
+    mutual_lists,
+    precise_dtype,
+)
 from sd_tokenmerge.kernels.vectors import UnitVectors, blocks
 
 _PAIR_ELEMENTS = 1 << 17  # numbers of vectors compared pair by pair
-_BLOCK_ELEMENTS = 1 << 20  # similarities in one block
+_BLOCK_ELEMENTS = 1 << 18  # similarities in one block
 _WASTE = 1.2  # matrix columns per column in play from which on the others are thrown away
 
 
@@ -31,7 +38,6 @@ class CompleteClusters(Clusters):
 
     Raises:
         ValueError: `tokens` are not finite.
-        MemoryError: there is no memory for the matrix.
     """
 
     def __init__(self, tokens: Tensor) -> None:
@@ -41,55 +47,29 @@ class CompleteClusters(Clusters):
         self._pairs_at_once = max(1, _PAIR_ELEMENTS // channels)
         self._unit = UnitVectors(tokens)
         self._rounded = self._unit.rounded(precise_dtype(tokens.device))
-        everyone = torch.arange(len(tokens), device=tokens.device)
-        self._root = everyone.clone()
-        self._place = everyone.clone()  # of clusters in the matrix; -1 if they have none
-        self._columns = everyone.clone()  # clusters by their places
+        self._root = torch.arange(len(tokens), device=tokens.device)
         self._list_members()
-        self._matrix = self._empty_matrix()
-        for rows, some in blocks(self._rows_at_once, self._matrix, self._rounded):
-            rows.copy_(some @ self._rounded.T)
-
-    def _empty_matrix(self) -> Tensor:
-        count = self.num_tokens
-        try:
-            return torch.empty(count, count, dtype=torch.float32, device=self.device)
-        except (MemoryError, RuntimeError) as error:  # torch raises either, by device
-            raise MemoryError(
-                f"complete linkage of {count:,} tokens needs a matrix of {4 * count**2:,} bytes on"
-                f" {self.device}, which cannot be allocated. Average and single linkage need none."
-            ) from error
-
-    @property
-    def _rows_at_once(self) -> int:
-        return max(1, _BLOCK_ELEMENTS // len(self._columns))
+        self._matrix = self._rounded[:0]
+        self._columns = self._root[:0]  # clusters by their places in the matrix
+        self._place = torch.full_like(self._root, -1)  # of clusters in the matrix, if any
 
     def search(self, rows: Tensor, columns: Tensor) -> Lists:
         """See `Clusters`."""
+        if len(self._matrix) == 0:
+            return mutual_lists(self._rounded)
         if len(self._columns) > _WASTE * len(columns):
             self._leave_only(columns)
-        out_of_play = torch.ones(len(self._columns), dtype=torch.bool, device=self.device)
-        out_of_play[self._place[columns]] = False
-        unused = torch.where(out_of_play)[0]
+        is_out = torch.ones(len(self._columns), dtype=torch.bool, device=self.device)
+        is_out[self._place[columns]] = False
+        out_of_play = torch.where(is_out)[0]
         found = []
-        for part in self._place[rows].split(self._rows_at_once):
+        for part in torch.split(self._place[rows], self._rows_at_once):
             values = self._matrix.index_select(0, part)
             values.scatter_(1, part.unsqueeze(1), -torch.inf)
-            values.index_fill_(1, unused, -torch.inf)
+            values.index_fill_(1, out_of_play, -torch.inf)
             found.append(list_largest(values, self.error))
         column, value, bound = (torch.cat(field) for field in zip(*found, strict=True))
         return Lists(self._columns[column], value, bound)
-
-    def _leave_only(self, columns: Tensor) -> None:
-        """Keep the rows and columns of these clusters in the matrix, in place."""
-        places, count = self._place[columns], len(columns)
-        kept = self._matrix.view(-1)[: count**2].view(count, count)
-        # both in ascending order, so that a row is written after all rows before it were read
-        for into, part in blocks(self._rows_at_once, kept, places):
-            into.copy_(self._matrix.index_select(0, part).index_select(1, places))
-        self._matrix, self._columns = kept, columns
-        self._place.fill_(-1)
-        self._place[columns] = torch.arange(count, device=self.device)
 
     def estimate(self, clusters: Tensor, others: Tensor) -> Tensor:
         """See `Clusters`."""
@@ -103,7 +83,7 @@ class CompleteClusters(Clusters):
         size = self._size[left] * self._size[right]
         chunk = size.cumsum(0) // (4 * self._pairs_at_once)
         counts = torch.unique_consecutive(chunk, return_counts=True)[1].tolist()
-        for pairs in torch.arange(len(left), device=self.device).split(counts):
+        for pairs in torch.split(torch.arange(len(left), device=self.device), counts):
             lowest[pairs] = self._similarity(left[pairs], right[pairs])
         return lowest
 
@@ -134,16 +114,74 @@ class CompleteClusters(Clusters):
         return place, self._unit.exact(self._member[self._first[clusters][place] + nth])
 
     def merge(self, left: Tensor, right: Tensor) -> None:
-        """See `Clusters`."""
+        """See `Clusters`.
+
+        Raises:
+            MemoryError: there is no memory for the matrix.
+        """
         self._root[right] = left
         self._root = self._root[self._root]
         self._list_members()
+        if len(self._matrix) == 0:
+            self._matrix = self._build(left, right)
+            return
         left, right = self._place[left], self._place[right]
         for some, others in blocks(self._rows_at_once, left, right):
-            least = torch.minimum(self._matrix[some], self._matrix[others])
-            self._matrix[some] = least
-        for rows in self._matrix.split(self._rows_at_once):
-            rows[:, left] = torch.minimum(rows[:, left], rows[:, right])
+            rows = (self._matrix.index_select(0, places) for places in (some, others))
+            self._matrix.index_copy_(0, some, torch.minimum(*rows))
+        for block in torch.split(self._matrix, self._rows_at_once):
+            columns = (block.index_select(1, places) for places in (left, right))
+            block.index_copy_(1, left, torch.minimum(*columns))
+
+    def _build(self, left: Tensor, right: Tensor) -> Tensor:
+        """The matrix after the first merges, which are those of tokens `left` and `right`."""
+        self._enter(torch.where(self._size > 0)[0])
+        matrix = self._empty_matrix(len(self._columns))
+        partner = torch.full_like(self._root, -1)
+        partner[left] = right
+        merged = self._place[left]
+        step = max(1, _BLOCK_ELEMENTS // self.num_tokens)
+        for into, some in blocks(step, matrix, self._columns):
+            similarity = self._products(some)
+            pair = torch.where(partner[some] >= 0)[0]
+            other = self._products(partner[some[pair]])
+            similarity.index_copy_(0, pair, torch.minimum(similarity.index_select(0, pair), other))
+            torch.index_select(similarity, 1, self._columns, out=into)
+            columns = (similarity.index_select(1, tokens) for tokens in (left, right))
+            into.index_copy_(1, merged, torch.minimum(*columns))
+        return matrix
+
+    def _products(self, tokens: Tensor) -> Tensor:
+        return (self._rounded.index_select(0, tokens) @ self._rounded.T).float()
+
+    def _empty_matrix(self, count: int) -> Tensor:
+        try:
+            return torch.empty(count, count, dtype=torch.float32, device=self.device)
+        except (MemoryError, RuntimeError) as error:  # which one depends on the device
+            raise MemoryError(
+                f"complete linkage of {self.num_tokens:,} tokens needs a matrix of"
+                f" {4 * count**2:,} bytes on {self.device}, which cannot be allocated. Single and"
+                " average linkage need none."
+            ) from error
+
+    def _leave_only(self, columns: Tensor) -> None:
+        """Keep the rows and columns of these clusters in the matrix, in place."""
+        places, count = self._place[columns], len(columns)
+        kept = self._matrix.view(-1)[: count**2].view(count, count)
+        # both in ascending order, so that a row is written after all rows before it were read
+        for into, part in blocks(self._rows_at_once, kept, places):
+            into.copy_(self._matrix.index_select(0, part).index_select(1, places))
+        self._matrix = kept
+        self._enter(columns)
+
+    def _enter(self, columns: Tensor) -> None:
+        self._columns = columns
+        self._place.fill_(-1)
+        self._place[columns] = torch.arange(len(columns), device=self.device)
+
+    @property
+    def _rows_at_once(self) -> int:
+        return max(1, _BLOCK_ELEMENTS // len(self._columns))
 
     def _list_members(self) -> None:
         """`_member[_first[c] : _first[c] + _size[c]]` are the tokens of cluster c."""

@@ -227,11 +227,11 @@ class _Rounds:
         """The nearest columns of rows by exact similarities to all, `[M], [N] -> [M]`."""
         column_place, column_vectors = self._clusters.vectors(columns)
         found = []
-        for part in rows.split(rows_per_block(len(columns))):
+        for part in torch.split(rows, rows_per_block(len(columns))):
             least = column_vectors.new_full((len(part), len(columns)), torch.inf)
             place, vectors = self._clusters.vectors(part)
             step = rows_per_block(len(column_vectors))
-            for row, some in zip(place.split(step), vectors.split(step), strict=True):
+            for row, some in zip(torch.split(place, step), torch.split(vectors, step), strict=True):
                 exact = similarity_block(some, column_vectors)
                 by_column = least.new_full((len(some), len(columns)), torch.inf)
                 by_column.scatter_reduce_(1, column_place.expand_as(exact), exact, "amin")

@@ -157,7 +157,7 @@ class _CoarseProduct:
     def maxima(self, rows: Tensor, component: Tensor | None) -> Tensor:
         """Largest product of each row with each group, `[M] -> [M, groups]`; see `upper_bound`."""
         found = []
-        for part in rows.split(max(1, _BLOCK_ELEMENTS // len(self._factor))):
+        for part in torch.split(rows, max(1, _BLOCK_ELEMENTS // len(self._factor))):
             product = _ordered(self.vectors.index_select(0, part).to(self._dtype) @ self._factor.T)
             _leave_out(product[:, : len(self.columns)], part, self.columns, component)
             found.append(product.view(len(part), -1, self.groups).amax(1))
@@ -223,7 +223,7 @@ def _lists_of_best_groups(
     width = -(-len(columns) // groups)
     values = vectors.new_full((len(order), width), -torch.inf)
     pair_rows = rows[order // _GROUPS_LISTED]
-    pairs = zip(values.split(counts), pair_rows.split(counts), strict=True)
+    pairs = zip(torch.split(values, counts), torch.split(pair_rows, counts), strict=True)
     for number, (into, some) in enumerate(pairs):
         members = columns[number::groups]  # so few vectors stay in the cache
         product = into[:, : len(members)]
@@ -249,7 +249,7 @@ def _direct_lists(
     factor = vectors if len(columns) == len(vectors) else vectors.index_select(0, columns)
     elements = _BLOCK_ELEMENTS if vectors.is_cpu else _DEVICE_BLOCK_ELEMENTS
     found = []
-    for part in rows.split(max(1, elements // len(columns))):
+    for part in torch.split(rows, max(1, elements // len(columns))):
         values = vectors.index_select(0, part) @ factor.T
         _leave_out(values, part, columns, component)
         found.append(list_largest(values, float32_error(vectors.shape[1])))

@@ -116,7 +116,7 @@ class _Forest:
         """The lowest of the exactly nearest tokens outside each token's component; similarity."""
         found, values = [], []
         vectors = self._unit.exact(self._everyone)
-        for part in tokens.split(rows_per_block(len(vectors))):
+        for part in torch.split(tokens, rows_per_block(len(vectors))):
             similarity = similarity_block(vectors[part], vectors)
             inside = self._component[part].unsqueeze(1) == self._component
             similarity.masked_fill_(inside, -torch.inf)

@@ -33,7 +33,7 @@ class UnitVectors:
             largest = tokens.abs().amax(1, keepdim=True)
             self._largest = torch.where(largest > 0, largest, 1.0)
         self._length = tokens.new_ones(len(tokens), 1, dtype=torch.float64)
-        for rows in torch.arange(len(tokens), device=tokens.device).split(_BLOCK_ROWS):
+        for rows in torch.split(torch.arange(len(tokens), device=tokens.device), _BLOCK_ROWS):
             self._length[rows] = lengths(self.exact(rows))
 
     def __len__(self) -> int:
@@ -50,7 +50,7 @@ class UnitVectors:
     def rounded(self, dtype: torch.dtype) -> Tensor:
         """All rows, `[N, C]` in `dtype`."""
         vectors = self._tokens.new_empty(self._tokens.shape, dtype=dtype)
-        for rows in torch.arange(len(self), device=vectors.device).split(_BLOCK_ROWS):
+        for rows in torch.split(torch.arange(len(self), device=vectors.device), _BLOCK_ROWS):
             vectors[rows] = self.exact(rows).to(dtype)
         return vectors
 

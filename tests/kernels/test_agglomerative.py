@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -10,28 +11,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sd_tokenmerge.kernels import (
-    agglomerative,
-    average,
-    batches,
-    candidates,
-    cluster_pairs,
-    complete,
-    exact,
-    images,
-    least,
-    levels,
-    nearest,
-    parts,
-    ranking,
-    unit_rows,
-)
-from sd_tokenmerge.kernels.agglomerative import (
-    LINKAGES,
-    _operator,
-    agglomerative_labels,
-    lowest_merges,
-)
+from sd_tokenmerge.kernels import average, complete, exact, search, single, vectors
+from sd_tokenmerge.kernels.agglomerative import LINKAGES, agglomerative_labels, lowest_merges
 from sd_tokenmerge.kernels.exact import unit_vectors
 from tests.kernels.token_fields import smooth_tokens, white_tokens
 from tests.reference import agglomerative as reference
@@ -43,28 +24,31 @@ DTYPES = (torch.float32, torch.bfloat16)
 linkages = pytest.mark.parametrize("linkage", LINKAGES)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _bfloat16_for_few_tokens_too():
+@contextmanager
+def searching(dtype: torch.dtype, *, in_groups: bool = True):
+    """Search in `dtype`, with few tokens too if `in_groups`."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(complete, "_FEW_TOKENS", 0)
+        patch.setattr(search, "search_dtype", lambda device: dtype)
+        if in_groups:
+            patch.setattr(search, "_FEW_SIMILARITIES", 0)
         yield
 
 
-def assert_equal_to_scipy(tokens: torch.Tensor, num_clusters: int, linkage: str, **options) -> None:
-    labels = agglomerative_labels(tokens, num_clusters, linkage, **options)
+def assert_equal_to_scipy(tokens: torch.Tensor, num_clusters: int, linkage: str) -> None:
+    labels = agglomerative_labels(tokens, num_clusters, linkage)
     for image, found in zip(tokens, labels, strict=True):
         expected = reference.agglomerative_labels(image.numpy(), num_clusters, linkage)
         np.testing.assert_array_equal(found.numpy(), expected)
 
 
-def assert_as_good_as_scipy(tokens, num_clusters: int, linkage: str, **options) -> None:
+def assert_as_good_as_scipy(tokens, num_clusters: int, linkage: str) -> None:
     """Under ties: exactly K clusters, by merges of the same heights."""
     count = tokens.shape[1]
-    labels = agglomerative_labels(tokens, num_clusters, linkage, **options)
+    labels = agglomerative_labels(tokens, num_clusters, linkage)
     for image, found in zip(tokens, labels, strict=True):
         assert found.unique().tolist() == list(range(num_clusters))
         if num_clusters < count:
-            merges = lowest_merges(image[None], num_clusters, linkage, **options)
+            merges = lowest_merges(image, num_clusters, linkage)
             assert torch.equal(merges.labels(count), found)
             distances = reference.cosine_distances(image.numpy())
             steps = list(zip(*(field.tolist() for field in merges), strict=True))
@@ -110,29 +94,26 @@ def cases(draw):
 random_cases = given(cases(), st.sampled_from(LINKAGES), st.sampled_from(DTYPES), st.booleans())
 
 
-def check_random_case(case, linkage, dtype, together):
+def check_random_case(case, linkage, dtype, in_groups):
     tokens, num_clusters = case
-    with pytest.MonkeyPatch.context() as patch:
-        if not together:
-            patch.setattr(average, "_FEW_PRODUCTS", 0)
-            patch.setattr(images, "_FEW_TOKENS", 0)
+    with searching(dtype, in_groups=in_groups):
         check = assert_equal_to_scipy if tokens.shape[2] > 1 else assert_as_good_as_scipy
-        check(tokens, num_clusters, linkage, search_dtype=dtype)
+        check(tokens, num_clusters, linkage)
 
 
 @settings(max_examples=300, deadline=None, derandomize=True, database=None)
 @random_cases
 @pytest.mark.timeout(300)
-def test_random_cases_are_those_of_scipy(case, linkage, dtype, together):
-    check_random_case(case, linkage, dtype, together)
+def test_random_cases_are_those_of_scipy(case, linkage, dtype, in_groups):
+    check_random_case(case, linkage, dtype, in_groups)
 
 
 @pytest.mark.slow
 @settings(max_examples=3000, deadline=None, derandomize=True, database=None)
 @random_cases
 @pytest.mark.timeout(1800)
-def test_many_random_cases_are_those_of_scipy(case, linkage, dtype, together):
-    check_random_case(case, linkage, dtype, together)
+def test_many_random_cases_are_those_of_scipy(case, linkage, dtype, in_groups):
+    check_random_case(case, linkage, dtype, in_groups)
 
 
 def mixed_batch() -> torch.Tensor:
@@ -144,7 +125,7 @@ def mixed_batch() -> torch.Tensor:
 
 @linkages
 @pytest.mark.parametrize("num_clusters", [30, 300, 540])
-def test_an_image_does_not_depend_on_the_others(linkage, num_clusters, monkeypatch):
+def test_an_image_does_not_depend_on_the_others(linkage, num_clusters):
     tokens = mixed_batch()
     together = agglomerative_labels(tokens, num_clusters, linkage)
     for image in range(3):
@@ -152,10 +133,6 @@ def test_an_image_does_not_depend_on_the_others(linkage, num_clusters, monkeypat
         assert torch.equal(alone[0], together[image])
     order = [2, 0, 1, 1]
     assert torch.equal(agglomerative_labels(tokens[order], num_clusters, linkage), together[order])
-    for few, at_once in ((0, 1 << 14), (2048, 1), (2048, 1200)):
-        monkeypatch.setattr(images, "_FEW_TOKENS", few)
-        monkeypatch.setattr(agglomerative, "_TOKENS_AT_ONCE", at_once)
-        assert torch.equal(agglomerative_labels(tokens, num_clusters, linkage), together)
 
 
 @linkages
@@ -171,62 +148,32 @@ def test_tokens_stored_channel_by_channel_are_clustered_row_by_row(linkage):
 
 @linkages
 @pytest.mark.parametrize("image", range(3))
-def test_blocks_lists_threads_and_search_dtype_change_no_bit(linkage, image, monkeypatch):
-    tokens = mixed_batch()[image : image + 1]
+def test_blocks_threads_and_search_dtype_change_no_bit(linkage, image, monkeypatch):
+    tokens = mixed_batch()[image]
     expected = lowest_merges(tokens, 60, linkage)
 
-    def check(**options):
-        for found, wanted in zip(
-            lowest_merges(tokens, 60, linkage, **options), expected, strict=True
-        ):
+    def check():
+        for found, wanted in zip(lowest_merges(tokens, 60, linkage), expected, strict=True):
             assert torch.equal(found, wanted)
 
     for dtype in DTYPES:
-        check(search_dtype=dtype)
-        with monkeypatch.context() as patch:
-            patch.setattr(average, "_FEW_PRODUCTS", 0)
-            patch.setattr(images, "_FEW_TOKENS", 0)
-            patch.setattr(nearest, "_DIRECT_COLUMNS", 10_000)
-            check(search_dtype=dtype)
-        with monkeypatch.context() as patch:
-            patch.setattr(average, "_FEW_PRODUCTS", 0)
-            patch.setattr(images, "_FEW_TOKENS", 0)
-            patch.setattr(nearest, "_DIRECT_COLUMNS", 40)
-            patch.setattr(nearest, "_DIRECT_ROWS", 3)
-            patch.setattr(ranking, "PART_WIDTH", 16)
-            for module in (nearest, parts):
-                patch.setattr(module, "parts_of", lambda count: 19)
-                patch.setattr(module, "PARTS_LISTED", 2)
-                patch.setattr(module, "_BLOCK_ELEMENTS", 5000)
-            patch.setattr(parts, "_LISTED_AT_ONCE", 50)
-            patch.setattr(nearest, "_FEW_ELEMENTS", 1)
-            patch.setattr(parts, "_GATHERED_AT_ONCE", 900)
-            patch.setattr(ranking, "_FEW_VALUES", 1)
-            patch.setattr(complete, "_CANDIDATES_PER_ROW", 1)
-            patch.setattr(least, "_BLOCK_ELEMENTS", 3000)
-            patch.setattr(least, "_ROW_ELEMENTS", 12_000)
-            patch.setattr(levels, "_LEVELS", 3)
-            patch.setattr(candidates, "_PAIRS_PER_ROW", 3)
-            patch.setattr(cluster_pairs, "_PAIRS_AT_ONCE", 20)
-            patch.setattr(cluster_pairs, "_PAIRS_ONE_BY_ONE", 10)
-            patch.setattr(cluster_pairs, "_BLOCK_COLUMNS", 7)
-            patch.setattr(cluster_pairs, "_CLUSTERS_AT_ONCE", 3)
+        for in_groups in (True, False):
+            with searching(dtype, in_groups=in_groups):
+                check()
+        with searching(dtype), monkeypatch.context() as patch:
+            patch.setattr(search, "_num_groups", lambda count: 19)
+            patch.setattr(search, "_GROUPS_LISTED", 2)
+            patch.setattr(search, "_BLOCK_ELEMENTS", 5000)
+            patch.setattr(search, "_ROWS_LISTED_AT_ONCE", 50)
+            patch.setattr(search, "_GATHERED_ROWS", 7)
+            patch.setattr(search, "_WIDE", 30)
             patch.setattr(exact, "_BLOCK_ELEMENTS", 3000)
-            patch.setattr(unit_rows, "_PAIR_ELEMENTS", 700)
-            patch.setattr(unit_rows, "_BLOCK_ROWS", 50)
-            patch.setattr(average, "_PAIR_ELEMENTS", 700)
-            check(search_dtype=dtype)
-    with monkeypatch.context() as patch:
-        patch.setattr(average, "_FEW_PRODUCTS", 0)
-        patch.setattr(images, "_LANES", 8)
-        patch.setattr(images, "_LANES_LISTED", 1)
-        patch.setattr(images, "_BLOCK_ELEMENTS", 1)
-        patch.setattr(ranking, "_FEW_VALUES", 1)
-        check()
-    with monkeypatch.context() as patch:
-        patch.setattr(batches, "_BLOCK_ELEMENTS", 3000)
-        patch.setattr(ranking, "_MANY_VALUES", 1)
-        check()
+            patch.setattr(vectors, "_BLOCK_ROWS", 50)
+            for module in (average, complete, single):
+                patch.setattr(module, "_PAIR_ELEMENTS", 700)
+            patch.setattr(complete, "_BLOCK_ELEMENTS", 3000)
+            patch.setattr(complete, "_WASTE", 1.0 if dtype == torch.float32 else 3.0)
+            check()
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(1 if threads > 1 else 2)
@@ -235,27 +182,30 @@ def test_blocks_lists_threads_and_search_dtype_change_no_bit(linkage, image, mon
         torch.set_num_threads(threads)
 
 
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("no"), RuntimeError("no"), MemoryError()])
+def test_complete_linkage_states_the_bytes_that_it_cannot_have(error, monkeypatch):
+    tokens = torch.eye(2).repeat(1, 50, 1)  # 50 pairs at distance 0 are merged first
+    empty = torch.empty
+
+    def refuse(*size, **options):
+        if size[0] == size[1] == 50:
+            raise error
+        return empty(*size, **options)
+
+    monkeypatch.setattr(complete.torch, "empty", refuse)
+    with pytest.raises(MemoryError, match=r"100 tokens needs a matrix of 10,000 bytes on cpu"):
+        agglomerative_labels(tokens, 10, "complete")
+
+
 @pytest.mark.parametrize("case", ["smooth", "white", "ties", "all zero", "all equal"])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_complete_linkage_with_a_matrix_from_the_start_or_never(case, dtype, monkeypatch):
+def test_deep_cuts_of_complete_linkage_have_the_heights_of_scipy(case, dtype):
     some = dict(zip(("smooth", "white", "ties"), mixed_batch(), strict=True))
     tokens = some.get(case, torch.zeros(300, 8) if case == "all zero" else torch.ones(300, 8))
-    merges = []
-    for matrix_bytes in (0, 1 << 20):
-        with monkeypatch.context() as patch:
-            patch.setattr(least, "_MATRIX_BYTES", matrix_bytes)
-            merges.append(lowest_merges(tokens[None], 3, "complete", dtype))
-            patch.setattr(least, "_BLOCK_ELEMENTS", 4000)
-            patch.setattr(least, "_ROW_ELEMENTS", 9000)
-            patch.setattr(levels, "_LEVELS", 2)
-            patch.setattr(cluster_pairs, "_PAIRS_ONE_BY_ONE", 30)
-            patch.setattr(cluster_pairs, "_BLOCK_COLUMNS", 50)
-            merges.append(lowest_merges(tokens[None], 3, "complete", dtype))
-    for others in merges[1:]:
-        for found, wanted in zip(others, merges[0], strict=True):
-            assert torch.equal(found, wanted)
+    with searching(dtype):
+        merges = lowest_merges(tokens, 3, "complete")
     tree = reference.scipy_tree(tokens.numpy(), "complete")
-    np.testing.assert_allclose(merges[0].height.numpy(), tree[: len(tokens) - 3, 2], atol=1e-12)
+    np.testing.assert_allclose(merges.height.numpy(), tree[: len(tokens) - 3, 2], atol=1e-12)
 
 
 @linkages
@@ -316,42 +266,39 @@ def test_gradients_are_left_alone():
 
 
 @linkages
-def test_compiled_as_one_operator(linkage):
+def test_works_inside_a_compiled_function(linkage):
     def double(tokens):
         return agglomerative_labels(tokens * 2, 20, linkage) * 2
 
     tokens = smooth_tokens(8, 9, 12)[None]
     torch._dynamo.reset()
-    compiled = torch.compile(double, fullgraph=True, backend="aot_eager")
+    compiled = torch.compile(double, backend="aot_eager")
     assert torch.equal(compiled(tokens), double(tokens))
-    torch.library.opcheck(_operator, (tokens, 20, linkage, torch.bfloat16))
 
 
 @pytest.mark.parametrize(
-    ("tokens", "num_clusters", "linkage", "dtype", "error", "message"),
+    ("tokens", "num_clusters", "linkage", "error", "message"),
     [
-        (torch.zeros(5, 3), 2, "single", None, ValueError, r"`tokens` must be \[B, N, C\]"),
-        (torch.zeros(1, 0, 3), 1, "single", None, ValueError, r"got \[1, 0, 3\]"),
-        (torch.zeros(1, 5, 0), 1, "single", None, ValueError, r"got \[1, 5, 0\]"),
-        (torch.zeros(1, 5, 3).int(), 2, "single", None, TypeError, "got torch.int32"),
-        (torch.zeros(1, 5, 3), 0, "single", None, ValueError, r"must be in \[1, 5\], got 0"),
-        (torch.zeros(1, 5, 3), 6, "single", None, ValueError, r"must be in \[1, 5\], got 6"),
+        (torch.zeros(5, 3), 2, "single", ValueError, r"`tokens` must be \[B, N, C\]"),
+        (torch.zeros(1, 0, 3), 1, "single", ValueError, r"got \[1, 0, 3\]"),
+        (torch.zeros(1, 5, 0), 1, "single", ValueError, r"got \[1, 5, 0\]"),
+        (torch.zeros(1, 5, 3).int(), 2, "single", TypeError, "got torch.int32"),
+        (torch.zeros(1, 5, 3), 0, "single", ValueError, r"must be in \[1, 5\], got 0"),
+        (torch.zeros(1, 5, 3), 6, "single", ValueError, r"must be in \[1, 5\], got 6"),
         (
             torch.zeros(1, 5, 3),
             2,
             "ward",
-            None,
             ValueError,
             "single, complete, average, got 'ward'",
         ),
-        (torch.zeros(1, 5, 3), 2, "single", torch.half, ValueError, "`search_dtype` must be"),
-        (torch.full((1, 5, 3), torch.nan), 2, "single", None, ValueError, "must be finite"),
-        (torch.full((1, 5, 3), torch.inf), 2, "complete", None, ValueError, "must be finite"),
+        (torch.full((1, 5, 3), torch.nan), 2, "single", ValueError, "must be finite"),
+        (torch.full((1, 5, 3), torch.inf), 2, "complete", ValueError, "must be finite"),
     ],
 )
-def test_refuses_bad_arguments(tokens, num_clusters, linkage, dtype, error, message):
+def test_refuses_bad_arguments(tokens, num_clusters, linkage, error, message):
     with pytest.raises(error, match=message):
-        agglomerative_labels(tokens, num_clusters, linkage, dtype)
+        agglomerative_labels(tokens, num_clusters, linkage)
 
 
 SWEEP = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1, 0.05)
@@ -372,5 +319,6 @@ def test_4096_tokens_at_every_keep_rate(linkage, channels, sigma):
         num_clusters = round(4096 * keep)
         expected = reference.cut(tree, num_clusters)
         for dtype in DTYPES:
-            labels = agglomerative_labels(tokens[None], num_clusters, linkage, dtype)[0]
+            with searching(dtype, in_groups=False):
+                labels = agglomerative_labels(tokens[None], num_clusters, linkage)[0]
             np.testing.assert_array_equal(labels.numpy(), expected)

@@ -9,7 +9,6 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from sd_tokenmerge.kernels.hierarchy import Merges, concatenate
-from sd_tokenmerge.kernels.members import Members, expand
 
 
 @pytest.mark.parametrize("num_tokens", [2, 3, 50, 1000])
@@ -40,28 +39,5 @@ def test_among_equal_heights_the_earlier_merges_are_lower():
         Merges(torch.tensor([0, 4]), torch.tensor([1, 5]), torch.tensor([0.5, 0.2])),
         Merges(torch.tensor([0]), torch.tensor([2]), torch.tensor([0.5])),
     ]
-    assert concatenate(parts).lowest(2, 6).right.tolist() == [5, 1]
-    assert concatenate(parts).lowest(3, 6).right.tolist() == [5, 1, 2]
-
-
-def test_every_image_has_its_own_lowest_merges():
-    left, right = torch.tensor([0, 4, 5, 1]), torch.tensor([1, 6, 7, 2])
-    merges = Merges(left, right, torch.tensor([0.5, 0.9, 0.8, 0.4]))
-    lowest = merges.lowest(1, 4)
-    assert lowest.left.tolist() == [1, 5]
-    assert lowest.labels(8).tolist() == [0, 1, 1, 2, 3, 4, 5, 4]
-
-
-def test_members_of_clusters():
-    members = Members(torch.tensor([0, 1, 0, 3, 1, 0]))
-    assert members.sizes.tolist() == [3, 2, 0, 1, 0, 0]
-    place, token = members.expand(torch.tensor([1, 3, 0]))
-    assert place.tolist() == [0, 0, 1, 2, 2, 2]
-    assert token.tolist() == [1, 4, 3, 0, 2, 5]
-    assert members.nth(torch.tensor([0, 1]), 1).tolist() == [2, 4]
-
-
-def test_expand_skips_empty_places():
-    place, nth = expand(torch.tensor([2, 0, 3]))
-    assert place.tolist() == [0, 0, 2, 2, 2]
-    assert nth.tolist() == [0, 1, 0, 1, 2]
+    assert concatenate(parts).lowest(2).right.tolist() == [5, 1]
+    assert concatenate(parts).lowest(3).right.tolist() == [5, 1, 2]

@@ -6,18 +6,19 @@ import pytest
 import torch
 from torch import Tensor
 
+from sd_tokenmerge.kernels import search
 from sd_tokenmerge.kernels.exact import unit_vectors
-from sd_tokenmerge.kernels.images import lists_by_image
-from sd_tokenmerge.kernels.nearest import mutual_nearest_lists, nearest_lists
-from sd_tokenmerge.kernels.parts import Columns
 from sd_tokenmerge.kernels.search import (
     Lists,
+    _CoarseProduct,
     float32_error,
+    list_largest,
+    mutual_lists,
+    nearest_lists,
     precise_dtype,
 )
+from tests.kernels.test_agglomerative import DTYPES, searching
 from tests.kernels.token_fields import smooth_tokens, white_tokens
-
-DTYPES = (torch.float32, torch.bfloat16)
 
 
 def check(lists: Lists, rows: Tensor, columns: Tensor, left_out: Tensor) -> None:
@@ -53,7 +54,9 @@ def fields() -> list[Tensor]:
 def test_lists_of_all_rows_among_themselves(number, dtype):
     unit = unit_vectors(fields()[number])
     own = torch.eye(len(unit), dtype=torch.bool)
-    check(mutual_nearest_lists(unit.float(), dtype), unit, unit, own)
+    for in_groups in (True, False):
+        with searching(dtype, in_groups=in_groups):
+            check(mutual_lists(unit.float()), unit, unit, own)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -63,7 +66,10 @@ def test_lists_of_some_rows(number, dtype, count):
     unit = unit_vectors(fields()[number])
     some = torch.randperm(len(unit), generator=torch.Generator().manual_seed(count))[:count]
     own = torch.arange(len(unit)) == some.unsqueeze(1)
-    check(nearest_lists(unit.float(), some, None, some, dtype), unit[some], unit, own)
+    for in_groups in (True, False):
+        with searching(dtype, in_groups=in_groups):
+            lists = nearest_lists(unit.float(), some, torch.arange(len(unit)))
+        check(lists, unit[some], unit, own)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -71,36 +77,37 @@ def test_lists_of_some_rows(number, dtype, count):
 def test_lists_of_some_rows_among_some_columns(number, dtype):
     unit = unit_vectors(fields()[number])
     columns = torch.arange(0, len(unit), 2) if number % 2 else torch.arange(5, len(unit))
-    own = torch.randperm(len(columns), generator=torch.Generator().manual_seed(number))[:150]
-    lists = nearest_lists(unit.float(), columns[own], columns, own, dtype)
-    left_out = torch.arange(len(columns)) == own.unsqueeze(1)
-    check(lists, unit[columns[own]], unit[columns], left_out)
+    order = torch.randperm(len(columns), generator=torch.Generator().manual_seed(number))
+    rows = columns[order[:150]]
+    everyone = torch.arange(len(unit))
+    left_out = ~torch.isin(everyone, columns) | (everyone == rows.unsqueeze(1))
+    for in_groups in (True, False):
+        with searching(dtype, in_groups=in_groups):
+            check(nearest_lists(unit.float(), rows, columns), unit[rows], unit, left_out)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("num_columns", [3, 100, 300, 1000])
-def test_lists_leave_out_the_own_group(dtype, num_columns):
-    unit = unit_vectors(white_tokens(num_columns, 16))
-    groups = torch.arange(num_columns) // 3 % 40
-    lists = nearest_lists(unit.float(), torch.arange(num_columns), None, groups, dtype, groups)
-    check(lists, unit, unit, groups == groups.unsqueeze(1))
+@pytest.mark.parametrize("num_tokens", [3, 100, 300, 1000])
+def test_lists_leave_out_the_own_component(dtype, num_tokens):
+    unit = unit_vectors(white_tokens(num_tokens, 16))
+    component = torch.arange(num_tokens) // 3 % 40
+    everyone = torch.arange(num_tokens)
+    for in_groups in (True, False):
+        with searching(dtype, in_groups=in_groups):
+            lists = nearest_lists(unit.float(), everyone, everyone, component)
+        check(lists, unit, unit, component == component.unsqueeze(1))
 
 
-@pytest.mark.parametrize("number", range(9))
-def test_lists_within_the_images_of_a_batch(number):
-    unit = unit_vectors(fields()[number])
-    count, half = len(unit), len(unit) // 2
-    batch = torch.stack((unit, unit.flip(0), unit.roll(1, 0)))
-    total = 3 * count
-    image = torch.arange(total) // count
-    apart = (image != image.unsqueeze(1)) | torch.eye(total, dtype=torch.bool)
-    # some, all and none of an image's tokens
-    in_play = torch.arange(total) % count < torch.tensor([half, count, 0]).repeat_interleave(count)
-    columns = torch.where(in_play)[0]
-    rows = columns[:: 7 if number % 2 else 1].contiguous()
-    lists = lists_by_image(batch.float(), rows, columns)
-    left_out = apart | ~in_play
-    check(lists, batch.flatten(0, 1)[rows], batch.flatten(0, 1), left_out[rows])
+@pytest.mark.parametrize("count", [1, 3, 4, 5, 100, 512, 513, 1000, 4097])
+def test_the_largest_values_of_a_row(count):
+    values = torch.rand(20, count, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    lists = list_largest(values.clone(), 0.0)
+    listed = lists.value > -torch.inf
+    assert (listed.sum(1) == min(count, search.LIST_LENGTH)).all()
+    torch.testing.assert_close(values.gather(1, lists.column)[listed], lists.value[listed])
+    rest = values.scatter(1, lists.column, -torch.inf)
+    assert (rest.amax(1) <= lists.bound).all()
+    assert ((lists.value.amax(1) - values.amax(1)).abs() < 2.0**-10).all()
 
 
 @pytest.mark.parametrize("channels", [1, 2, 17, 320, 1280])
@@ -109,13 +116,14 @@ def test_bfloat16_stays_within_its_bound(channels):
     step = torch.randint(0, 3, (900, channels), generator=torch.Generator().manual_seed(0))
     tokens = torch.tensor([1 + 2.0**-8 + 2.0**-12, 1 + 3 * 2.0**-8 - 2.0**-12, 1.0])[step]
     unit = unit_vectors(tokens)
-    columns = Columns(unit.float(), None, None, torch.bfloat16)
-    own = torch.arange(len(unit))
-    exact = torch.nn.functional.pad(
-        (unit @ unit.T).fill_diagonal_(-torch.inf), (0, columns.padding)
-    ).view(len(unit), columns.parts, columns.width)
-    for maxima in (columns.part_maxima(own, own), columns.mutual_part_maxima()):
-        assert (exact.amax(2) <= columns._upper_bound(maxima.double())).all()
+    everyone = torch.arange(len(unit))
+    with searching(torch.bfloat16):
+        coarse = _CoarseProduct(unit.float(), everyone)
+    exact = (unit @ unit.T).fill_diagonal_(-torch.inf)
+    exact = torch.nn.functional.pad(exact, (0, -len(unit) % coarse.groups), value=-torch.inf)
+    exact = exact.view(len(unit), -1, coarse.groups).amax(1)
+    for maxima in (coarse.maxima(everyone, None), coarse.mutual_maxima()):
+        assert (exact <= coarse.upper_bound(maxima)).all()
 
 
 def test_values_are_float64_where_torch_multiplies_float32_less_precisely():

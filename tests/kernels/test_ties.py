@@ -7,15 +7,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from sd_tokenmerge.kernels import complete
 from sd_tokenmerge.kernels.agglomerative import LINKAGES, agglomerative_labels, lowest_merges
 from sd_tokenmerge.kernels.average import AverageClusters
 from sd_tokenmerge.kernels.complete import CompleteClusters
 from sd_tokenmerge.kernels.rounds import merge_rounds
+from tests.kernels.test_agglomerative import DTYPES, searching
 from tests.kernels.token_fields import nearing_tokens, white_tokens
 from tests.reference import agglomerative as reference
-
-DTYPES = (torch.float32, torch.bfloat16)
 
 
 def integer_grid(side: int) -> Tensor:
@@ -45,11 +43,6 @@ CASES = {
 }
 
 
-@pytest.fixture(autouse=True)
-def _bfloat16_for_few_tokens_too(monkeypatch):
-    monkeypatch.setattr(complete, "_FEW_TOKENS", 0)
-
-
 cases = pytest.mark.parametrize("case", CASES)
 linkages = pytest.mark.parametrize("linkage", LINKAGES)
 
@@ -58,7 +51,7 @@ linkages = pytest.mark.parametrize("linkage", LINKAGES)
 @linkages
 def test_every_merge_is_of_a_closest_pair(case, linkage):
     tokens = CASES[case]
-    merges = lowest_merges(tokens[None], 1, linkage)
+    merges = lowest_merges(tokens, 1, linkage)
     steps = list(zip(*(field.tolist() for field in merges), strict=True))
     assert len(steps) == len(tokens) - 1
     distances = reference.cosine_distances(tokens.numpy())
@@ -69,7 +62,7 @@ def test_every_merge_is_of_a_closest_pair(case, linkage):
 def test_single_linkage_has_the_heights_of_scipy(case):
     tokens = CASES[case]
     expected = reference.scipy_tree(tokens.numpy(), "single")[:, 2]
-    found = lowest_merges(tokens[None], 1, "single").height
+    found = lowest_merges(tokens, 1, "single").height
     np.testing.assert_allclose(found.numpy(), expected, atol=1e-12)
 
 
@@ -81,7 +74,7 @@ def test_single_linkage_has_the_heights_of_scipy(case):
 def test_where_ties_leave_no_choice_the_heights_are_those_of_scipy(case, linkage):
     tokens = CASES[case]
     expected = reference.scipy_tree(tokens.numpy(), linkage)[:, 2]
-    found = lowest_merges(tokens[None], 1, linkage).height
+    found = lowest_merges(tokens, 1, linkage).height
     np.testing.assert_allclose(found.numpy(), expected, atol=1e-12)
 
 
@@ -91,19 +84,20 @@ def test_every_cut_has_exactly_k_clusters_and_does_not_depend_on_the_search(case
     tokens = CASES[case]
     count = len(tokens)
     for num_clusters in {1, 2, count // 4, count // 2, 3 * count // 4, count - 1, count}:
-        labels = agglomerative_labels(tokens[None], num_clusters, linkage, torch.float32)
+        labels = agglomerative_labels(tokens[None], num_clusters, linkage)
         assert labels.unique().tolist() == list(range(num_clusters))
-        again = agglomerative_labels(
-            tokens[None].repeat(3, 1, 1), num_clusters, linkage, torch.bfloat16
-        )
-        assert torch.equal(again, labels.repeat(3, 1))
+        for dtype in DTYPES:
+            with searching(dtype):
+                again = agglomerative_labels(tokens.repeat(3, 1, 1), num_clusters, linkage)
+            assert torch.equal(again, labels.repeat(3, 1))
 
 
 @linkages
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_many_equal_tokens(linkage, dtype):
     tokens = torch.cat((white_tokens(1, 12).repeat(400, 1), white_tokens(200, 12)))
-    merges = lowest_merges(tokens[None], 150, linkage, dtype)
+    with searching(dtype):
+        merges = lowest_merges(tokens, 150, linkage)
     assert (merges.height[:399] < 1e-12).all()
     assert (merges.height[399:] > 1e-3).all()
     labels = merges.labels(600)
@@ -131,9 +125,7 @@ class CountingComplete(CompleteClusters):
     "tokens", [torch.ones(256, 3), torch.zeros(256, 3), torch.eye(256)], ids=["ones", "zero", "eye"]
 )
 def test_total_ties_take_log2_rounds(tokens):
-    average = CountingAverage(tokens[None], torch.float32)
-    complete = CountingComplete(tokens, torch.bfloat16)
-    for clusters in (average, complete):
+    for clusters in (CountingAverage(tokens), CountingComplete(tokens)):
         assert len(merge_rounds(clusters, 255).left) == 255
         assert clusters.rounds == 8
 

@@ -31,50 +31,31 @@ import sys
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from sd_tokenmerge.kernels import triton_segments
-from sd_tokenmerge.kernels.device import triton_kernels
+from sd_tokenmerge.kernels.triton_segments import sum_segments
 
-float64, float32, int64, int32, int8 = "*fp64", "*fp32", "*i64", "*i32", "*i8"
-types = dict(
-    nearest=int64, total=float64, size=float64, mean=float32, rest=float64, best=float64,
-    alive=int8, is_new=int8, dormant=int8, search=int8, parent=int64, height=float64,
-    own_height=float64, merged_in=int32, bound=float64, this_round="i32", rows=int64,
-    row_count=int64, columns=int64, column_count=int64, error="fp32", N="i32", C="i32",
-    tokens="*fp16", order=int64, first=int64, sums=float32,
+types = dict(tokens="*fp16", order="*i64", first="*i64", sums="*fp32", C="i32")
+constants = dict(DTYPE=triton.language.float32, BLOCK_C=128)
+signature = {
+    name: "constexpr" if name in constants else types[name] for name in sum_segments.arg_names
+}
+source = ASTSource(sum_segments, signature, constants)
+built = triton.compile(
+    source,
+    target=GPUTarget("cuda", int(sys.argv[1]), 32),
+    options=dict(enable_fp_fusion=False),
 )
-average = dict(LOW_MAGIC=48.0, BLOCK_C=64)
-kernels = [
-    (triton_kernels.merge_pairs, average),
-    (triton_kernels.refresh, dict(BLOCK_C=64)),
-    (
-        triton_kernels.find_nearest,
-        dict(PRECISION="tf32x3", BLOCK_M=64, BLOCK_N=64, BLOCK_C=32),
-    ),
-    (triton_kernels.resolve, dict(average, BLOCK_N=16)),
-    (triton_segments.sum_segments, dict(DTYPE=triton.language.float32, BLOCK_C=128)),
-]
-for kernel, constants in kernels:
-    signature = {
-        name: "constexpr" if name in constants else types[name] for name in kernel.arg_names
-    }
-    source = ASTSource(kernel, signature, constants)
-    built = triton.compile(
-        source,
-        target=GPUTarget("cuda", int(sys.argv[1]), 32),
-        options=dict(enable_fp_fusion=False),
-    )
-    print(kernel.__name__, len(built.asm["cubin"]), built.metadata.shared)
-    assert built.metadata.shared <= 96 * 1024
+print(len(built.asm["cubin"]))
+assert built.metadata.shared <= 96 * 1024
 """
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("capability", ["80", "90"])
-def test_kernels_compile_to_machine_code(capability, tmp_path):
+def test_the_kernel_compiles_to_machine_code(capability, tmp_path):
     environment = {**os.environ, "TRITON_CACHE_DIR": str(tmp_path)}
     environment.pop("TRITON_INTERPRET", None)
     done = subprocess.run(
         [sys.executable, "-c", COMPILE, capability], env=environment, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
-    assert len(done.stdout.splitlines()) == 5
+    assert int(done.stdout) > 0
