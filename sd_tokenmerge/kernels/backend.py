@@ -23,11 +23,6 @@ def runs_triton(tensor: Tensor) -> bool:
     return tensor.is_cuda and _has_triton()
 
 
-def needs_fixed_shapes(tensor: Tensor) -> bool:
-    """Whether a shape that depends on data would make the host wait for this tensor's device."""
-    return tensor.device.type != "cpu"
-
-
 @cache
 def _has_triton() -> bool:
     return find_spec("triton") is not None
