@@ -119,23 +119,15 @@ def umbrella(pen: Pen, rng: Random) -> None:
     panels = 6
     for panel in range(panels):
         left, right = (-cos(pi * (panel + d) / panels) for d in (0, 1))
-        edge = [
-            (side * sin(pi / 2 * t), -0.85 + 0.9 * (1 - cos(pi / 2 * t)))
-            for side in (left,)
-            for t in _steps()
-        ]
-        back = [
-            (side * sin(pi / 2 * t), -0.85 + 0.9 * (1 - cos(pi / 2 * t)))
-            for side in (right,)
-            for t in _steps()
-        ]
         middle = ((left + right) / 2, -0.06)
-        pen.polygon([*edge, middle, *back[::-1]], colors[panel % 2])
+        pen.polygon([*_rib(left), middle, *_rib(right)[::-1]], colors[panel % 2])
     pen.line([(0, -1.0), (0, -0.85)], (90, 60, 40), 0.05)
 
 
-def _steps() -> list[float]:
-    return [step / 12 for step in range(13)]
+def _rib(side: float) -> list[tuple[float, float]]:
+    """The curve from an umbrella's tip to its rim at `side` in [-1, 1] of its width."""
+    angles = [pi / 2 * (step / 12) for step in range(13)]
+    return [(side * sin(angle), -0.85 + 0.9 * (1 - cos(angle))) for angle in angles]
 
 
 def daisy(pen: Pen, rng: Random) -> None:
