@@ -7,10 +7,10 @@ from collections.abc import Sequence
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line and exit: 0 done, 2 bad input, 1 anything unexpected.
+    """Run the command line and exit: 0 for success, 2 for bad input, 1 for other failures.
 
     Args:
-        arguments: what follows the command's name; default: those of this process.
+        arguments: words after the command's name; default: those of this process.
     """
     from sd_tokenmerge.cli.app import run
 

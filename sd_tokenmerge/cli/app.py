@@ -9,8 +9,8 @@ import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
-from importlib.util import find_spec
 from inspect import cleandoc
+from io import TextIOWrapper
 from typing import Any
 
 import typer
@@ -19,9 +19,9 @@ from typer.core import TyperGroup
 from sd_tokenmerge.cli.errors import UserError
 
 COMMANDS = ("generate", "fid", "sweep", "methods", "sites", "reference", "status")
-"""Subcommands; `name` is the function `<name>_command` in `sd_tokenmerge/cli/<name>.py`.
+"""Subcommands: function `<name>_command` in `sd_tokenmerge/cli/<name>.py`.
 
-No module there imports torch at its top: `--help` imports them all and has to answer at once.
+These modules must not import torch at the top: `--help` imports them all.
 """
 
 _PANELS_FROM_COLUMNS = 120
@@ -33,10 +33,10 @@ _ClickException: Any = _UsageError.__base__
 
 class _Subcommands(TyperGroup):
     def list_commands(self, ctx: Any) -> list[str]:
-        return [name for name in COMMANDS if find_spec(f"sd_tokenmerge.cli.{name}")]
+        return list(COMMANDS)
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        if cmd_name not in self.list_commands(ctx):
+        if cmd_name not in COMMANDS:
             return None
         if cmd_name not in self.commands:
             module = import_module(f"sd_tokenmerge.cli.{cmd_name}")
@@ -46,7 +46,7 @@ class _Subcommands(TyperGroup):
             )
             single.command(cmd_name, help=_unwrap(function.__doc__))(function)
             command: Any = typer.main.get_command(single)
-            command.callback = _in_users_words(command.callback, _flags(command))
+            command.callback = _with_user_errors(command.callback, _flags(command))
             self.commands[cmd_name] = command
         return self.commands[cmd_name]
 
@@ -60,13 +60,13 @@ app = typer.Typer(
 
 
 def _help_style() -> dict[str, Any]:
-    """Panels where they fit; a narrow terminal would cut off names and examples in them."""
+    """Panels in wide terminals only: in a narrow one they cut off names and examples."""
     width = shutil.get_terminal_size().columns
     return {} if width >= _PANELS_FROM_COLUMNS else {"rich_markup_mode": None}
 
 
-def _in_users_words(callback: Callable[..., Any], flags: dict[str, str]) -> Callable[..., Any]:
-    """Name flags in errors, and report Ctrl-C with what the command says: typer drops that."""
+def _with_user_errors(callback: Callable[..., Any], flags: dict[str, str]) -> Callable[..., Any]:
+    """Name flags in errors, and keep the message of a `KeyboardInterrupt`, which typer drops."""
 
     def command(*args: Any, **kwargs: Any) -> Any:
         try:
@@ -81,20 +81,20 @@ def _in_users_words(callback: Callable[..., Any], flags: dict[str, str]) -> Call
 
 
 def _flags(command: Any) -> dict[str, str]:
-    """The flags of a command by the names that the library has for them."""
+    """The flags of a command by the library's names of the options."""
     options = [parameter for parameter in command.params if parameter.opts[0].startswith("--")]
     spelled = {flag[2:].replace("-", "_"): flag for option in options for flag in option.opts}
     return spelled | {option.name: option.opts[0] for option in options}
 
 
 def _stand_ins(given: Mapping[str, Any]) -> dict[str, str]:
-    """Flags that were given in place of those that an error names."""
+    """Flags that were given instead of the ones that an error names."""
     is_square = given.get("size") is not None
     return dict.fromkeys(("height", "width"), "--size") if is_square else {}
 
 
 def _unwrap(text: str) -> str:
-    """Join the lines of each paragraph, so that the help wraps where the terminal ends."""
+    """Join the lines of each paragraph, so that the help wraps at the terminal's width."""
     return re.sub(r"(?<!\n)\n(?!\n)", " ", cleandoc(text))
 
 
@@ -116,7 +116,13 @@ def _root(
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Run one command line, report errors, and return the exit code."""
+    """Run one command line, report errors, and return the exit code.
+
+    Characters that a terminal's encoding lacks are printed as "?".
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="replace")
     try:
         return int(
             app(list(arguments) or ["--help"], prog_name="sd-tokenmerge", standalone_mode=False)
@@ -135,7 +141,7 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _report(message: str, *, own: bool = False) -> None:
-    """Print an error, of processes launched together only the first one's or each its own."""
+    """Print an error once for processes launched together, or once for each if it is its own."""
     rank = os.environ.get("RANK", "0")
     if rank == "0":
         print(f"error: {message}", file=sys.stderr)

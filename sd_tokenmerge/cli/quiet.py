@@ -6,9 +6,10 @@ import os
 
 
 def quiet_libraries() -> None:
-    """Silence import-time notices, loading bars and warnings of transformers and diffusers.
+    """Silence notices, loading bars and warnings of transformers and diffusers.
 
-    Notices at import only if called before; a level that the user set in the environment stays.
+    Call it before importing them, since some notices appear on import. A level that the user has
+    set in the environment stays.
     """
     chosen = {name: name in os.environ for name in _VERBOSITY}
     for name in _VERBOSITY:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import NoReturn
 
@@ -11,6 +14,7 @@ import torch
 
 from sd_tokenmerge.cli.app import run
 from sd_tokenmerge.cli.errors import UserError, user_errors
+from tests.fid.pictures import draw
 from tests.tiny_models import tiny_sd15
 
 FLAGS = {"keep_rate": "--keep-rate", "out": "--out"}
@@ -86,3 +90,38 @@ def test_too_little_memory_says_what_to_do(
         assert error.startswith("error: the device's memory does not suffice")
         assert "--batch-size" in error
         shutil.rmtree(tmp_path / "out")
+
+
+def test_any_terminal_can_show_the_results(tmp_path: Path) -> None:
+    tiny_sd15().save_pretrained(tmp_path / "tiny")
+    command = ["sweep", "--model", str(tmp_path / "tiny"), "--classes", "1", "--size", "32"]
+    command += ["--steps", "1", "--device", "cpu", "--out", str(tmp_path / "out")]
+    command += ["--methods", "random", "--keep-rates", "0.5"]
+    result = subprocess.run(
+        [sys.executable, "-m", "sd_tokenmerge", *command],
+        env={**os.environ, "PYTHONIOENCODING": "ascii"},
+        capture_output=True,
+    )
+    assert result.returncode == 0, result.stderr
+    assert b"### All measurements" in result.stdout
+    assert b"| unmerged |" in result.stdout
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
+@pytest.mark.parametrize("device", ["cuda", "cuda:7", "abacus"])
+def test_a_device_that_is_not_there_is_one_line(
+    tmp_path: Path, device: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for index in range(3):
+        draw(index, 0).save(tmp_path / f"{index}.png")
+    tiny_sd15().save_pretrained(tmp_path / "tiny")
+    images, out = str(tmp_path), str(tmp_path / "out")
+    for command in (
+        ["fid", images, images, "--extractor", "efficientnet-lite0", "--no-cache"],
+        ["sweep", "--model", str(tmp_path / "tiny"), "--out", out],
+    ):
+        assert run([*command, "--device", device]) == 2
+        error = capsys.readouterr().err
+        assert error.startswith("error: --device must be")
+        assert error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
