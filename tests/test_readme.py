@@ -1,4 +1,4 @@
-"""The README's Python code runs as it is written, with a tiny pipeline in place of a trained one."""
+"""The README's Python code runs as written, with a tiny pipeline in place of a trained one."""
 
 from __future__ import annotations
 
