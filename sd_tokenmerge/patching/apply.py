@@ -9,10 +9,11 @@ from torch import nn
 
 from sd_tokenmerge.config import MergeConfig, make_config
 from sd_tokenmerge.methods.base import Method
+from sd_tokenmerge.patching.attention import require_mergeable
 from sd_tokenmerge.patching.call import SchedulerOf
 from sd_tokenmerge.patching.patch import Patch, find_patch
 from sd_tokenmerge.patching.report import Report
-from sd_tokenmerge.patching.sites import cache_over_steps, find_denoiser, native_latent_size
+from sd_tokenmerge.patching.sites import find_denoiser, native_latent_size
 from sd_tokenmerge.patching.targets import choose_targets, require_reachable
 
 
@@ -57,7 +58,9 @@ def apply_patch(
         ValueError: an argument is out of range, no block would be merged, or the method can't reach
             the keep rate at the size the UNet was made for (for other sizes, the call of the UNet
             raises it).
-        RuntimeError: `pipe` is already patched, or caches the output of its self-attentions.
+        RuntimeError: `pipe` is already patched, or something else that was done to it does not work
+            together with merging: a cache of self-attentions, fused projections, self-attention
+            guidance, or an attention processor that `merge` does not support.
     """
     if type(replace) is not bool:
         raise TypeError(f"`replace` must be True or False, got {replace!r}.")
@@ -79,13 +82,8 @@ def apply_patch(
     native = native_latent_size(denoiser)
     if native is not None:
         require_reachable(parsed, targets, *native)
-    for site in (target.site for target in targets):
-        cache_name = cache_over_steps(site.attention)
-        if cache_name is not None:
-            raise RuntimeError(
-                f"`pipe` must not cache its self-attentions over steps, got {cache_name!r} on "
-                f"{site.path}: it would replay merged tokens under another partition."
-            )
+    for target in targets:
+        require_mergeable(target.site.attention, config)
     present = find_patch(denoiser)
     if present is not None and not replace:
         raise RuntimeError(

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from sd_tokenmerge.config import MergeConfig
 from sd_tokenmerge.patching.block import MergedBlock
-from sd_tokenmerge.patching.sites import cache_over_steps, only_attends_to_itself
+from sd_tokenmerge.patching.sites import why_not
 
 
 class MergedAttention:
@@ -91,17 +91,19 @@ def _require_plain_call(
         raise ValueError("a merged self-attention must get no `encoder_hidden_states`, got some.")
     if attention_mask is not None:
         raise ValueError("a merged self-attention must get no `attention_mask`, got one.")
-    cache_name = cache_over_steps(attention)
-    if cache_name is not None:
-        raise RuntimeError(
-            f"token merging can't be combined with the cache {cache_name!r} on a self-attention: "
-            "it would replay merged tokens under another partition. Remove one of the two."
-        )
-    if config.merge != "qkv" or config.weights_keys:
-        reason = only_attends_to_itself(attention)
-        if reason is not None:
-            raise RuntimeError(f"only plain merge='qkv' can be combined with {reason}.")
-    if config.merge != "qkv" and attention.fused_projections:
-        raise RuntimeError(
-            f"merge={config.merge!r} needs separate projections: call unfuse_qkv_projections()."
-        )
+    require_mergeable(attention, config)
+
+
+def require_mergeable(attention: Any, config: MergeConfig) -> None:
+    """Refuse an attention that can't be merged as `config` says.
+
+    Raises:
+        RuntimeError: something else that was done to it does not work together with merging.
+    """
+    reason = why_not(
+        attention,
+        plain=config.merge == "qkv" and not config.weights_keys,
+        separate_keys=config.merge != "qkv",
+    )
+    if reason is not None:
+        raise RuntimeError(f"token merging can't be combined with this model as it is: {reason}")

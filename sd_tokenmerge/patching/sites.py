@@ -7,8 +7,11 @@ from typing import Any
 
 from diffusers.models.attention import BasicTransformerBlock
 from diffusers.models.attention_processor import (
-    PAGCFGIdentitySelfAttnProcessor2_0,
-    PAGIdentitySelfAttnProcessor2_0,
+    AttnProcessor,
+    AttnProcessor2_0,
+    FusedAttnProcessor2_0,
+    SlicedAttnProcessor,
+    XFormersAttnProcessor,
 )
 from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from torch import nn
@@ -46,6 +49,8 @@ def find_denoiser(model: object) -> nn.Module:
         TypeError: `model` is neither of them.
     """
     denoiser = getattr(model, "unet", model)
+    if denoiser is None:
+        raise TypeError(f"`pipe` must have a UNet, got a {type(model).__name__} without one.")
     denoiser = getattr(denoiser, "_orig_mod", denoiser)  # what torch.compile(unet) wraps
     if not isinstance(denoiser, nn.Module) or not hasattr(denoiser, "down_blocks"):
         raise TypeError(
@@ -109,25 +114,48 @@ def native_latent_size(denoiser: nn.Module) -> tuple[int, int] | None:
     return height, width
 
 
-def cache_over_steps(attention: Any) -> str | None:
+def why_not(attention: Any, *, plain: bool, separate_keys: bool) -> str | None:
+    """Why an attention can't be merged, as a sentence; None if it can.
+
+    Args:
+        attention: a diffusers `Attention`.
+        plain: whether it is called as without merging, on fewer tokens. Otherwise it gets keys of
+            its own or a bias on its logits, which other processors misread or ignore.
+        separate_keys: whether it gets keys of its own.
+    """
+    processor = attention.processor
+    if isinstance(processor, FusedAttnProcessor2_0) and not separate_keys:
+        plain = True
+    cache_name = _cache_over_steps(attention)
+    if cache_name is not None:
+        return (
+            f"the cache {cache_name!r} on a self-attention would replay merged tokens under "
+            "another partition: remove one of the two."
+        )
+    if type(processor).__name__ == "CrossAttnStoreProcessor":
+        return "self-attention guidance needs the attention of all tokens of this block."
+    if attention.fused_projections and separate_keys:
+        return "only merge='qkv' works with fused projections: call unfuse_qkv_projections()."
+    if not plain and not isinstance(processor, _TAKE_KEYS_AND_BIAS):
+        return (
+            "only merge='qkv' without proportional attention works with the processor "
+            f"{type(processor).__name__}: call unet.set_attn_processor(AttnProcessor2_0()), or "
+            "merge that way."
+        )
+    return None
+
+
+_TAKE_KEYS_AND_BIAS = (AttnProcessor, AttnProcessor2_0, SlicedAttnProcessor, XFormersAttnProcessor)
+
+
+def _cache_over_steps(attention: Any) -> str | None:
     """The name of a diffusers cache that keeps this attention's output from call to call, if any.
 
-    Such a cache (pyramid attention broadcast, FasterCache, ...) works inside the merged attention:
-    it would replay merged tokens under another partition.
+    Such a cache (pyramid attention broadcast, FasterCache, ...) works inside the merged attention.
     """
     registry = getattr(attention, "_diffusers_hook", None)
     if registry is not None:
         for name, hook in registry.hooks.items():
             if hook._is_stateful:
                 return str(name)
-    return None
-
-
-def only_attends_to_itself(attention: Any) -> str | None:
-    """Why this attention can take no separate keys and no bias on its logits; None if it can."""
-    if isinstance(
-        attention.processor,
-        (PAGIdentitySelfAttnProcessor2_0, PAGCFGIdentitySelfAttnProcessor2_0),
-    ):
-        return "perturbed-attention guidance, which splits the batch inside the attention"
     return None

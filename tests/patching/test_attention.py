@@ -1,9 +1,18 @@
 from __future__ import annotations
 
+import sys
+from functools import partial
+
 import pytest
 import tomesd
 import torch
+from diffusers import StableDiffusionSAGPipeline, TextToVideoZeroPipeline
 from diffusers.hooks import PyramidAttentionBroadcastConfig, apply_pyramid_attention_broadcast
+from diffusers.models.attention_processor import (
+    CustomDiffusionAttnProcessor,
+    CustomDiffusionAttnProcessor2_0,
+    PAGCFGIdentitySelfAttnProcessor2_0,
+)
 from torch.nn import functional
 
 from sd_tokenmerge import METHODS, ToMeSD, apply_patch, clusters_to_keep, parse_method
@@ -12,10 +21,19 @@ from sd_tokenmerge.patching.call import DenoiserCall
 from sd_tokenmerge.patching.sites import find_sites
 from tests.patching.spies import SpyMethod, traced
 from tests.reference.merged_block import merged_attention, merged_block
-from tests.tiny_models import call_unet, tiny_unet, unet_inputs
+from tests.tiny_models import call_unet, tiny_sd15, tiny_unet, unet_inputs
 
 KINDS = ["sd15", "sd21", "sdxl"]
 MERGES = [("qkv", False), ("qkv", True), ("kv", False), ("kv", True), ("q", False)]
+TEXT_TO_VIDEO = sys.modules[TextToVideoZeroPipeline.__module__]
+OTHER_FORMS = [{"merge": "kv"}, {"merge": "q"}, {"proportional_attention": True}]
+OTHER_PROCESSORS = [
+    partial(CustomDiffusionAttnProcessor, train_kv=False, train_q_out=False),
+    partial(CustomDiffusionAttnProcessor2_0, train_kv=False, train_q_out=False),
+    partial(TEXT_TO_VIDEO.CrossFrameAttnProcessor, batch_size=2),
+    partial(TEXT_TO_VIDEO.CrossFrameAttnProcessor2_0, batch_size=2),
+    PAGCFGIdentitySelfAttnProcessor2_0,
+]
 SEEDED = [name for name in METHODS if parse_method(name).uses_seed]
 
 
@@ -344,13 +362,53 @@ class TestRefusals:
             with pytest.raises(RuntimeError, match="'pyramid_attention_broadcast'"):
                 apply_patch(unet, "tome-sd")
 
+    @pytest.mark.parametrize("first", ["patch", "fuse"])
     @pytest.mark.parametrize("merge", ["kv", "q"])
-    def test_separate_keys_with_fused_projections(self, merge):
+    def test_separate_keys_with_fused_projections(self, merge, first):
         unet = tiny_unet()
-        unet.fuse_qkv_projections()
-        apply_patch(unet, "tome-sd", merge=merge)
-        with pytest.raises(RuntimeError, match="call unfuse_qkv_projections"):
-            call_unet(unet)
+        if first == "patch":
+            apply_patch(unet, "tome-sd", merge=merge)
+            unet.fuse_qkv_projections()
+            with pytest.raises(RuntimeError, match="call unfuse_qkv_projections"):
+                call_unet(unet)
+        else:
+            unet.fuse_qkv_projections()
+            with pytest.raises(RuntimeError, match="call unfuse_qkv_projections"):
+                apply_patch(unet, "tome-sd", merge=merge)
+
+    @pytest.mark.parametrize("first", ["patch", "processor"])
+    @pytest.mark.parametrize("options", OTHER_FORMS, ids=str)
+    @pytest.mark.parametrize("make", OTHER_PROCESSORS)
+    def test_processors_that_misread_keys_or_bias(self, make, options, first):
+        unet = tiny_unet()
+        message = "works with the processor " + type(make()).__name__
+        if first == "patch":
+            apply_patch(unet, "tome-sd", **options)
+            find_sites(unet)[0].attention.processor = make()
+            with pytest.raises(RuntimeError, match=message):
+                call_unet(unet)
+        else:
+            find_sites(unet)[0].attention.processor = make()
+            with pytest.raises(RuntimeError, match=message):
+                apply_patch(unet, "tome-sd", **options)
+
+    @pytest.mark.parametrize("make", OTHER_PROCESSORS[:2])
+    def test_the_plain_form_works_with_any_processor(self, make):
+        unet, plain = tiny_unet(), tiny_unet()
+        for site in find_sites(unet):
+            site.attention.processor = make()
+        apply_patch(unet, "tome-sd")
+        apply_patch(plain, "tome-sd")
+        torch.testing.assert_close(call_unet(unet), call_unet(plain), rtol=0, atol=1e-5)
+
+    def test_self_attention_guidance(self):
+        pipe = StableDiffusionSAGPipeline(**tiny_sd15().components, requires_safety_checker=False)
+        options = {"num_inference_steps": 2, "output_type": "latent"}
+        apply_patch(pipe, "tome-sd")
+        assert pipe("a dog", **options).images.isfinite().all()  # its map is the middle block's
+        apply_patch(pipe, "random", levels=4, replace=True)
+        with pytest.raises(RuntimeError, match="self-attention guidance needs"):
+            pipe("a dog", **options)
 
     def test_keep_rate_out_of_reach_where_the_size_is_known_only_now(self):
         unet = tiny_unet()

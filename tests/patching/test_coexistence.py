@@ -19,7 +19,6 @@ from diffusers.hooks import apply_group_offloading, apply_layerwise_casting
 from diffusers.models.attention_processor import (
     AttnProcessor,
     AttnProcessor2_0,
-    PAGCFGIdentitySelfAttnProcessor2_0,
 )
 from peft import LoraConfig
 from torch.utils.checkpoint import checkpoint
@@ -336,16 +335,6 @@ class TestPerturbedAttentionGuidance:
         assert not torch.allclose(merged, plain, atol=1e-3)
         handle.remove()
         assert torch.equal(self.picture(pipe), plain)
-
-    @pytest.mark.parametrize(
-        "options", [{"merge": "kv"}, {"merge": "q"}, {"proportional_attention": True}], ids=str
-    )
-    def test_refuses_what_would_be_ignored(self, options):
-        unet = tiny_unet()
-        find_sites(unet)[0].attention.processor = PAGCFGIdentitySelfAttnProcessor2_0()
-        apply_patch(unet, "tome-sd", **options)
-        with pytest.raises(RuntimeError, match="perturbed-attention guidance"):
-            call(unet)
 
 
 def test_img2img():

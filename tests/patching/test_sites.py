@@ -5,7 +5,13 @@ from contextlib import ExitStack
 
 import pytest
 import torch
-from diffusers import ControlNetModel, FluxTransformer2DModel, UNet2DConditionModel, UNet2DModel
+from diffusers import (
+    ControlNetModel,
+    FluxTransformer2DModel,
+    StableDiffusionPipeline,
+    UNet2DConditionModel,
+    UNet2DModel,
+)
 
 from sd_tokenmerge import apply_patch
 from sd_tokenmerge.patching.sites import find_denoiser, find_sites, level_grid
@@ -85,6 +91,14 @@ def test_denoiser_of_pipelines_unets_and_controlnets():
 def test_what_has_no_unet_is_refused(model):
     with pytest.raises(TypeError, match="`pipe` must be a pipeline with a UNet"):
         find_denoiser(model)
+
+
+def test_a_pipeline_that_was_loaded_without_its_unet_is_refused():
+    pipe = StableDiffusionPipeline(
+        **{**tiny_sd15().components, "unet": None}, requires_safety_checker=False
+    )
+    with pytest.raises(TypeError, match="must have a UNet, got a StableDiffusionPipeline without"):
+        find_denoiser(pipe)
 
 
 def test_other_architectures_are_refused():
