@@ -43,7 +43,8 @@ def _describe(cls: type[Method]) -> dict[str, Any]:
     import sys
     from dataclasses import fields
 
-    from sd_tokenmerge.methods.base import Grid, describe_type, option_types
+    from sd_tokenmerge.methods.base import Grid
+    from sd_tokenmerge.options import describe_type, option_types
 
     types, meanings = option_types(cls), _meanings(cls)
     method = cls()

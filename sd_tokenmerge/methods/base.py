@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import fields
-from typing import ClassVar, Literal, NamedTuple, get_args, get_origin, get_type_hints
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
+from sd_tokenmerge.options import describe_type, option_types, require_option
 from sd_tokenmerge.partitions import Partition
 
 _LARGEST = 1e15
@@ -60,7 +61,9 @@ class Method(ABC):
     def __post_init__(self) -> None:
         """Refuse options of the wrong type; subclasses check ranges."""
         for option, hint in option_types(type(self)).items():
-            _require_type(self.name, option, getattr(self, option), hint)
+            describe_type(hint)  # refuses types that no method string can hold
+            label = f"`{option}` of {self.name}"
+            require_option(type(self), option, getattr(self, option), label=label)
 
     def require_at_least(self, option: str, lowest: int) -> None:
         """Refuse an option below its range.
@@ -155,35 +158,6 @@ class Method(ABC):
             if getattr(self, field.name) != field.default
         ]
         return self.name + (":" + ",".join(options) if options else "")
-
-
-def option_types(method_class: type[Method]) -> dict[str, object]:
-    """The options of a method and their types, in the order of its fields."""
-    hints = get_type_hints(method_class)
-    return {field.name: hints[field.name] for field in fields(method_class)}  # type: ignore[arg-type]
-
-
-def describe_type(hint: object) -> str:
-    """Describe the values that an option allows, for help and errors.
-
-    Raises:
-        TypeError: methods cannot have options of this type.
-    """
-    if get_origin(hint) is Literal:
-        return "|".join(get_args(hint))
-    for known, words in ((bool, "true|false"), (int, "an integer"), (float, "a number")):
-        if hint is known:
-            return words
-    raise TypeError(f"an option must be bool, int, float or a Literal of strings, got {hint}.")
-
-
-def _require_type(method: str, option: str, value: object, hint: object) -> None:
-    allowed = describe_type(hint)
-    if get_origin(hint) is Literal:
-        if value not in get_args(hint):
-            raise ValueError(f"`{option}` of {method} must be {allowed}, got {value!r}.")
-    elif type(value) is not hint and not (hint is float and type(value) is int):
-        raise TypeError(f"`{option}` of {method} must be {allowed}, got {value!r}.")
 
 
 def _precise(tensor: Tensor) -> Tensor:

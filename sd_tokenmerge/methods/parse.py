@@ -7,7 +7,8 @@ import re
 from collections.abc import Mapping
 from typing import Any, Literal, get_args, get_origin
 
-from sd_tokenmerge.methods.base import Method, describe_type, option_types
+from sd_tokenmerge.methods.base import Method
+from sd_tokenmerge.options import describe_type, option_types
 
 _INTEGER = re.compile(r"-?[0-9]+")
 _NUMBER = re.compile(r"-?[0-9]+(\.[0-9]+)?(e[+-]?[0-9]+)?")

@@ -49,7 +49,7 @@ def find_denoiser(model: object) -> nn.Module:
         TypeError: `model` is neither of them.
     """
     denoiser = getattr(model, "unet", model)
-    if denoiser is None:
+    if denoiser is None and model is not None:
         raise TypeError(f"`pipe` must have a UNet, got a {type(model).__name__} without one.")
     denoiser = getattr(denoiser, "_orig_mod", denoiser)  # what torch.compile(unet) wraps
     if not isinstance(denoiser, nn.Module) or not hasattr(denoiser, "down_blocks"):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sd_tokenmerge.methods import METHODS, Grid, Method, partition
-from sd_tokenmerge.methods.base import option_types
+from sd_tokenmerge.options import option_types
 from sd_tokenmerge.partitions import Partition
 
 
