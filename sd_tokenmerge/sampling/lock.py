@@ -7,7 +7,7 @@ Locks are the operating system's: they end with their process, however it ends. 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -23,61 +23,41 @@ class FolderBusyError(ValueError):
     """Another process is generating the same images."""
 
 
-class FolderLock:
-    """The right to generate one shard of a folder; see `lock_folder`."""
-
-    def __init__(self, folder: Path, shard: int, shards: int):
-        self._stack = ExitStack()
-        self._gate = ExitStack()
-        self._is_shard = shards > 1
-        with ExitStack() as undo:
-            gate = FileLock(folder / ".lock")
-            self._take(gate, folder, _SET_UP_TIMEOUT_S if self._is_shard else _PROBE_TIMEOUT_S)
-            undo.callback(gate.release)
-            division = f"-of-{shards}"
-            for path in folder.glob(".lock-*-of-*"):
-                if not (self._is_shard and path.name.endswith(division)):
-                    other = FileLock(path)
-                    self._take(other, folder, _PROBE_TIMEOUT_S)
-                    other.release()
-            if self._is_shard:
-                own = FileLock(folder / f".lock-{shard + 1}{division}")
-                self._take(own, folder, _PROBE_TIMEOUT_S)
-                self._stack.callback(own.release)
-            self._gate.callback(gate.release)
-            undo.pop_all()
-
-    def end_set_up(self) -> None:
-        """Let other shards set up; does nothing for a whole run."""
-        if self._is_shard:
-            self._gate.close()
-
-    def release(self) -> None:
-        """Give up the folder."""
-        self._gate.close()
-        self._stack.close()
-
-    @staticmethod
-    def _take(lock: FileLock, folder: Path, timeout: float) -> None:
-        try:
-            lock.acquire(timeout=timeout)
-        except Timeout:
-            raise FolderBusyError(
-                f"`out` must not be in use, got {str(folder)!r}: another process is generating "
-                f"the same images there. Wait for it, or divide the work with `shard`."
-            ) from None
-
-
 @contextmanager
-def lock_folder(folder: Path, shard: int = 0, shards: int = 1) -> Iterator[FolderLock]:
+def lock_folder(folder: Path, shard: int = 0, shards: int = 1) -> Iterator[Callable[[], None]]:
     """Hold a folder, or one shard of it, while generating.
+
+    Yields:
+        A function to call after the set-up, to let other shards set up.
 
     Raises:
         FolderBusyError: another process holds it, or holds a shard of another division.
     """
-    lock = FolderLock(folder, shard, shards)
+    is_shard, division = shards > 1, f"-of-{shards}"
+    with ExitStack() as own, ExitStack() as gate:
+        timeout = _SET_UP_TIMEOUT_S if is_shard else _PROBE_TIMEOUT_S
+        gate.enter_context(_taken(folder / ".lock", timeout))
+        for path in folder.glob(".lock-*-of-*"):
+            if not (is_shard and path.name.endswith(division)):
+                with _taken(path, _PROBE_TIMEOUT_S):
+                    pass
+        if is_shard:
+            own.enter_context(_taken(folder / f".lock-{shard + 1}{division}", _PROBE_TIMEOUT_S))
+        yield gate.close if is_shard else lambda: None
+
+
+@contextmanager
+def _taken(path: Path, timeout_s: float) -> Iterator[None]:
+    lock = FileLock(path)
     try:
-        yield lock
+        lock.acquire(timeout=timeout_s)
+    except Timeout:
+        raise FolderBusyError(
+            f"`out` must not be in use, got {str(path.parent)!r}: another process is generating "
+            f"the same images there. Wait for it, or divide the work with `shard`."
+        ) from None
+    try:
+        yield
     finally:
         lock.release()
 
@@ -89,13 +69,11 @@ def is_locked(folder: Path) -> bool:
 
 def _is_held(path: Path) -> bool:
     if os.name != "posix":
-        probe = FileLock(path)
         try:
-            probe.acquire(timeout=0)
-        except Timeout:
+            with _taken(path, 0):
+                return False
+        except FolderBusyError:
             return True
-        probe.release()
-        return False
     import fcntl
 
     try:

@@ -205,9 +205,9 @@ class Run:
         self.folder.mkdir(parents=True, exist_ok=True)
         if self._shard[1] > 1:
             stack.callback(self._unite_shards)
-        lock = stack.enter_context(lock_folder(self.folder, *self._shard))
+        end_set_up = stack.enter_context(lock_folder(self.folder, *self._shard))
         before = settle_description(self.folder, description, self._options, overwrite)
-        lock.end_set_up()
+        end_set_up()
         if before is not None and (changed := version_differences(before, description)):
             self._progress.note(
                 f"The run was begun with other versions ({', '.join(changed)}); new images may "

@@ -20,8 +20,8 @@ def _impatient(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) 
 
 
 def test_a_whole_run_keeps_everyone_out(tmp_path: Path) -> None:
-    with lock_folder(tmp_path) as lock:
-        lock.end_set_up()
+    with lock_folder(tmp_path) as end_set_up:
+        end_set_up()
         assert is_locked(tmp_path)
         for other in [(0, 1), (0, 2)]:
             with (
@@ -35,10 +35,10 @@ def test_a_whole_run_keeps_everyone_out(tmp_path: Path) -> None:
 
 
 def test_shards_of_one_division_work_side_by_side(tmp_path: Path) -> None:
-    with lock_folder(tmp_path, 0, 2) as first:
-        first.end_set_up()
-        with lock_folder(tmp_path, 1, 2) as second:
-            second.end_set_up()
+    with lock_folder(tmp_path, 0, 2) as end_set_up:
+        end_set_up()
+        with lock_folder(tmp_path, 1, 2) as end_second_set_up:
+            end_second_set_up()
             assert is_locked(tmp_path)
         assert is_locked(tmp_path)
     assert not is_locked(tmp_path)
@@ -48,8 +48,8 @@ def test_shards_of_one_division_work_side_by_side(tmp_path: Path) -> None:
 def test_a_shard_keeps_out_itself_the_whole_and_other_divisions(
     tmp_path: Path, other: tuple[int, int]
 ) -> None:
-    with lock_folder(tmp_path, 0, 2) as lock:
-        lock.end_set_up()
+    with lock_folder(tmp_path, 0, 2) as end_set_up:
+        end_set_up()
         with pytest.raises(FolderBusyError), lock_folder(tmp_path, *other):
             pass
         with lock_folder(tmp_path, 1, 2):  # the failed attempt holds nothing
@@ -105,8 +105,8 @@ def test_a_look_at_the_lock_stops_nobody(tmp_path: Path) -> None:
 
 def test_looking_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert not is_locked(tmp_path)
-    with lock_folder(tmp_path, 0, 2) as lock:
-        lock.end_set_up()
+    with lock_folder(tmp_path, 0, 2) as end_set_up:
+        end_set_up()
         names = sorted(os.listdir(tmp_path))
         open_flags = []
         system_open = os.open
