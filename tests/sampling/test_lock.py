@@ -94,7 +94,7 @@ def test_a_look_at_the_lock_stops_nobody(tmp_path: Path) -> None:
     for watcher in watchers:
         watcher.start()
     try:
-        for _ in range(100):
+        for _ in range(40):
             with lock_folder(tmp_path):
                 pass
     finally:

@@ -26,7 +26,7 @@ from sd_tokenmerge.sampling.plan import planned_files
 from sd_tokenmerge.sampling.prompts import read_prompts
 from sd_tokenmerge.sampling.resolve import read_sample_settings, resolve_options
 
-MANY = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=100)
+MANY = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=30)
 
 JSON = st.recursive(
     st.none()
