@@ -48,10 +48,14 @@ def test_failed_atomic_write_leaves_the_old_content(
 def test_an_interrupted_block_leaves_the_old_content(tmp_path: Path) -> None:
     path = tmp_path / "a"
     path.write_bytes(b"old")
-    writer = open_atomically(path)
-    writer.__enter__().write(b"new")
+
+    def write_and_stop() -> None:
+        with open_atomically(path) as file:
+            file.write(b"new")
+            raise KeyboardInterrupt
+
     with pytest.raises(KeyboardInterrupt):
-        writer.__exit__(KeyboardInterrupt, KeyboardInterrupt(), None)
+        write_and_stop()
     assert path.read_bytes() == b"old"
     assert os.listdir(tmp_path) == ["a"]
 
