@@ -15,5 +15,11 @@ def in_columns(rows: Sequence[Sequence[str]], *, left: Collection[int] = (0,)) -
         left: columns that are aligned to the left; the others hold numbers.
     """
     align = ["left" if column in left else "right" for column in range(len(rows[0]))]
-    text = tabulate(rows, tablefmt="plain", disable_numparse=True, colalign=align)
-    return "\n".join(line.rstrip() for line in text.splitlines())
+    cells = [[printable(text) for text in row] for row in rows]
+    text = tabulate(cells, tablefmt="plain", disable_numparse=True, colalign=align)
+    return "\n".join(line.rstrip() for line in text.split("\n"))
+
+
+def printable(text: str) -> str:
+    """Text with "?" for control characters, which a terminal would obey."""
+    return "".join(character if character.isprintable() else "?" for character in text)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sd_tokenmerge.cli.columns import in_columns
+from sd_tokenmerge.cli.columns import in_columns, printable
 from sd_tokenmerge.cli.errors import user_errors
 
 if TYPE_CHECKING:
@@ -50,11 +50,11 @@ def _print_runs(runs: tuple[RunStatus, ...], folder: Path) -> None:
     print(in_columns(rows, left=(0, 1, 7)))
     for run in runs:
         for finding in run.findings:
-            print(f"{run.folder}: {finding}")
+            print(printable(f"{run.folder}: {finding}"))
 
 
 def _print_sweep(sweep: SweepStatus) -> None:
     if sweep.settings:
         print(f"{sweep.folder}: {sweep.tabulated} of {sweep.settings} settings in the tables")
     for finding in sweep.findings:
-        print(f"{sweep.folder}: {finding}")
+        print(printable(f"{sweep.folder}: {finding}"))

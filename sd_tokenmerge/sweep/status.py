@@ -91,7 +91,7 @@ def _run_status(path: Path) -> RunStatus:
     try:
         return run_status(path)
     except (ValueError, OSError) as error:
-        return RunStatus(str(path), "unknown", "1", 0, 0, 0, 0, (str(error),), is_running=False)
+        return RunStatus(str(path), "?", "?", 0, 0, 0, 0, (str(error),), is_running=False)
 
 
 def _not_begun(path: Path, setting: PlannedSetting) -> RunStatus:

@@ -106,3 +106,12 @@ def test_a_plan_names_no_folder_outside(tmp_path, name):
     status = folder_status(tmp_path)
     assert status.runs == ()
     assert "sweep.json is damaged" in status.sweeps[0].findings[0]
+
+
+def test_names_cannot_control_the_terminal(tmp_path, capsys):
+    setting = {"folder": "a\x1b[2J", "method": "\x1b[31mred\nline", "keep_rate": 0.5, "images": 2}
+    (tmp_path / "sweep.json").write_text(json.dumps({"settings": [setting]}))
+    assert run(["status", str(tmp_path)]) == 1
+    out = capsys.readouterr().out
+    assert "\x1b" not in out
+    assert "?[31mred?line" in out
