@@ -43,7 +43,7 @@ def test_options_of_other_types_are_refused_where_they_are_defined():
     class Listed(ToMe):
         weights: tuple[float, ...] = ()
 
-    with pytest.raises(TypeError, match="an option must be bool, int, float or a Literal"):
+    with pytest.raises(TypeError, match="an option must be bool, int, float, str or a Literal"):
         Listed()
 
 
