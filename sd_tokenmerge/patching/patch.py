@@ -92,6 +92,12 @@ class Patch:
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _begin_call(self, module: Any, args: Arguments, kwargs: Keywords) -> None:
         """Forward pre-hook of the denoiser; a compiled denoiser runs it outside the graph."""
+        if torch.compiler.is_compiling():
+            raise RuntimeError(
+                "torch.export can't be combined with merging that depends on the denoising step: "
+                "no random method, refresh_every=1, share_layers=False, and a keep rate that is "
+                "the same in every step."
+            )
         if is_in_backward():
             raise RuntimeError(
                 "a call of the denoiser can't be recomputed during backward, because its "

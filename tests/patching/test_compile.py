@@ -248,3 +248,22 @@ def test_inductor(options):
     assert (row.times_computed, row.times_reused) == ((2, 2) if options is KEPT else (4, 0))
     remove_patch(unet)
     torch.testing.assert_close(call_unet(unet), call_unet(small_unet()), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("options", [{"method": "atc"}, KV], ids=str)
+def test_export(options):
+    unet = small_unet()
+    apply_patch(unet, **options)
+    inputs = unet_inputs()
+    program = torch.export.export(unet, (), inputs, strict=False)
+    torch.testing.assert_close(
+        program.module()(**inputs).sample, call_unet(unet), rtol=0, atol=1e-6
+    )
+
+
+@pytest.mark.parametrize("options", [KEPT, RANDOM], ids=str)
+def test_export_of_what_depends_on_the_step_is_refused(options):
+    unet = small_unet()
+    apply_patch(unet, **options)
+    with pytest.raises(RuntimeError, match="can't be combined with merging that depends on"):
+        torch.export.export(unet, (), unet_inputs(), strict=False)
