@@ -12,13 +12,14 @@ from sd_tokenmerge.fid.comparison import Comparison
 from sd_tokenmerge.fid.evaluate import Evaluator
 from sd_tokenmerge.fid.extractors import find_extractor
 from sd_tokenmerge.fid.features import FeatureSet, extract_features
-from sd_tokenmerge.fid.image_change import PairedChange, paired_change
 from sd_tokenmerge.fid.images import find_images
 from sd_tokenmerge.fid.options import FeatureOptions
 from sd_tokenmerge.fid.preprocess import find_protocol
 from sd_tokenmerge.fid.sources import require_one_set
+from sd_tokenmerge.fid.storage import default_cache_folder
 from sd_tokenmerge.report.rows import SweepRow
 from sd_tokenmerge.sampling.manifest import ImageRecord, read_manifest
+from sd_tokenmerge.sweep.change import cached_change
 from sd_tokenmerge.sweep.options import SweepOptions
 from sd_tokenmerge.sweep.settings import Setting
 
@@ -91,10 +92,12 @@ class Measurer:
             baseline = None if unmerged is None else self._unmerged
             numbers = _distance_numbers(self._evaluator.compare(features, baseline=baseline))
         if unmerged is not None:
-            pair = None
+            cache = self._options.features.cache
+            base = default_cache_folder() if cache is None else Path(cache)
+            numbers |= _change_numbers(*cached_change(unmerged.folder, folder, base))
             if features is not None and self._unmerged is not None:
-                pair = (self._unmerged, features)
-            numbers |= _change_numbers(paired_change(unmerged.folder, folder, features=pair))
+                apart = (features.features - self._unmerged.features).double().norm(dim=1)
+                numbers["feature_distance"] = median(apart.tolist())
         return SweepRow(
             method=setting.method,
             keep_rate=setting.keep_rate,
@@ -167,18 +170,13 @@ def _distance_numbers(result: Comparison) -> dict[str, Any]:
     }
 
 
-def _change_numbers(change: PairedChange) -> dict[str, Any]:
+def _change_numbers(psnr: Sequence[float], ssim: Sequence[float]) -> dict[str, Any]:
     numbers: dict[str, Any] = {}
-    for name, values in (
-        ("psnr_db", [image.psnr for image in change.images]),
-        ("ssim", [image.ssim for image in change.images]),
-    ):
+    for name, values in (("psnr_db", psnr), ("ssim", ssim)):
         numbers[name] = median(values)
         numbers[f"{name}_low"] = _percentile(values, 0.2)
         numbers[f"{name}_high"] = _percentile(values, 0.8)
-    distances = [image.feature_distance for image in change.images]
-    known = [distance for distance in distances if distance is not None]
-    return numbers | {"feature_distance": median(known) if known else None}
+    return numbers
 
 
 def _percentile(values: Sequence[float], fraction: float) -> float:

@@ -121,6 +121,7 @@ def test_a_second_start_generates_nothing_and_writes_the_same(finished, monkeypa
     options = finished
     before = snapshot(folder_of(options))
     forbid_loading(monkeypatch)
+    monkeypatch.setattr("sd_tokenmerge.sweep.change.paired_change", None)  # cached
     summary = run_sweep(options)
     assert summary.num_generated == 0
     assert set(summary.files) == RESULTS
@@ -471,3 +472,13 @@ def test_the_conditions_say_how_the_images_were_made(finished):
     for part in ("size 32x32", "tiny-sd15 (", "dtype float32", "batch 1", "torch 2", "device cpu"):
         assert part in line
     assert str(Path.home()) not in line
+
+
+def test_a_damaged_cache_is_computed_again(finished, tmp_path):
+    rows = read_rows(folder_of(finished))
+    entries = list((tmp_path / "cache" / "change").iterdir())
+    assert len(entries) == 4
+    for entry in entries:
+        entry.write_bytes(entry.read_bytes()[:100])
+    assert run_sweep(finished).results.rows == rows
+    assert all(entry.stat().st_size > 100 for entry in entries)
