@@ -1,11 +1,14 @@
-# make demo   merge tokens in the embedded sample pipeline; pictures, a plot and a table in demo/
-#             (a quarter of an hour on one CPU core)
-# make test   the default test suite (add: make test-slow)
-# make test-faults   the fault tests alone: kills, Ctrl-C, damages, full disks (6 minutes)
-# make lint   ruff and mypy; make format corrects what ruff can
-# make bench  measure this machine: clustering, self-attention, torch.compile; rows go to docs/ (half an hour)
-# make clean  remove .venv, demo/ and caches
-# Every target first sets up .venv when it is missing or pyproject.toml or constraints.txt changed.
+# make demo         merge tokens in the sample pipeline; writes pictures, a plot and a table to demo/
+#                   (a quarter of an hour on one CPU core)
+# make test         run the default test suite
+# make test-slow    run the slow tests
+# make test-faults  run the fault tests only: kills, Ctrl-C, damage, full disks (6 minutes)
+# make lint         run ruff and mypy
+# make format       format and fix with ruff
+# make bench        measure clustering, self-attention, torch.compile and the time of denoising on this
+#                   machine; adds rows to docs/benchmarks/ (half an hour)
+# make clean        remove .venv, demo/, build files and caches
+# Each of these except clean first sets up .venv if it is missing or its requirements changed.
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -35,14 +38,14 @@ demo: $(READY)
 		--cache $(DEMO)/cache --out $(DEMO)/sweep
 	@echo "The table is above; see also $(DEMO)/sweep: distance.png, contact_sheet.jpg, side_by_side.png"
 
-# one thread: the tensors of the default suite are tiny, and results then repeat to the last bit
+# one thread: the suite's tensors are tiny, and results are then reproducible to the last bit
 test: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
 test-slow: $(READY)
 	$(BIN)/python -m pytest -m slow --timeout=1800
 
-# each of its processes takes one thread
+# one thread for each of the processes that the tests start
 test-faults: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow --timeout=600 \
 		tests/sampling/test_faults.py tests/sweep/test_faults.py
@@ -66,7 +69,7 @@ bench: $(READY)
 clean:
 	rm -rf $(VENV) $(DEMO) build *.egg-info .pytest_cache .mypy_cache .ruff_cache
 
-# torch first and by its pin: an unpinned torch may bring several GB of CUDA libraries
+# pinned torch first: an unpinned one may bring several GB of CUDA libraries
 $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
