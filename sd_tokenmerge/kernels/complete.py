@@ -26,7 +26,8 @@ from sd_tokenmerge.kernels.search import (
 from sd_tokenmerge.kernels.vectors import UnitVectors, blocks
 
 _PAIR_ELEMENTS = 1 << 17  # numbers of vectors compared pair by pair
-_BLOCK_ELEMENTS = 1 << 18  # similarities in one block
+_BLOCK_ELEMENTS = 1 << 18  # similarities looked up in one block
+_PRODUCT_ELEMENTS = 1 << 20  # similarities in one product
 _WASTE = 1.2  # matrix columns per column in play from which on the others are thrown away
 
 
@@ -140,19 +141,17 @@ class CompleteClusters(Clusters):
         partner = torch.full_like(self._root, -1)
         partner[left] = right
         merged = self._place[left]
-        step = max(1, _BLOCK_ELEMENTS // self.num_tokens)
+        step = max(1, _PRODUCT_ELEMENTS // self.num_tokens)
         for into, some in blocks(step, matrix, self._columns):
-            similarity = self._products(some)
             pair = torch.where(partner[some] >= 0)[0]
-            other = self._products(partner[some[pair]])
-            similarity.index_copy_(0, pair, torch.minimum(similarity.index_select(0, pair), other))
+            tokens = torch.cat((some, partner[some[pair]]))
+            products = (self._rounded.index_select(0, tokens) @ self._rounded.T).float()
+            similarity, others = products[: len(some)], products[len(some) :]
+            similarity.index_copy_(0, pair, torch.minimum(similarity.index_select(0, pair), others))
             torch.index_select(similarity, 1, self._columns, out=into)
-            columns = (similarity.index_select(1, tokens) for tokens in (left, right))
+            columns = (similarity.index_select(1, ends) for ends in (left, right))
             into.index_copy_(1, merged, torch.minimum(*columns))
         return matrix
-
-    def _products(self, tokens: Tensor) -> Tensor:
-        return (self._rounded.index_select(0, tokens) @ self._rounded.T).float()
 
     def _empty_matrix(self, count: int) -> Tensor:
         try:

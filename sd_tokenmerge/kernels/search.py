@@ -23,7 +23,7 @@ from torch.nn.functional import pad
 from sd_tokenmerge.kernels.vectors import blocks
 
 LIST_LENGTH = 4
-_FEW_SIMILARITIES = 1 << 17  # up to this number, a search is one product in full precision
+_FEW_PRODUCTS = 1 << 26  # multiplications up to which a search is one product in full precision
 _FEWEST_GROUPS = 64
 _GROUPS_LISTED = 3
 _BLOCK_ELEMENTS = 1 << 20  # similarities in one block, on a CPU
@@ -85,7 +85,7 @@ def nearest_lists(
         component: `[V]` int64; a row's list leaves out the columns of its own component. None means
             that it leaves out the row itself.
     """
-    if not vectors.is_cpu or len(rows) * len(columns) <= _FEW_SIMILARITIES:
+    if not vectors.is_cpu or len(rows) * len(columns) * vectors.shape[1] <= _FEW_PRODUCTS:
         return _direct_lists(vectors, rows, columns, component)
     coarse = _CoarseProduct(vectors, columns)
     maxima = coarse.maxima(rows, component)
@@ -95,7 +95,7 @@ def nearest_lists(
 def mutual_lists(vectors: Tensor) -> Lists:
     """`nearest_lists` of all vectors among themselves, by half of the product where it is long."""
     everyone = torch.arange(len(vectors), device=vectors.device)
-    if not vectors.is_cpu or len(vectors) ** 2 <= _FEW_SIMILARITIES:
+    if not vectors.is_cpu or len(vectors) * vectors.numel() <= _FEW_PRODUCTS:
         return _direct_lists(vectors, everyone, everyone, None)
     coarse = _CoarseProduct(vectors, everyone)
     return _lists_by_groups(coarse, coarse.mutual_maxima(), everyone, None)
@@ -247,7 +247,7 @@ def _direct_lists(
 ) -> Lists:
     """See `nearest_lists`; by one product in full precision, in blocks of rows."""
     factor = vectors if len(columns) == len(vectors) else vectors.index_select(0, columns)
-    elements = _BLOCK_ELEMENTS if vectors.is_cpu else _DEVICE_BLOCK_ELEMENTS
+    elements = _BLOCK_ELEMENTS // 4 if vectors.is_cpu else _DEVICE_BLOCK_ELEMENTS
     found = []
     for part in torch.split(rows, max(1, elements // len(columns))):
         values = vectors.index_select(0, part) @ factor.T

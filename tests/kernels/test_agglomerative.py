@@ -30,7 +30,7 @@ def searching(dtype: torch.dtype, *, in_groups: bool = True):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(search, "search_dtype", lambda device: dtype)
         if in_groups:
-            patch.setattr(search, "_FEW_SIMILARITIES", 0)
+            patch.setattr(search, "_FEW_PRODUCTS", 0)
         yield
 
 
@@ -172,6 +172,7 @@ def test_blocks_threads_and_search_dtype_change_no_bit(linkage, image, monkeypat
             for module in (average, complete, single):
                 patch.setattr(module, "_PAIR_ELEMENTS", 700)
             patch.setattr(complete, "_BLOCK_ELEMENTS", 3000)
+            patch.setattr(complete, "_PRODUCT_ELEMENTS", 3000)
             patch.setattr(complete, "_WASTE", 1.0 if dtype == torch.float32 else 3.0)
             check()
     threads = torch.get_num_threads()
