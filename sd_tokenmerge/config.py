@@ -154,6 +154,15 @@ class MergeConfig:
             "keep_rate": format_keep_rates(self.keep_rate),  # type: ignore[arg-type]
         }
 
+    def resolved(self) -> MergeConfig:
+        """The same options, spelled out: equal for configs that do the same."""
+        return replace(
+            self,
+            method=str(self.parsed_method),
+            levels=1 if self.levels is None and self.by_level is None else self.levels,
+            proportional_attention=self.weights_keys,
+        )
+
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> MergeConfig:
         """The inverse of `to_json`; a missing option has its default.

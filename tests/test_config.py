@@ -106,6 +106,15 @@ def test_json_is_read_back(config):
     assert MergeConfig.from_json(values).to_json() == values
 
 
+def test_configs_that_do_the_same_are_resolved_to_the_same():
+    short = MergeConfig("atc", keep_rate="50%", merge="kv")
+    long = MergeConfig("atc:linkage=average", levels=1, merge="kv", proportional_attention=True)
+    assert short != long
+    assert short.resolved() == long.resolved() == long.resolved().resolved()
+    by_level = MergeConfig(keep_rate={0: 0.5, 1: 0.4})
+    assert by_level.resolved() == replace(by_level, proportional_attention=False)
+
+
 def test_an_option_that_is_missing_in_json_has_its_default():
     values = MergeConfig("tome-sd", refresh_every=3).to_json()
     del values["share_layers"], values["seed"]

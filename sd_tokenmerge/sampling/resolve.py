@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import fields, replace
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from sd_tokenmerge.config import MergeConfig
 from sd_tokenmerge.devices import best_device
 from sd_tokenmerge.files import read_json
 from sd_tokenmerge.sampling.imagenet import CLASSES
@@ -37,7 +36,7 @@ def default_model() -> str:
 
 
 def resolve_options(options: GenerateOptions) -> ResolvedOptions:
-    """Replace every None that has a default by it, and write the method in canonical form.
+    """Replace every None that has a default by it, and spell the merging options out.
 
     A diffusers folder may hold a `sample.json` that says what the model was made for (`classes`,
     `size`, `steps`, `guidance_scale`). The paper's protocol fills in the rest.
@@ -62,17 +61,8 @@ def resolve_options(options: GenerateOptions) -> ResolvedOptions:
         del defaults["classes"]
     given = {entry.name: getattr(options, entry.name) for entry in fields(options)}
     resolved = defaults | {name: value for name, value in given.items() if value is not None}
-    return ResolvedOptions(**resolved | {"merging": canonical(options.merging)})
-
-
-def canonical(merging: MergeConfig | None) -> MergeConfig | None:
-    """The method as it writes itself: `"atc:linkage=average"` becomes `"atc"`.
-
-    Raises:
-        TypeError: the method is neither text nor a method.
-        ValueError: there is no such method, or an option of it is bad.
-    """
-    return None if merging is None else replace(merging, method=str(merging.parsed_method))
+    merging = None if options.merging is None else options.merging.resolved()
+    return ResolvedOptions(**resolved | {"merging": merging})
 
 
 def read_sample_settings(model: str) -> dict[str, Any]:

@@ -92,7 +92,7 @@ def test_a_missing_option_has_its_default() -> None:
 def test_methods_have_one_form(given: str, canonical: str, tmp_path: Path) -> None:
     options = GenerateOptions(out="-", model=str(tmp_path), merging=MergeConfig(given))
     resolved = resolve_options(options)
-    assert resolved.merging == MergeConfig(canonical)
+    assert resolved.merging == MergeConfig(canonical).resolved()
     assert resolve_options(resolved) == resolved
 
 
