@@ -118,7 +118,7 @@ def test_without_a_models_own_settings_the_papers_protocol_holds(tmp_path: Path)
     assert (resolved.height, resolved.width, resolved.steps) == (512, 512, 50)
     assert resolved.guidance_scale == 7.5
     assert resolved.classes == tuple(range(1000))
-    assert (resolved.merging, resolved.images_per_class) == (MergeConfig("atc", 0.5), 2)
+    assert (resolved.merging, resolved.images_per_class) == (MergeConfig("atc", 0.5).resolved(), 2)
     assert resolved.dtype == "float32"
     gpu = resolve_options(GenerateOptions(out="-", model=str(tmp_path), device="cuda"))
     assert gpu.dtype == "float16"
