@@ -114,7 +114,7 @@ class MergeConfig:
 
     @property
     def keep_rates(self) -> tuple[KeepRate, ...]:
-        """The keep rate, or that of each level."""
+        """The keep rate, or the keep rate of each level."""
         rate: Any = self.keep_rate
         return (rate,) if self.by_level is None else tuple(self.by_level.values())
 
@@ -131,14 +131,14 @@ class MergeConfig:
 
         Raises:
             TypeError: `method` is neither a string nor a method.
-            ValueError: there is no such method, or one of its options is bad.
+            ValueError: the method is unknown, or one of its options is invalid.
         """
         from sd_tokenmerge.methods import parse_method
 
         return parse_method(self.method)
 
     def differing(self) -> dict[str, Any]:
-        """The options besides method and keep rate that are not at their defaults."""
+        """The options other than method and keep rate that differ from their defaults."""
         return {
             entry.name: getattr(self, entry.name)
             for entry in fields(self)
@@ -175,7 +175,7 @@ class MergeConfig:
         return cls(**values)
 
     def __str__(self) -> str:
-        """The method, the keep rate, and every option that is not at its default."""
+        """The method, the keep rate, and every option that differs from its default."""
         rest = [
             f"{name}={str(value).lower() if isinstance(value, bool) else value}"
             for name, value in self.differing().items()
@@ -193,7 +193,7 @@ PRESETS: Mapping[str, MergeConfig] = MappingProxyType(
 )
 """Options that belong together: `"paper"` is the papers' form, for comparing methods; `"balanced"`
 keeps images close to the unmerged ones; `"fast"` keeps a tenth of the attention's cost.
-`docs/benchmarks.md` has what each costs and saves."""
+`docs/benchmarks.md` shows what each costs and saves."""
 
 
 def make_config(method: Any = None, *, preset: str = "paper", **options: Any) -> MergeConfig:

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
 
 def best_device() -> str:
-    """`"cuda"`, `"mps"` or `"cpu"`: the first that this machine has."""
+    """The first of `"cuda"`, `"mps"` and `"cpu"` that this machine has."""
     import torch
 
     if torch.cuda.is_available():

@@ -112,7 +112,7 @@ class Linear(KeepRate):
     def all_at(self, depth: float) -> tuple[float, ...]:
         """The keep rate of each stage."""
         step = (self.last - self.first) / (self.stages - 1)
-        # rounded, so that 0.7 on the way from 1 to 0.4 is the 0.7 that a user would write
+        # rounded, so that the middle of 1 and 0.4 is exactly the 0.7 that a user would write
         return tuple(round(self.first + step * stage, 9) for stage in range(self.stages))
 
 
@@ -236,28 +236,30 @@ def parse_keep_rate(value: KeepRateLike) -> KeepRate:
     options = [_OPTION.fullmatch(part) for part in rest.split(",")]
     if kind not in KEEP_RATES or None in options:
         raise ValueError(
-            f"`keep_rate` must be a number in (0, 1], {_known()}, or one of these for each level, "
+            f"`keep_rate` must be a number in (0, 1], {_known()}, or a keep rate for each level, "
             f"such as 0=0.5,1=0.8; got {value!r}."
         )
     pairs = [(match[1], match[2]) for match in options if match is not None]
     types = {f.name: int if f.type == "int" else float for f in fields(KEEP_RATES[kind])}  # type: ignore[arg-type]
     names = [name for name, _ in pairs]
     if len(set(names)) < len(names) or not set(names) <= set(types):
-        raise ValueError(f"`keep_rate` {value!r}: must be like {_known()}, each option once.")
+        raise ValueError(
+            f"`keep_rate` {value!r}: must have the form {_known()}, with each option once."
+        )
     for name, text in pairs:
         if types[name] is int and not text.isdigit():
             raise ValueError(f"`keep_rate` {value!r}: {name} must be an integer, got {text!r}.")
     try:
         return KEEP_RATES[kind](**{name: types[name](text) for name, text in pairs})
     except TypeError:  # an option without a default is missing
-        raise ValueError(f"`keep_rate` {value!r}: must be like {_known()}.") from None
+        raise ValueError(f"`keep_rate` {value!r}: must have the form {_known()}.") from None
 
 
 def parse_levels(value: Mapping[int, KeepRateLike]) -> dict[int, KeepRate]:
     """Read the keep rates of levels; the result starts with the finest level.
 
     Raises:
-        TypeError: a level is no integer, or a keep rate is of the wrong type.
+        TypeError: a level is not an integer, or a keep rate is of the wrong type.
         ValueError: `value` is empty, a level is negative, or a keep rate is out of range.
     """
     if not value:

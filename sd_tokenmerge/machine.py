@@ -1,4 +1,4 @@
-"""What this machine offers to this process. Imports no torch."""
+"""The processor, and the cores that this process may use. Imports no torch."""
 
 from __future__ import annotations
 
@@ -25,6 +25,6 @@ def processor_model() -> str:
 
 
 def processor_name() -> str:
-    """The processor's model and how many of it this process may use."""
+    """The processor's model, and the number of cores that this process may use."""
     cores = usable_cores()
     return f"{processor_model()} ({cores} core{'' if cores == 1 else 's'})"

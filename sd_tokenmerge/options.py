@@ -22,7 +22,7 @@ def option(
         default: its default; without one, the option is required.
         at_least: smallest allowed number.
         below: numbers must be smaller than this.
-        metadata: anything else that a user of the field wants to know, such as `flag`.
+        metadata: further metadata of the field, such as `flag`.
     """
     limits = {"help": help, "at_least": at_least, "below": below}
     return field(default=default, metadata=limits | metadata)
@@ -35,10 +35,10 @@ def option_types(owner: type) -> dict[str, object]:
 
 
 def describe_type(hint: object) -> str:
-    """How an error message names the values of a type.
+    """The name of a type's values in error messages.
 
     Raises:
-        TypeError: no option may have this type.
+        TypeError: options can't have this type.
     """
     if get_origin(hint) is Literal:
         return "|".join(get_args(hint))
@@ -49,7 +49,7 @@ def describe_type(hint: object) -> str:
 
 
 def without_none(hint: object) -> object:
-    """`T` for `T | None`, any other type as it is."""
+    """`T` for `T | None`; any other type unchanged."""
     if get_origin(hint) in (Union, UnionType):
         rest = [part for part in get_args(hint) if part is not NoneType]
         return rest[0] if len(rest) == 1 else hint
@@ -70,7 +70,7 @@ def require_option(owner: type, name: str, value: object, *, label: str | None =
 
     Raises:
         TypeError: the value is of the wrong type.
-        ValueError: it is none of the choices, or out of range.
+        ValueError: it is not one of the choices, or out of range.
     """
     entry = next(entry for entry in fields(owner) if entry.name == name)
     full_hint = get_type_hints(owner)[name]

@@ -16,12 +16,12 @@ if TYPE_CHECKING:
 _Value = TypeVar("_Value")
 
 TIMEOUT = timedelta(days=1)
-"""How long a process waits for the others. The launcher ends all when one dies, so it only has to
-be longer than any process may be behind the others."""
+"""How long a process waits for the others. The launcher ends all processes when one dies, so this
+only has to exceed the lag of the slowest process."""
 
 
 def is_first_process() -> bool:
-    """Whether this process is the one that prints and writes; joins no group."""
+    """Whether this process prints and writes; does not join a group."""
     return int(os.environ.get("RANK", "0")) == 0
 
 
@@ -113,10 +113,10 @@ class Processes:
         return values
 
     def barrier(self) -> None:
-        """Wait until every process has come here.
+        """Wait until every process has called this.
 
         Raises:
-            RuntimeError: another process has ended, or did not come within `TIMEOUT`.
+            RuntimeError: another process has ended, or did not call this within `TIMEOUT`.
         """
         if self.count > 1:
             from accelerate import PartialState

@@ -12,7 +12,7 @@ from sd_tokenmerge.fid.manifold import Manifold
 
 @dataclass(frozen=True)
 class Delta:
-    """Difference to the unmerged baseline (generated minus baseline; positive is worse).
+    """Difference from the unmerged baseline (generated minus baseline; positive is worse).
 
     Attributes:
         fid: difference of the Fréchet distances.
@@ -36,7 +36,7 @@ class Delta:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Distances of a set, and everything another result must share to be comparable.
+    """Distances of a set, with everything that determines whether two results are comparable.
 
     Attributes:
         fid: Fréchet distance in the extractor's features (an FID only with `inception`).
@@ -52,12 +52,12 @@ class Comparison:
         protocol: name of the image preparation.
         precision: of the network's arithmetic.
         weights_sha256: of the network's weights; None if unknown.
-        assumed: whether extractor and protocol are the user's word.
+        assumed: whether the user stated extractor and protocol, because the file does not.
         groups: description of the jackknife's groups; None without errors.
-        delta: difference to the baseline; None without one.
+        delta: difference from the baseline; None without one.
         manifold: precision, recall, density, coverage; None unless requested.
-        warnings: sentences that a reader of the numbers should know.
-        seconds: time taken in all.
+        warnings: sentences on what affects the interpretation of the numbers.
+        seconds: total wall time.
     """
 
     fid: float

@@ -3,8 +3,8 @@
 `FD = |mu_a - mu_b|^2 + tr S_a + tr S_b - 2 tr (S_a S_b)^(1/2)` (Heusel et al., NeurIPS 2017, eq.
 6). With factors `S = F^T F`, the last trace is the nuclear norm (the sum of the singular values) of
 `F_a F_b^T`. Singular values are computed to machine precision whatever the rank, while the usual
-matrix square root and the eigenvalues of `S_a S_b` lose half of their digits where an eigenvalue
-vanishes. `docs/fid.md` has the measured errors.
+matrix square root and the eigenvalues of `S_a S_b` lose half of their digits if an eigenvalue
+vanishes. `docs/fid.md` shows the measured errors.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Gaussian:
 
     @property
     def trace(self) -> float:
-        """Trace of the covariance: the scale that errors are relative to."""
+        """Trace of the covariance: the scale of relative errors."""
         return float(self.factor.square().sum())
 
     @property
@@ -124,10 +124,10 @@ def frechet_distance(a: Gaussian, b: Gaussian) -> float:
 
 
 def require_features(*sets: Tensor) -> None:
-    """Refuse features that have no covariance, and sets of different features.
+    """Refuse features without a covariance, and sets with different numbers of features.
 
-    Must run before any decomposition: with a NaN in the matrix, `torch.linalg.eigvals` ends the
-    process and SciPy's `sqrtm` does not return.
+    Must run before any decomposition: given a NaN, `torch.linalg.eigvals` kills the process and
+    SciPy's `sqrtm` never returns.
 
     Raises:
         ValueError: a set is not `[N, D]` with N at least 2, has a value that is not finite, or has
@@ -156,7 +156,7 @@ def require_features(*sets: Tensor) -> None:
 
 
 def rank_warning(gaussian: Gaussian) -> str | None:
-    """A sentence for readers if N <= D, where the distance grows as N falls (docs/fid.md)."""
+    """A warning if N <= D, where the distance depends strongly on N (docs/fid.md); else None."""
     n, d = gaussian.num_images, gaussian.num_features
     if n is None or n > d:
         return None

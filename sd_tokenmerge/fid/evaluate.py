@@ -1,4 +1,4 @@
-"""Compare image sets: the distance to a reference, its error, and the difference to a baseline."""
+"""Compare image sets: distance to a reference, its error, and difference from a baseline."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class Evaluator:
 
         Args:
             reference: folder of images, `.npz` file, `FeatureSet` or `Statistics`.
-            standard_error: compute errors (20 distances per set: seconds for thousands of images).
+            standard_error: compute errors, from 40 distances per set with some images deleted.
             kid: compute the kernel distance.
             kid_subset_size: also average it over 100 random subsets of this size, as torchmetrics
                 and torch-fidelity do (theirs is 1,000).
@@ -98,7 +98,7 @@ class Evaluator:
 
         Args:
             generated: folder of images, `.npz` file, `FeatureSet` or `Statistics`.
-            baseline: the unmerged set of the same file names, for `Comparison.delta`.
+            baseline: the unmerged set with the same file names, for `Comparison.delta`.
             force: compare with a baseline of another size or with other names; the difference is
                 then biased and has no paired error.
 
@@ -185,13 +185,13 @@ class Evaluator:
                 f"`baseline` must have as many images as the generated set, got "
                 f"{baseline.num_images} and {measured.num_images}: the distance falls with the "
                 "number of images, so the difference would mean nothing. "
-                "(`force` compares nevertheless.)"
+                "(`force` compares them anyway.)"
             )
         paired = measured.files == baseline.files
         if not paired and not force:
             raise ValueError(
                 "`baseline` must have the same file names as the generated set, for pairs of "
-                "the same prompt and seed. (`force` compares nevertheless, without an error.)"
+                "the same prompt and seed. (`force` compares them anyway, without an error.)"
             )
         fid = measured.fid - baseline.fid
         kid = _difference(measured.kid, baseline.kid)
@@ -275,13 +275,13 @@ def _error(value: float | None, replicates: Tensor | None, groups: Groups | None
 
 
 def _warnings(name: str, source: FeatureSet | Statistics) -> list[str]:
-    """What a reader should know about a set."""
+    """Warnings about a set."""
     messages = [rank_warning(source.gaussian)]
     if isinstance(source, FeatureSet) and (pairs := source.duplicates):
         messages.append(
-            f"{len(pairs)} of {source.num_images} images have the bytes of another one "
+            f"{len(pairs)} of {source.num_images} images have the same bytes as another "
             f"(the first pair is {pairs[0][0]!r} and {pairs[0][1]!r})"
         )
     if source.space.assumed:
-        messages.append("extractor and protocol are assumed, the file does not say")
+        messages.append("extractor and protocol are assumed: the file does not record them")
     return [f"{name}: {message}." for message in messages if message is not None]

@@ -1,9 +1,9 @@
 """From image files to features: threads read and resize images while the network computes.
 
 Threads suffice because Pillow releases the interpreter lock while it decodes and resizes. Every
-forward pass has the same batch size (the last batch is padded): the choice of convolution
-algorithm, and with it the last digits, depends on it, and features must not depend on how images
-are shared among processes.
+forward pass has the same batch size (the last batch is padded), because the batch size selects the
+convolution algorithm and so changes the last digits, and features must not depend on how images are
+shared among processes.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""The networks that features come from, by name.
+"""The feature networks, by name.
 
-To add one, write a function from a `Request` to an `Extractor` and enter it in `EXTRACTORS`.
+To add one, write a function from a `Request` to an `Extractor` and register it in `EXTRACTORS`.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Extractor:
 
 @dataclass(frozen=True)
 class Request:
-    """What the user asks of an extractor.
+    """The user's settings of an extractor.
 
     Attributes:
         protocol: the Inception network's input scaling depends on it.
@@ -81,7 +81,7 @@ def find_extractor(
 
     Args:
         name: a key of `EXTRACTORS`.
-        protocol: this and the others are documented at `Request`.
+        protocol: like the other arguments, documented in `Request`.
         weights: weight file or model.
         download: fetch missing weights.
         allow_unknown: accept unknown weights.

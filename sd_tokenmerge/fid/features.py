@@ -3,7 +3,7 @@
 The cache key is the content: the SHA-256 of every file in order, the network's weights, the
 protocol and the precision. Renaming a folder keeps the entry; changing one pixel makes a new one.
 
-Among several processes (`accelerate launch`, `torchrun`), process `rank` of `count` extracts images
+With several processes (`accelerate launch`, `torchrun`), process `rank` of `count` extracts images
 `rank, rank + count, rank + 2 count, ...`, and all receive the whole set in the usual order.
 """
 
@@ -45,14 +45,14 @@ PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.floa
 
 @dataclass(frozen=True)
 class FeatureSpace:
-    """What two sets of features must have in common to be comparable.
+    """Everything that two sets of features must share to be comparable.
 
     Attributes:
         extractor: name of the network.
         protocol: name of the image preparation.
         precision: of the network's arithmetic, a key of `PRECISIONS`.
         weights_sha256: of the network's weight file; None if unknown (a foreign file).
-        assumed: whether extractor and protocol are the user's word for a foreign file.
+        assumed: whether the user stated extractor and protocol of a file that does not.
 
     Raises:
         TypeError: an attribute is of another type.
@@ -98,9 +98,9 @@ class FeatureSet:
         features: `[N, D]` float32 on the CPU, finite.
         files: N paths relative to the folder, POSIX style, sorted; empty if unknown (a foreign
             file).
-        hashes: N SHA-256 digests of the files; empty where `files` is.
+        hashes: N SHA-256 digests of the files; empty if `files` is.
         space: network, image preparation and precision.
-        from_cache: whether they were read rather than computed.
+        from_cache: whether they were read instead of computed.
     """
 
     features: Tensor
@@ -164,7 +164,7 @@ def extract_features(
         num_workers: threads that read and resize; default: one per usable processor, at most 16.
         device: default: CUDA, else MPS, else the CPU.
         cache: False for none, True for the default folder, or the folder.
-        progress: called with (images done, images in all), first with 0; not on a cache hit.
+        progress: called with (images done, total), first with 0; not on a cache hit.
 
     Returns:
         The features on the CPU; the same on every process.

@@ -4,9 +4,9 @@
 |---|---|
 | corrupt, truncated, empty, not an image | `ImageError` that names the file |
 | animation (more than one frame) | `ImageError`; a multi-picture JPEG (MPO) counts as its first |
-| 32-bit integer or floating point pixels | `ImageError`: their range is not known |
+| 32-bit integer or floating-point pixels | `ImageError`: their range is unknown |
 | greyscale, palette, 1-bit, CMYK | Pillow's `convert("RGB")`, as in clean-fid |
-| alpha channel | dropped by `convert("RGB")`: the colours below it are used, as in clean-fid |
+| alpha channel | dropped by `convert("RGB")`, keeping the colours, as in clean-fid |
 | 16 bits per channel | the high byte (Pillow alone would clip 16-bit greyscale to white) |
 | EXIF rotation | ignored, as in clean-fid: pixels are used as stored |
 | hidden (name begins with a dot), other suffixes, pipes, devices | not part of the set |

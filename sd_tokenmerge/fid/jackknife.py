@@ -108,16 +108,16 @@ def _natural(name: str) -> tuple[int, int, str]:
 def jackknife_error(value: float, replicates: Tensor, groups: Groups) -> float:
     """Standard error of a value from replicates with one and two groups deleted each.
 
-    Groups may differ by a few images, and a distance falls with the number of images. The
-    pseudo-values are therefore those for groups of unequal size, from which a bias in 1/N cancels
-    (Busing, Meijer & van der Leeden, Statistics and Computing 9, 1999), as it does from the second
+    Groups may differ by a few images, and a distance falls with the number of images. Therefore the
+    pseudo-values are those for groups of unequal size (Busing, Meijer & van der Leeden, Statistics
+    and Computing 9, 1999); a bias proportional to 1/N cancels in them and in the second
     differences.
 
     Accuracy for independent groups: the variance of a sum over images is unbiased. That of a sum
     over pairs (KID, or any U- or V-statistic of degree two) is unbiased but for terms of order
     1/G^2, unless the floor applies: the corrected variance is at least half the uncorrected one,
-    which makes the error of a pure sum over pairs 10 % too large at G = 20. Other statistics,
-    such as the Fréchet distance, are right as far as two such terms describe them.
+    which makes the error of a pure sum over pairs 10 % too large at G = 20. The error of
+    other statistics, such as the Fréchet distance, is as accurate as two such terms describe them.
 
     Args:
         value: the statistic of all images.
@@ -138,9 +138,9 @@ def jackknife_error(value: float, replicates: Tensor, groups: Groups) -> float:
 def _excess(value: float, single: Tensor, double: Tensor, share: Tensor) -> Tensor:
     """By how much the jackknife's variance overstates the contribution of pairs.
 
-    In `Q = G s - (G - 1) (s_g + s_h) + (G - 2) s_gh` (for groups of equal size), the sum over
-    images cancels, and of the sum over pairs the part between g and h remains; half its variance
-    is the excess (Efron & Stein 1981).
+    In `Q = G s - (G - 1) (s_g + s_h) + (G - 2) s_gh` (for groups of equal size), sums over images
+    cancel, and sums over pairs reduce to the pairs between g and h. Half the variance of Q is the
+    excess (Efron & Stein 1981).
     """
     following = share.roll(-1)
     differences = len(share) * (

@@ -1,4 +1,4 @@
-"""Fidelity and diversity apart: precision, recall, density and coverage by nearest neighbours.
+"""Fidelity and diversity, separately: precision, recall, density and coverage.
 
 A set's manifold is the union of balls around its images, each reaching to the image's k-th nearest
 neighbour in the same set. Precision and recall: Kynkaanniemi et al. (NeurIPS 2019), k = 3. Density

@@ -12,7 +12,7 @@ _FEATURES: dict[str, Any] = {"panel": "Features"}
 
 @dataclass(frozen=True, kw_only=True)
 class FeatureOptions:
-    """Options of every command that measures a Fréchet distance; the help texts describe them."""
+    """Options shared by all commands that measure a Fréchet distance; see their help texts."""
 
     extractor: str = option(
         "Feature network: inception (the distance is an FID), efficientnet-lite0 (offline), clip "
@@ -33,8 +33,8 @@ class FeatureOptions:
         "Accept weights with another checksum.", default=False, **_FEATURES
     )
     precision: str = option(
-        "Precision of the network: float32, or bfloat16 or float16, which are faster and give "
-        "other numbers.",
+        "Precision of the network: float32, or bfloat16 or float16, which are faster but give "
+        "other features.",
         default="float32",
         **_FEATURES,
     )
@@ -45,7 +45,7 @@ class FeatureOptions:
         **_FEATURES,
     )
     assume_protocol: str | None = option(
-        "How the images of an .npz file that does not say were resized and scaled.",
+        "Protocol of the images behind an .npz file that does not record it.",
         default=None,
         **_FEATURES,
     )

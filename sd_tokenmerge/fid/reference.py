@@ -1,8 +1,8 @@
 """ATC's reference set: the first five validation images, by name, of each of the 1,000 classes.
 
 Copied as they are: original size and aspect ratio, original JPEG bytes, in one flat folder. The
-list of the 5,000 images comes with this package, so every layout of the validation set will do:
-images are found by their file names, and labels are not needed.
+list of the 5,000 images comes with this package. Images are found by their file names, so any
+layout of the validation set works, without labels.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _VALIDATION_NAME = re.compile(r"(ILSVRC2012_val_\d{8})(?:_n\d{8})?\.jpe?g", re.I
 
 
 class ReferenceSetError(ValueError):
-    """The source is not the complete validation set; the message names what is wrong."""
+    """The source is not the complete validation set; the message names the reason."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ def make_reference(
     """Copy the 5,000 reference images and write their manifest.
 
     The folder appears under its name only when it is complete. If it already holds the complete
-    set, that is verified and left alone.
+    set, the set is verified and left unchanged.
 
     Args:
         source: the validation set; searched recursively.
@@ -83,7 +83,7 @@ def make_reference(
 
     Raises:
         ReferenceSetError: an image is missing, ambiguous or cannot be decoded.
-        ValueError: `out` exists and is something else.
+        ValueError: `out` exists and is not the complete reference set.
         OSError: a file cannot be copied.
     """
     source, out = Path(source), Path(out)
@@ -187,7 +187,9 @@ def verify_reference(folder: str | os.PathLike[str]) -> tuple[ReferenceImage, ..
         )
     for image in images:
         if file_sha256(folder / image.file) != image.sha256:
-            raise ValueError(f"{str(folder / image.file)!r} is not what the manifest says.")
+            raise ValueError(
+                f"{str(folder / image.file)!r} does not match its hash in the manifest."
+            )
     return images
 
 

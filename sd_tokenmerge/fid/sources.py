@@ -1,4 +1,4 @@
-"""An image set from wherever it is: a folder, an `.npz` file, or something loaded already."""
+"""Load an image set from a folder or an `.npz` file, unless it is already loaded."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def load_set(
     assume_protocol: str | None = None,
     **extraction: Unpack[ExtractionOptions],
 ) -> FeatureSet | Statistics:
-    """Features or statistics of a folder, an `.npz` file, or something loaded already.
+    """Features or statistics of a folder, of an `.npz` file, or as already loaded.
 
     Raises:
         ValueError: the source does not exist, or as `extract_features` and `load_statistics`.

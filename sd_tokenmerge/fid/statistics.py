@@ -5,7 +5,7 @@
 | this package | `features`, `mu`, `sigma`, `files`, `hashes`, `metadata` | a feature set |
 | clean-fid (KID) | `feats` | a feature set, if its protocol is given |
 | pytorch-fid, clean-fid (FID), TTUR | `mu`, `sigma` | a distribution, if its protocol is given |
-| ADM (guided-diffusion) | also `mu_s`, `sigma_s`, `arr_0`, which are not read | the same |
+| ADM (guided-diffusion) | also `mu_s`, `sigma_s`, `arr_0`, which are ignored | the same |
 
 A foreign file says neither how its images were resized nor how many there were.
 """
@@ -96,7 +96,8 @@ def load_statistics(
 
     Args:
         path: an `.npz` file; nothing in it is unpickled.
-        assume_protocol: what a foreign file was made with; required for one, checked against ours.
+        assume_protocol: protocol of a foreign file, required there; must agree with the protocol
+            that a file of this package records.
         assume_extractor: the network of a foreign file.
 
     Raises:
@@ -137,7 +138,7 @@ def load_statistics(
 
 
 def _feature_set(path: Path, arrays: dict[str, Array]) -> FeatureSet:
-    """Check a file of ours in full."""
+    """Check all of a file that this package wrote."""
     try:
         metadata = parse_json(str(arrays["metadata"]), "`metadata`")
         if metadata["format"] != _FORMAT:

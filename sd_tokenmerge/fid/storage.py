@@ -40,7 +40,7 @@ def default_cache_folder() -> Path:
 
 
 def write_arrays(path: Path, arrays: Mapping[str, Array]) -> None:
-    """Write an `.npz` file that is either complete or not there; creates the folder.
+    """Write an `.npz` file atomically; creates the folder.
 
     Raises:
         OSError: the file cannot be written.
@@ -55,7 +55,7 @@ def read_arrays(path: Path, names: Iterable[str]) -> dict[str, Array]:
 
     Args:
         path: the file.
-        names: arrays to read where present; others may be anything.
+        names: arrays to read if present; others are ignored.
 
     Returns:
         Arrays by name, in native byte order: float16, float32 or float64, or Unicode strings.
@@ -101,5 +101,5 @@ def _read_array(stream: IO[bytes], entry: zipfile.ZipInfo, name: str) -> Array:
         raise ValueError(f"`{name}` does not have the size that its header says.")
     array = np.frombuffer(data, dtype).reshape(shape, order="F" if is_fortran else "C")
     if dtype.kind == "U":
-        array.tolist()  # raises on what is no text
+        array.tolist()  # raises on invalid text
     return array.astype(dtype.newbyteorder("="), order="C")

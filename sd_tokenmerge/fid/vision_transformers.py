@@ -29,7 +29,7 @@ def find_model(model: str | os.PathLike[str], *, download: bool) -> Path:
         download: fetch it from the hub; otherwise only the local hub cache is searched.
 
     Raises:
-        WeightsError: it is not there, or has no safetensors weights.
+        WeightsError: the model was not found, or has no safetensors weights.
     """
     folder = Path(model)
     if not folder.is_dir():
@@ -66,8 +66,8 @@ def read_config(folder: Path, kind: str, *model_types: str) -> Any:
 
     Args:
         folder: of the model.
-        kind: what to call the expected model in an error.
-        model_types: what `model_type` may be.
+        kind: name of the expected model in errors.
+        model_types: the allowed values of `model_type`.
 
     Raises:
         WeightsError: the folder holds another kind of model.

@@ -93,8 +93,8 @@ class Method(ABC):
             num_clusters: K, in [`smallest_num_clusters(grid)`, N].
             grid: height and width of the image; `grid.num_tokens == N`.
             seed: seed of a random method.
-            scores: `[B, N]` non-negative significance of each token; required where `uses_scores`,
-                ignored elsewhere.
+            scores: `[B, N]` non-negative significance of each token; required if `uses_scores`,
+                otherwise ignored.
 
         Returns:
             A partition into exactly K non-empty clusters; the identity for K = N.
@@ -124,12 +124,12 @@ class Method(ABC):
 
         Args:
             tokens: `[B, N, C]`, a detached, contiguous copy in float32 (float64 for float64
-                tokens); magnitudes are at most 1e15, so that sums of squares are finite. Where not
+                tokens); magnitudes are at most 1e15, so that sums of squares are finite. If not
                 `uses_tokens`, the caller's tokens, detached.
             num_clusters: K, within reach and below N.
             grid: height and width of the image.
             seed: seed of a random method.
-            scores: `[B, N]`, prepared like the tokens; None exactly where not `uses_scores`.
+            scores: `[B, N]`, prepared like the tokens; None if and only if not `uses_scores`.
         """
 
     def smallest_num_clusters(self, grid: Grid) -> int:

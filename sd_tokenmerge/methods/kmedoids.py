@@ -1,7 +1,7 @@
 """K-Medoids as in Token Pooling (Marin et al., WACV 2023).
 
 Like K-Means, but each center is the medoid of its cluster: the member with the smallest sum of
-squared Euclidean distances to all members, weighted by their significance scores where `weighted`.
+squared Euclidean distances to all members, weighted by their significance scores if `weighted`.
 Merging returns the medoid instead of the mean. A medoid always belongs to its own cluster, so all K
 clusters stay in use. Deterministic.
 

@@ -10,8 +10,8 @@ def labels_from_roots(roots: Tensor) -> Tensor:
     """Number the clusters in the order of their roots, `[B, N] -> [B, N]` int64.
 
     Args:
-        roots: `[B, N]` int64; for each token, the index of the token that stands for its cluster. A
-            root points to itself.
+        roots: `[B, N]` int64; for each token, the index of its cluster's root, which is a member
+            that points to itself.
     """
     is_root = roots == torch.arange(roots.shape[1], device=roots.device)
     return (is_root.cumsum(1) - 1).gather(1, roots)

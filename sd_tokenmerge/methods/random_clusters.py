@@ -1,6 +1,6 @@
 """Random clusters, a control: what merging costs if the clusters carry no information.
 
-K tokens drawn without replacement found one cluster each, and every other token joins one of these,
+Each of K tokens drawn without replacement starts a cluster, and every other token joins a cluster
 drawn uniformly. The draw depends only on the seed and is the same for all images of a batch.
 """
 

@@ -1,4 +1,4 @@
-"""What K-Means and K-Medoids of Token Pooling share (Marin et al., WACV 2023)."""
+"""The common part of Token Pooling's K-Means and K-Medoids (Marin et al., WACV 2023)."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def farthest_first(tokens: Tensor, num_clusters: int) -> Tensor:
         center = tokens.index_select(0, newest)[0]
         to_newest = torch.addmv(squares, tokens, center, alpha=-2) + squares[newest]
         torch.minimum(distance, to_newest, out=distance)
-        distance.index_fill_(0, newest, -torch.inf)  # never again, even where all tokens are equal
+        distance.index_fill_(0, newest, -torch.inf)  # never again, even if all tokens are equal
         newest = distance.argmax(0, keepdim=True)
         chosen.append(newest)
     return torch.cat(chosen)
@@ -82,7 +82,7 @@ def tokens_at(tokens: Tensor, index: Tensor) -> Tensor:
 def weighted_means(
     tokens: Tensor, labels: Tensor, num_clusters: int, weights: Tensor | None
 ) -> Tensor:
-    """Mean of each cluster, `[B, N, C] -> [B, K, C]`, weighted where `weights` `[B, N]` are given.
+    """Mean of each cluster, `[B, N, C] -> [B, K, C]`, weighted if `weights` `[B, N]` are given.
 
     A cluster whose weights are all zero gets its plain mean. No cluster may be empty.
     """

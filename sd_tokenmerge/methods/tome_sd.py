@@ -43,7 +43,7 @@ class ToMeSD(Method):
         return self.random
 
     def smallest_num_clusters(self, grid: Grid) -> int:
-        """The number of destinations; N where the grid is smaller than one cell."""
+        """The number of destinations; N if the grid is smaller than one cell."""
         cells = (grid.height // self.stride) * (grid.width // self.stride)
         return cells if cells > 0 else grid.num_tokens
 

@@ -58,9 +58,9 @@ def apply_patch(
         ValueError: an argument is out of range, no block would be merged, or the method can't reach
             the keep rate at the size the UNet was made for (for other sizes, the call of the UNet
             raises it).
-        RuntimeError: `pipe` is already patched, or something else that was done to it does not work
-            together with merging: a cache of self-attentions, fused projections, self-attention
-            guidance, or an attention processor that `merge` does not support.
+        RuntimeError: `pipe` is already patched, or has a modification that is incompatible with
+            merging: a cache of self-attentions, fused projections, self-attention guidance, or an
+            attention processor that `merge` does not support.
     """
     if type(replace) is not bool:
         raise TypeError(f"`replace` must be True or False, got {replace!r}.")
@@ -126,7 +126,7 @@ class PatchHandle:
             self._patch.detach_from(self._denoiser)
 
     def report(self) -> Report:
-        """What was merged so far, also after the patch is removed."""
+        """What was merged so far; also works after the patch is removed."""
         return self._patch.report()
 
     def __enter__(self) -> PatchHandle:

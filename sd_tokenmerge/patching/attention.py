@@ -1,8 +1,8 @@
 """Merging around one self-attention.
 
 The attention's class becomes a subclass that overrides `__call__`. That sits outside every
-processor, hook and replaced `forward`, so nothing set before or after can displace it; it is one
-assignment to undo; and `torch.compile` notices both.
+processor, hook and replaced `forward`, so nothing set before or after can displace it. One
+assignment undoes it, and `torch.compile` notices both changes.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from sd_tokenmerge.patching.sites import why_not
 
 
 class MergedAttention:
-    """What `attach` puts in front of an attention's class, under the same name."""
+    """Mixin that `attach` combines with an attention's class, under the name of that class."""
 
     _merged_block: MergedBlock
     _patch: Any
@@ -74,7 +74,7 @@ def attach(attention: Any, block: MergedBlock, patch: object) -> None:
 
 
 def detach(attention: Any) -> None:
-    """Undo `attach`, leaving nothing behind."""
+    """Undo `attach` completely."""
     attention.__class__ = attention._unmerged_class
     del attention._merged_block, attention._patch
 
@@ -98,7 +98,7 @@ def require_mergeable(attention: Any, config: MergeConfig) -> None:
     """Refuse an attention that can't be merged as `config` says.
 
     Raises:
-        RuntimeError: something else that was done to it does not work together with merging.
+        RuntimeError: a modification of the attention is incompatible with merging.
     """
     reason = why_not(
         attention,

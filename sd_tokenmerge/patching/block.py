@@ -1,6 +1,7 @@
-"""What a merged self-attention is not told: its token grid, its block's input, and its partition.
+"""One merged block: its token grid, its input, and the choice of its partition.
 
-Pre-hooks record the grid, which only the transformer knows, and the block's input.
+A self-attention gets neither grid nor block input, so pre-hooks on the transformer and the block
+record them.
 """
 
 from __future__ import annotations
@@ -45,12 +46,12 @@ class GridRecorder:
 
 
 class MergedBlock:
-    """What a merged self-attention knows of its block.
+    """Chooses the partition of one block in each call of the denoiser.
 
     Attributes:
         path: the block's name.
         partitions: the block's partitions.
-        recorder: knows the grid.
+        recorder: records the grid of the block's transformer.
         rate: the keep rate in this call of the denoiser.
     """
 
@@ -119,11 +120,11 @@ class MergedBlock:
     def _choose_again(
         self, attention: Any, tokens: Tensor, block_input: Tensor | None
     ) -> Partition | None:
-        """What `choose` chose in the forward pass that gradient checkpointing recomputes.
+        """The partition of the forward pass that gradient checkpointing recomputes.
 
-        Checkpointing of blocks passes the very tensor that the block got then. Checkpointing of
-        larger parts recomputes that tensor: only partitions that depend on nothing but the block's
-        features and grid can then be computed anew.
+        If blocks are checkpointed, the block gets the same tensor object as in the forward pass. If
+        larger parts are, that tensor is recomputed, and the partition can be computed again only if
+        it depends on nothing but the block's features and grid.
         """
         if block_input is not None and block_input in self._chosen_for:
             chosen: Partition | None = self._chosen_for[block_input]
@@ -169,18 +170,18 @@ class MergedBlock:
         return self.reuse.choose(self.partitions, grid, batch, num_clusters, features)
 
     def key_bias(self, partition: Partition, tokens: Tensor) -> Tensor | None:
-        """What is added to the logits of merged keys, `[B, 1, K]`: log(cluster size), or None."""
+        """The bias on the logits of merged keys, log(cluster size), `[B, 1, K]`; or None."""
         if not self.config.weights_keys:
             return None
         # ToMe (Bolya et al., 2023), "proportional attention": softmax(Q K^T / sqrt(d) + log s)
         return partition.sizes.log().to(tokens.dtype).unsqueeze(1)
 
     def _forget_inputs(self) -> None:
-        """Start without partitions for backward passes, which are kept by the block's input."""
+        """Drop the partitions kept for backward passes, by block input."""
         self._chosen_for = WeakIdKeyDictionary()
 
     def __getstate__(self) -> dict[str, Any]:
-        """A copy has seen no input."""
+        """A copy starts without inputs."""
         state = dict(self.__dict__)
         del state["_chosen_for"]
         return state | {"_input": None}

@@ -88,7 +88,7 @@ class CallLog:
         """
         self._scheduler = scheduler
         self._needs = (needs_step, needs_progress, needs_values)
-        self._place: _Place | None = None
+        self._previous: _Position | None = None
         self._step = self._number = 0
         self._listed: _Listed | None = None
 
@@ -114,30 +114,29 @@ class CallLog:
             call.progress = self._index(timestep, timesteps) / len(timesteps)
         return call
 
-    def _follow(self, place: _Place) -> None:
-        before, self._place = self._place, place
+    def _follow(self, position: _Position) -> None:
+        before, self._previous = self._previous, position
         if (
             before is None
-            or before.generation != place.generation
-            or place.position < before.position
+            or before.generation != position.generation
+            or position.index < before.index
         ):
             self._step = self._number = 0
-        elif place.position == before.position:
+        elif position.index == before.index:
             self._number += 1
         else:
             self._step, self._number = self._step + 1, 0
 
-    def _locate(self, timestep: Tensor | float) -> _Place:
+    def _locate(self, timestep: Tensor | float) -> _Position:
         if isinstance(timestep, Tensor) and _is_element(timestep):
-            return _Place(_identity(timestep), int(timestep.storage_offset()), timestep)
+            return _Position(_identity(timestep), int(timestep.storage_offset()), timestep)
         timesteps = self._scheduler.timesteps
         if timesteps is not None:
-            return _Place(_identity(timesteps), self._index(timestep, timesteps), timesteps)
+            return _Position(_identity(timesteps), self._index(timestep, timesteps), timesteps)
         if not isinstance(timestep, Tensor):
             raise _unknown_step(timestep)
-        return _Place(
-            _identity(timestep), 0, timestep
-        )  # a generation of its own: nothing is reused
+        # a generation of its own: nothing is reused
+        return _Position(_identity(timestep), 0, timestep)
 
     def _index(self, timestep: Tensor | float, timesteps: Tensor) -> int:
         """The index of a timestep among the scheduler's."""
@@ -169,14 +168,14 @@ class CallLog:
         return self._listed.values
 
     def __getstate__(self) -> dict[str, Any]:
-        """A copy has seen no call."""
-        return self.__dict__ | {"_place": None, "_step": 0, "_number": 0, "_listed": None}
+        """A copy starts without calls."""
+        return self.__dict__ | {"_previous": None, "_step": 0, "_number": 0, "_listed": None}
 
 
-class _Place(NamedTuple):
+class _Position(NamedTuple):
     generation: tuple[int, int]
     """Identity of the tensor that holds the generation's timesteps."""
-    position: int
+    index: int
     tensor: Tensor
     """Kept alive, so that no later tensor gets its address."""
 

@@ -39,8 +39,7 @@ def choose_in_graph(
 ) -> Partition:
     """`PartitionReuse.choose` as one operator of the graph that is being compiled.
 
-    Features are computed in every step, because a graph has no branches. The ticket is that of the
-    block.
+    Features are computed in every step, because a graph has no branches. `ticket` is the block's.
     """
     has_representatives = method.has_representatives
     labels, representatives = _choose_labels(

@@ -1,4 +1,4 @@
-"""What a method sees of a self-attention: its keys, and the attention that each token receives."""
+"""Inputs of a method from a self-attention: its keys, and the attention each token receives."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 _CHUNK_ELEMENTS = 2**20
-"""Attention weights held at a time: 4 MiB in float32, and another 4 MiB for their softmax."""
+"""Attention weights held at once: 4 MiB in float32, and another 4 MiB for their softmax."""
 _COMPILED_CHUNK_ELEMENTS = 2**24
 """The limit while compiling, where every chunk becomes a part of the graph."""
 
@@ -18,8 +18,8 @@ def head_mean_keys(attention: Any, tokens: Tensor) -> Tensor:
     """The keys averaged over the heads, which ATC compares, `[B, N, C] -> [B, N, C / heads]`.
 
     The average of linear maps is a linear map, so this costs 1/heads of `attention.to_k`. If `to_k`
-    is more than its weight (LoRA, quantisation, offloading, ...) or the keys are normalised, the
-    keys of all heads are computed and then averaged.
+    does more than multiply by its weight (LoRA, quantisation, offloading, ...) or the keys are
+    normalised, the keys of all heads are computed and then averaged.
 
     Args:
         attention: a diffusers `Attention`.
@@ -54,7 +54,7 @@ def received_attention(attention: Any, tokens: Tensor) -> Tensor:
     """The attention each token receives, averaged over heads and queries, `[B, N, C] -> [B, N]`.
 
     The significance score of Token Pooling (Marin et al., 2023), from the attention's own queries
-    and keys. Computed for a chunk of queries at a time: all N x N weights are never held.
+    and keys. Computed for one chunk of queries at a time: the N x N weights never exist at once.
 
     Args:
         attention: a diffusers `Attention`.

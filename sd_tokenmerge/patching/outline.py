@@ -19,7 +19,7 @@ from sd_tokenmerge.patching.targets import choose_targets, require_reachable
 
 @dataclass(frozen=True)
 class Outline:
-    """What a pipeline's configuration tells without its weights.
+    """A pipeline's UNet and its scale, built from the configuration alone.
 
     Attributes:
         unet: the UNet on the meta device.
@@ -60,7 +60,7 @@ def load_outline(
     vae_config = _read_config(model, "vae/config.json", revision, local_files_only)
     with torch.device("meta"):
         unet = UNet2DConditionModel.from_config(unet_config)
-    # AutoencoderTiny, which the sample pipeline has, names encoder and decoder apart.
+    # AutoencoderTiny, as in the sample pipeline, has separate channels for encoder and decoder.
     channels = vae_config.get("block_out_channels") or vae_config["encoder_block_out_channels"]
     return Outline(unet.eval(), 2 ** (len(channels) - 1))
 
@@ -76,7 +76,7 @@ class PlannedSite:
         channels: C of its tokens.
         grid: height and width in tokens.
         tokens_before: N.
-        tokens_after: K; N where nothing is merged.
+        tokens_after: K; N if nothing is merged.
         merged: whether the patch merges here.
     """
 
@@ -106,7 +106,7 @@ def plan_sites(
         width: likewise.
 
     Raises:
-        ValueError: the keep rate changes over the steps, the size is unknown or no multiple of
+        ValueError: the keep rate changes over the steps, the size is unknown or not a multiple of
             `vae_scale_factor`, no block would be merged, or the method can't reach the keep rate
             at this size.
     """

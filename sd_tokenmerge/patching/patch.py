@@ -62,7 +62,7 @@ class Patch:
         self._hooks: list[RemovableHandle] = []
 
     def attach_to(self, denoiser: nn.Module, targets: list[Target]) -> None:
-        """Put the hooks on; the arguments are those of `__init__`."""
+        """Attach the hooks; the arguments are those of `__init__`."""
         recorders: dict[nn.Module, GridRecorder] = {}
         for partitions, target in zip(self._reuse.blocks, targets, strict=True):
             site = target.site
@@ -81,7 +81,7 @@ class Patch:
             self._blocks[site.path] = block
             self._add_pre_hook(site.block, block.record_input)
             attach(site.attention, block, self)
-        # Without need for it, there is no hook on the denoiser: torch.export can't trace it.
+        # The denoiser gets hooks only if they are needed: torch.export can't trace them.
         if self._reuse.needs_call or self._varying:
             self._add_pre_hook(denoiser, self._begin_call)
             self._hooks.append(denoiser.register_forward_hook(self._end_call, always_call=True))
@@ -95,8 +95,8 @@ class Patch:
         if torch.compiler.is_compiling():
             raise RuntimeError(
                 "torch.export can't be combined with merging that depends on the denoising step: "
-                "no random method, refresh_every=1, share_layers=False, and a keep rate that is "
-                "the same in every step."
+                "use refresh_every=1, share_layers=False, a method without randomness, and a keep "
+                "rate that is the same in every step."
             )
         if is_in_backward():
             raise RuntimeError(
@@ -116,7 +116,7 @@ class Patch:
         self._reuse.end_call()
 
     def detach_from(self, denoiser: nn.Module) -> None:
-        """Take everything off again, from the denoiser given to `attach_to` or its copy."""
+        """Remove everything from the denoiser given to `attach_to`, or from its copy."""
         for module in denoiser.modules():
             if isinstance(module, MergedAttention):
                 detach(module)
@@ -145,7 +145,7 @@ class Patch:
         )
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """A copy is known to compiled graphs as itself."""
+        """A copy registers itself for compiled graphs."""
         self.__dict__.update(state)
         self._reuse.forget()
         register(self._reuse)

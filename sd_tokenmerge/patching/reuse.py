@@ -18,11 +18,11 @@ ComputeFeatures = Callable[[], tuple[Tensor, "Tensor | None"]]
 """Computes what a method clusters: tokens `[B, N, C]`, and scores `[B, N]` if it uses them."""
 
 _MAX_KEPT_RUNS = 64
-"""Runs of a block in one step whose partitions are kept; later runs compute theirs anew."""
+"""A block's runs in one step that keep their partitions; later runs compute theirs anew."""
 
 
 def method_seed(seed: int, block: str, timesteps: tuple[float, ...]) -> int:
-    """The seed of a random method, derived from these three alone; the same in every process.
+    """The seed of a random method, derived only from the arguments; the same in every process.
 
     Args:
         seed: the patch's seed.
@@ -98,7 +98,7 @@ class PartitionReuse:
 
     @property
     def needs_call(self) -> bool:
-        """Whether partitions depend on more than the block's features: on the call."""
+        """Whether partitions depend on the call, not only on the block's features."""
         return self._keeps or self.method.uses_seed
 
     def begin_call(self, call: DenoiserCall) -> None:
@@ -134,7 +134,7 @@ class PartitionReuse:
             features: called only if a partition is computed.
 
         Raises:
-            RuntimeError: the call matters, and the denoiser makes none.
+            RuntimeError: partitions depend on the call, and the block runs outside of one.
             ValueError: the method can't reach K.
         """
         call = self._call

@@ -1,4 +1,4 @@
-"""Where a denoiser's self-attentions are: the only module that knows diffusers' classes."""
+"""The self-attentions of a denoiser; the only module that knows diffusers' model classes."""
 
 from __future__ import annotations
 
@@ -119,9 +119,9 @@ def why_not(attention: Any, *, plain: bool, separate_keys: bool) -> str | None:
 
     Args:
         attention: a diffusers `Attention`.
-        plain: whether it is called as without merging, on fewer tokens. Otherwise it gets keys of
-            its own or a bias on its logits, which other processors misread or ignore.
-        separate_keys: whether it gets keys of its own.
+        plain: whether it is called as without merging, only on fewer tokens. Otherwise it gets
+            separate keys or a bias on its logits, which other processors misread or ignore.
+        separate_keys: whether its keys come from other tokens than its queries.
     """
     processor = attention.processor
     if isinstance(processor, FusedAttnProcessor2_0) and not separate_keys:
@@ -140,7 +140,7 @@ def why_not(attention: Any, *, plain: bool, separate_keys: bool) -> str | None:
         return (
             "only merge='qkv' without proportional attention works with the processor "
             f"{type(processor).__name__}: call unet.set_attn_processor(AttnProcessor2_0()), or "
-            "merge that way."
+            "use that form of merging."
         )
     return None
 

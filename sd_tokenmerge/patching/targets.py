@@ -33,7 +33,7 @@ def choose_targets(denoiser: nn.Module, config: MergeConfig) -> list[Target]:
 
     Args:
         denoiser: the UNet or ControlNet.
-        config: names levels and keep rates.
+        config: its levels and keep rates.
 
     Raises:
         ValueError: the denoiser has no self-attention to merge, or lacks a level that is named.

@@ -89,7 +89,9 @@ def test_a_set_that_is_there_is_verified(val: Path, tmp_path: Path) -> None:
     make_reference(val, out)
     assert make_reference(tmp_path / "gone", out).reused
     (out / name(293)).write_bytes(b"other")
-    with pytest.raises(ValueError, match=r"val_00000293\.JPEG' is not what the manifest says"):
+    with pytest.raises(
+        ValueError, match=r"val_00000293\.JPEG' does not match its hash in the manifest"
+    ):
         make_reference(val, out)
     (out / name(293)).unlink()
     with pytest.raises(ValueError, match=r"1 files are missing.*val_00000293"):

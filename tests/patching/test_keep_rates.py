@@ -127,7 +127,7 @@ class TestStrings:
         ("text", "message"),
         [
             ("0=0.5,0=0.6", "must name each level once, got '0=0.5,0=0.6'"),
-            ("0=0.5,half", "or one of these for each level, such as 0=0.5,1=0.8; got '0.5,half'"),
+            ("0=0.5,half", "or a keep rate for each level, such as 0=0.5,1=0.8; got '0.5,half'"),
             ("0=", "got ''"),
             ("0=1.5", r"must be in \(0, 1\], got 1.5"),
             ("-1=0.5", "got '-1=0.5'"),
