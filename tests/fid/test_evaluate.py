@@ -133,7 +133,7 @@ def test_statistics_without_features_have_a_distance_only(tmp_path: Path) -> Non
     assert result.num_reference is None
     assert result.assumed
     assert result.warnings == (
-        "reference: extractor and protocol are assumed, the file does not say.",
+        "reference: extractor and protocol are assumed: the file does not record them.",
     )
     loaded = load_set(tmp_path / "r.npz", assume_protocol="atc")
     assert isinstance(loaded, Statistics)
@@ -185,6 +185,6 @@ def test_folders_and_saved_statistics_give_the_same(picture_set: Path, tmp_path:
     assert from_file.fid == from_folders.fid
     assert from_file.kid == from_folders.kid
     assert from_folders.warnings == (
-        "generated: 1 of 48 images have the bytes of another one "
+        "generated: 1 of 48 images have the same bytes as another "
         "(the first pair is '0_0.png' and '0_1.png').",
     )
