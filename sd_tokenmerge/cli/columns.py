@@ -21,5 +21,5 @@ def in_columns(rows: Sequence[Sequence[str]], *, left: Collection[int] = (0,)) -
 
 
 def printable(text: str) -> str:
-    """Text with "?" for control characters, which a terminal would obey."""
+    """Text with "?" in place of control characters, which would control the terminal."""
     return "".join(character if character.isprintable() else "?" for character in text)

@@ -43,8 +43,8 @@ def user_errors(*types: type[Exception], flags: Mapping[str, str] | None = None)
     traceback, because an unexpected exception is a bug of this package.
 
     Args:
-        types: what to report; default: `ValueError` and `OSError`, which the library raises for bad
-            values and unusable files.
+        types: the exceptions to report; default: `ValueError` and `OSError`, which the library
+            raises for bad values and unusable files.
         flags: flags by the library's names, where they differ from the command's.
 
     Raises:
@@ -62,7 +62,7 @@ def user_errors(*types: type[Exception], flags: Mapping[str, str] | None = None)
 
 @contextmanager
 def generation_errors() -> Iterator[None]:
-    """Report too little memory and NaN pixels, which show only while images are generated.
+    """Report lack of memory and NaN pixels, which appear only while images are generated.
 
     Raises:
         UserError: one of them happened; exit code 1.
@@ -87,8 +87,8 @@ def generation_errors() -> Iterator[None]:
         if not is_memory and "allocate memory" not in str(error):  # as torch says on the CPU
             raise
         raise UserError(
-            "the device's memory does not suffice: use a smaller --batch-size or --offload model. "
-            "The same command with such a change resumes where this one stopped.",
+            "the device has too little memory: use a smaller --batch-size or --offload model. "
+            "With such a change, the same command resumes where this one stopped.",
             exit_code=1,
         ) from error
 
@@ -96,7 +96,7 @@ def generation_errors() -> Iterator[None]:
 def interruption(error: OSError) -> UserError:
     """The error for a disk that fills up, or fails, during the work."""
     return UserError(
-        f"{describe(error)}. The stored images are intact; when this is solved, run the same "
+        f"{describe(error)}. The stored images are intact; once this is solved, run the same "
         f"command again.",
         exit_code=1,
     )

@@ -1,4 +1,4 @@
-"""`sd-tokenmerge fid`: the distance between two image sets, and how sure it is."""
+"""`sd-tokenmerge fid`: the distance between two image sets, with its standard error."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ def fid_command(
     generated: Annotated[
         Path | None,
         typer.Argument(
-            help="Folder of images to judge, or an .npz file; left out only with --save-statistics."
+            help="Folder of generated images, or an .npz file; optional with --save-statistics."
         ),
     ] = None,
     baseline: Annotated[
         Path | None,
-        typer.Option(help="Unmerged images of the same names; adds the change from them."),
+        typer.Option(help="Unmerged images with the same names; adds the difference from them."),
     ] = None,
     no_cache: Annotated[
-        bool, typer.Option("--no-cache", help="Neither read nor write the cache.")
+        bool, typer.Option("--no-cache", help="Do not read or write the cache.")
     ] = False,
     batch_size: Annotated[int, typer.Option(help="Images per forward pass.", min=1)] = 32,
     workers: Annotated[
@@ -154,7 +154,7 @@ def _paired_change(
     original: FeatureSet | Statistics | None,
     changed: FeatureSet | Statistics,
 ) -> PairedChange | None:
-    """Change of each picture, where both sets are folders."""
+    """Change of each picture if both sets are folders."""
     from sd_tokenmerge.fid.features import FeatureSet
     from sd_tokenmerge.fid.image_change import paired_change
 
@@ -180,5 +180,5 @@ def _download() -> None:
 
     if is_first_process():
         file = PUBLIC_FILES[0]
-        print(f"Weights: {file.name}, {file.size_mb} MB unless there already.", file=sys.stderr)
+        print(f"Weights: {file.name}, {file.size_mb} MB unless present.", file=sys.stderr)
         download_inception_weights()

@@ -1,4 +1,4 @@
-"""`sd-tokenmerge generate`: images per class under fixed seeds, in a folder that can be resumed."""
+"""`sd-tokenmerge generate`: images per class under fixed seeds, in a resumable folder."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 Preset = Annotated[
     str | None,
     typer.Option(
-        help="Merging options that belong together; options given beside it replace its values. "
+        help="A named set of merging options; options given as well replace its values. "
         f"One of {', '.join(PRESETS)}. Default: paper.",
         rich_help_panel="Merging",
     ),
@@ -124,8 +124,7 @@ def run_generation(options: GenerateOptions, *, overwrite: bool = False) -> RunS
         The summary; None in a process that is not the first of several.
 
     Raises:
-        UserError: the input is bad, the disk is full, memory does not suffice, or images have NaN
-            pixels.
+        UserError: the input is invalid, the disk or the memory is full, or images have NaN pixels.
     """
     from sd_tokenmerge.cli.progress import ConsoleProgress
     from sd_tokenmerge.cli.quiet import quiet_libraries

@@ -1,4 +1,4 @@
-"""`sd-tokenmerge methods`: what exists, with options, reach and source."""
+"""`sd-tokenmerge methods`: the methods with their options, lowest keep rates and sources."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from sd_tokenmerge.methods import Method
 
 _GRID_SIDE = 64
-"""Grid on which the reach is stated: that of SD 1.5 at 512 px and of SDXL at 1024 px."""
+"""Grid of the stated lowest keep rates: that of SD 1.5 at 512 px and of SDXL at 1024 px."""
 
 _MAX_WIDTH = 100
 
@@ -25,8 +25,8 @@ def methods_command(
 ) -> None:
     """List the merging methods: paper, options, lowest keep rate.
 
-    Options are written after a colon, as in "tome-sd:stride=4,random=true". The lowest keep rate is
-    that on 64 x 64 tokens.
+    Options are written after a colon, as in "tome-sd:stride=4,random=true". Lowest keep rates are
+    those on 64 x 64 tokens.
     """
     from sd_tokenmerge.methods import METHODS
 
@@ -70,7 +70,7 @@ def _describe(cls: type[Method]) -> dict[str, Any]:
 
 
 def _meanings(cls: type[Method]) -> dict[str, str]:
-    """What the class's docstring says of each option."""
+    """The description of each option in the class's docstring."""
     _, _, section = (inspect.getdoc(cls) or "").partition("\nAttributes:\n")
     entries = re.findall(r"^    (\w+): (.+(?:\n {8}.+)*)", section, re.MULTILINE)
     return {name: " ".join(text.replace("`", "").split()) for name, text in entries}

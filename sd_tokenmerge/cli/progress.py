@@ -1,4 +1,4 @@
-"""Progress on stderr: a bar in a terminal, a line now and then elsewhere."""
+"""Progress on stderr: a bar in a terminal, otherwise a line every half minute."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ class ConsoleProgress:
 
 
 class FeatureProgress:
-    """Shows on stderr how many images' features are extracted; only in the first process."""
+    """Shows on stderr the progress of feature extraction; only in the first process."""
 
     def __init__(self) -> None:
         self._bar = ConsoleProgress("Features")

@@ -1,4 +1,4 @@
-"""`sd-tokenmerge sites`: which self-attentions of a model would be merged, and how much."""
+"""`sd-tokenmerge sites`: the self-attentions of a model, and how many tokens each keeps."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ _OPTIONS = (
 def sites_command(
     *, size: Size = None, preset: Preset = None, as_json: AsJson = False, **values: Any
 ) -> None:
-    """Show what would be merged where: blocks, grids, tokens before and after.
+    """Show where tokens would be merged: blocks, grids, tokens before and after.
 
-    Needs no weights: the UNet is built from its configuration alone. With --json also heads and
+    Needs no weights: the UNet is built from its configuration alone. --json adds heads and
     channels.
     """
     from sd_tokenmerge.cli.quiet import quiet_libraries

@@ -1,4 +1,4 @@
-"""`sd-tokenmerge status`: what is done, missing and broken in a run or sweep folder."""
+"""`sd-tokenmerge status`: images done, missing and broken in a run or sweep folder."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def status_command(
     folder: Annotated[str, typer.Argument(help="A run or sweep folder, or a folder of them.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Show what is done, missing and broken in a run or sweep folder.
+    """Show which images of a run or sweep folder are done, missing and broken.
 
     Every image is read and compared with its recorded hash; nothing is changed. The exit code is 0
     if everything is complete and intact, else 1.

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from sd_tokenmerge.sweep.run import SweepSummary
 
 FLAGS = {"method": "--methods", "keep_rate": "--keep-rates"}
-"""Flags of options that a sweep has in the plural."""
+"""Flags of the options that take several values in a sweep."""
 
 _METHODS_HELP = (
     'Method strings separated by spaces or ";", since commas separate the options of a method: '
@@ -125,7 +125,7 @@ def _keep_rate(text: str) -> float:
             f"`keep_rates` must be numbers such as 0.7 or 70%, got {text!r}: a table has a column "
             f"for each number, and `generate` takes keep rates that change."
         )
-    # Divided as text: 70 / 100 is 0.7, but 0.07 * 10 or 0.57 * 100 are not what they look like.
+    # Scaled as text, so that 57% is exactly the number that a user writes as 0.57.
     value = float(f"{digits}e-2" if percent else digits)
     if not percent and value > 1:
         raise ValueError(f"`keep_rates` must be in (0, 1] or have a percent sign, got {text!r}.")

@@ -46,7 +46,7 @@ def load_outline(
     Args:
         model: diffusers folder, or hub id.
         revision: of a hub id.
-        local_files_only: never ask the hub.
+        local_files_only: never access the hub.
 
     Raises:
         ValueError: there is no such model, or it has no UNet.
@@ -170,7 +170,8 @@ def _read_config(
         except (OSError, ValueError) as error:
             reason = str(error).strip().splitlines()[0]
             raise ValueError(
-                f"`model` {model!r} is no local path, and its {file} cannot be fetched ({reason})."
+                f"`model` {model!r} is not a local path, and its {file} cannot be fetched "
+                f"({reason})."
             ) from error
         path = Path(downloaded)
     config = read_json(path)

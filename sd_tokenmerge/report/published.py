@@ -24,9 +24,9 @@ _ATC_TABLE2 = {
 def atc_table2() -> list[SweepRow]:
     """Table 2 of the ATC paper: the unmerged row, then four methods at six keep rates each.
 
-    The values are published without errors. Published baselines of this set-up range from 28.84 to
-    34.23, so values compare within one set-up only; compare measured values with the differences
-    to the baseline.
+    The values were published without errors. Published baselines of this set-up range from 28.84 to
+    34.23, so absolute values are comparable within one set-up only; compare differences from the
+    baseline.
     """
     baseline = _ATC_TABLE2["tome-sd", "ToMe"][0]
     rows = [_row(NO_METHOD, "unmerged (paper)", 1.0, baseline, baseline)]

@@ -1,4 +1,4 @@
-"""The rows that every table and plot is made from: one setting and what was measured on it."""
+"""The rows of all tables and plots: one setting with its measurements."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def conditions_sentence(conditions: Mapping[str, str]) -> str:
 
 
 def distance_name(rows: Sequence[SweepRow]) -> str:
-    """What to call the distance; it is an FID only with the Inception network."""
+    """The name of the distance; it is an FID only with the Inception network."""
     extractor = next((row.extractor for row in rows if row.extractor), "inception")
     return "FID" if extractor == "inception" else f"Fréchet distance ({extractor})"
 

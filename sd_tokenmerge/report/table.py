@@ -30,7 +30,7 @@ def markdown(
 
     Args:
         rows: measured rows that are comparable with one another.
-        conditions: what all rows have in common, printed below the tables.
+        conditions: conditions that all rows share, printed below the tables.
         published: rows to show below the measured ones of the same table.
         notes: sentences to print below the tables.
 
@@ -138,7 +138,7 @@ def _markdown_table(table: TextTable) -> str:
 def _markdown_escape(text: str) -> str:
     """Text on one line that Markdown shows as it is."""
     on_one_line = " ".join(text.split())
-    # An underscore inside a word is no markup, and names are easier to read without a backslash.
+    # An underscore inside a word is not markup, and names are easier to read without a backslash.
     return re.sub(r"[\\`*<>#|\[\]~$&]|(?<!\w)_|_(?!\w)", r"\\\g<0>", on_one_line)
 
 

@@ -1,1 +1,1 @@
-"""Batch generation: classes, prompts, seeds, and run folders that survive anything."""
+"""Batch generation: classes, prompts, seeds, and resumable run folders."""

@@ -1,4 +1,4 @@
-"""How a run computes attention, and whether the device can."""
+"""Select how a pipeline computes attention, and check that the device supports it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def set_attention(pipe: Any, backend: str, device: str) -> None:
     """Make the pipeline's UNet compute attention as `GenerateOptions.attention_backend` says.
 
     Raises:
-        ValueError: the device or the installation does not have it.
+        ValueError: the device or the installation does not support it.
     """
     if backend == "eager":
         pipe.unet.set_attn_processor(diffusers.models.attention_processor.AttnProcessor())

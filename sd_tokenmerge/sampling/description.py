@@ -1,4 +1,4 @@
-"""`run.json`: what a run folder was made with, and whether new options fit it."""
+"""`run.json`: how a run folder was generated, and whether new options match it."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ class DescriptionError(ValueError):
 
 @dataclass(frozen=True)
 class Description:
-    """What a run folder was made with.
+    """How a run folder was generated.
 
     Attributes:
         options: of its first start; resolved.
         num_images: images of the run.
         plan_sha256: one hash over all seeds and prompts.
         model: hashes of the pipeline's, autoencoder's and LoRAs' files, and the LoRAs' scales.
-        created: when, in ISO 8601.
+        created: time of the first start, in ISO 8601.
         device: `"type"` and `"name"` of the device.
         versions: of the libraries.
         commit: of the checkout, with "+" if it was changed since; None without a checkout.
@@ -62,9 +62,9 @@ class Description:
         """The inverse of `to_json`.
 
         Raises:
-            KeyError: something is missing.
-            TypeError: something is of the wrong type.
-            ValueError: an option is bad, or the number of images cannot be true.
+            KeyError: a value is missing.
+            TypeError: a value is of the wrong type.
+            ValueError: an option is invalid, or the number of images contradicts the options.
         """
         rest = {name: values[name] for name in ("model", *_SURROUNDINGS)}
         new = cls(
@@ -94,7 +94,7 @@ _MODEL_OPTIONS = {"pipeline": "model", "vae": "vae", "lora": "lora", "lora_scale
 
 
 def describe_run(options: ResolvedOptions, jobs: Sequence[ImageJob]) -> Description:
-    """Everything that tells whether another start would make the same images.
+    """Describe everything that determines the images of a run.
 
     Raises:
         ValueError: the model cannot be found.
@@ -117,10 +117,10 @@ def describe_run(options: ResolvedOptions, jobs: Sequence[ImageJob]) -> Descript
 
 
 def surroundings(device: str) -> dict[str, Any]:
-    """The time, device, library versions and commit that something is made with.
+    """The present time, device, library versions and commit.
 
     Args:
-        device: torch device that it is made on.
+        device: torch device in use.
     """
     import torch
 
@@ -141,7 +141,7 @@ def surroundings(device: str) -> dict[str, Any]:
 
 
 def read_description(folder: Path) -> Description | None:
-    """The folder's `run.json`; None where there is none.
+    """The folder's `run.json`; None if there is none.
 
     Raises:
         DescriptionError: it is damaged or of another format.
@@ -177,7 +177,7 @@ def write_description(folder: Path, description: Description) -> None:
 
 
 def option_differences(old: Description, options: GenerateOptions) -> list[str]:
-    """What differs in the options that make the images, each as "name: old -> new"."""
+    """Differences in the options that determine the images, each as "name: old -> new"."""
     before, now = old.options.compared(), options.compared()
     return [
         f"{name}: {_show(before[name])} -> {_show(now[name])}"
@@ -187,7 +187,7 @@ def option_differences(old: Description, options: GenerateOptions) -> list[str]:
 
 
 def content_differences(old: Description, new: Description) -> list[str]:
-    """What differs besides the options: prompts, model files, kind of device."""
+    """Differences other than options: prompts, model files, kind of device."""
     found = [] if old.plan_sha256 == new.plan_sha256 else ["prompts: other content"]
     found += [
         f"{_MODEL_OPTIONS[part]}: other content"
@@ -211,7 +211,7 @@ def version_differences(old: Description, new: Description) -> list[str]:
 def _unusable(path: Path, problem: str) -> DescriptionError:
     return DescriptionError(
         f"{path} {problem}. The images beside it are untouched. Restore the file from a copy, or "
-        f"make all images anew: with `overwrite`, or in another `out`."
+        f"generate all images again, with `overwrite` or in another `out`."
     )
 
 

@@ -1,4 +1,4 @@
-"""A run folder: whether it may be used, what is in it, and what still has to be done."""
+"""Checks of a run folder: whether it may be used, and which of its images are intact."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ _PICTURES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 
 @dataclass(frozen=True)
 class Survey:
-    """What is in a run folder, compared with what should be.
+    """The content of a run folder, compared with its plan and manifests.
 
     Attributes:
-        intact: records of the images that are there as recorded, by file name.
-        missing: images that are not there and were never recorded: not generated yet.
-        lost: images that are recorded but not there.
-        changed: images whose content is not the recorded one.
-        unrecorded: images that are there without a record.
+        intact: records of the intact images, by file name.
+        missing: images without file or record: not generated yet.
+        lost: images that have a record but no file.
+        changed: images that differ from their record.
+        unrecorded: images that have a file but no record.
         foreign: pictures that are not part of the run.
         damaged_lines: manifest lines that are not records or were cut off, as "file, line n".
     """
@@ -54,7 +54,7 @@ class Survey:
     damaged_lines: list[str]
 
     def findings(self) -> list[str]:
-        """What is wrong, one line per kind; images that were not generated yet are not wrong."""
+        """One line per kind of damage; images that were not generated yet are no damage."""
         kinds = {
             "recorded image that is not there": self.lost,
             "image with another content than recorded": self.changed,
@@ -110,7 +110,7 @@ def settle_description(
     """Write `run.json`, or compare it with the existing one; the folder must be locked.
 
     Returns:
-        The description that was there and stays; None if the new one was written.
+        The existing description, which stays; None if the new one was written.
 
     Raises:
         ValueError: the folder holds a run with other options or content (without `overwrite`).
@@ -144,7 +144,7 @@ def survey_folder(
         hash_all: hash every image; see `intact_records`.
         all_files: names of all images of the run; default: `files`. Other pictures are foreign; a
             Fréchet distance would count them.
-        own_parts: manifests that nobody is writing, in which an unfinished line is damage;
+        own_parts: manifests that no process is writing, so that an unfinished line is damage;
             default: all.
         is_right: whether a record belongs to this run.
     """
@@ -173,7 +173,7 @@ def survey_folder(
 
 
 def prepare_files(folder: Path, jobs: Iterable[ImageJob]) -> None:
-    """Remove what a killed process left of these images, and refuse what cannot be replaced.
+    """Remove the temporary files of killed processes, and refuse folders in place of images.
 
     Raises:
         IsADirectoryError: a folder has the name of an image.
@@ -189,7 +189,7 @@ def _is_picture(path: Path) -> bool:
 
 
 def _refuse_differences(folder: Path, options: ResolvedOptions, differences: list[str]) -> None:
-    """Refuse another run, unless it has no images: then it failed at once, and may be replaced."""
+    """Refuse another run, unless it has no images: it failed at once, and may be replaced."""
     if not differences:
         return
     has_images = any(_is_picture(path) for path in folder.iterdir())

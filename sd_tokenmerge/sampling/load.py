@@ -42,7 +42,7 @@ def load_pipeline(options: GenerateOptions) -> Any:
         A diffusers text-to-image pipeline with a UNet.
 
     Raises:
-        ValueError: the model is not there, is damaged, or an option does not fit it.
+        ValueError: the model is missing or damaged, or an option does not fit it.
     """
     resolved = resolve_options(options)
     resolve_device(resolved.device)  # torch reports a bad device less clearly, and late
@@ -103,9 +103,9 @@ def _load_file(path: Path, options: ResolvedOptions, dtype: torch.dtype) -> Any:
         if options.model_config is not None or not isinstance(error.__cause__, OSError):
             raise
         raise ValueError(
-            f"`model` {str(path)!r} is a single file; what it does not contain (configurations, "
-            f"tokenizer) comes from the hub, which cannot be reached. Offline, give a folder with "
-            f"them as `model_config`."
+            f"`model` {str(path)!r} is a single file; its configurations and tokenizer come from "
+            f"the hub, which cannot be reached. Offline, give a folder with them as "
+            f"`model_config`."
         ) from error
 
 

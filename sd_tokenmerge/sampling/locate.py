@@ -56,7 +56,7 @@ def locate_part(argument: str, name: str, *, local_files_only: bool) -> Path:
     Args:
         argument: the option's name, for messages.
         name: what the user gave.
-        local_files_only: never ask the hub.
+        local_files_only: never access the hub.
 
     Raises:
         ValueError: there is no such file, folder or hub id.
@@ -101,8 +101,8 @@ def _local_or_downloaded(argument: str, name: str, download: Callable[[], str]) 
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0].partition(" (")[0].rstrip(".")
         raise ValueError(
-            f"`{argument}` {name!r} is no local path, is not in the local hub cache, and cannot be "
-            f"fetched ({reason}). Offline, give a local folder or file, or fetch it beforehand "
+            f"`{argument}` {name!r} is not a local path, is not in the local hub cache, and cannot "
+            f"be fetched ({reason}). Offline, give a local folder or file, or fetch it beforehand "
             f"with `hf download {name}`."
         ) from error
 

@@ -69,7 +69,7 @@ class ImageRecord:
 
     @property
     def job(self) -> ImageJob:
-        """The image that was asked for."""
+        """The planned image."""
         return ImageJob(self.class_index, self.image_index, self.seed, self.prompt)
 
     def to_line(self) -> str:
@@ -187,7 +187,7 @@ def write_manifest(path: Path, records: Iterable[ImageRecord]) -> None:
 def intact_records(
     folder: Path, records: Iterable[ImageRecord], *, hash_all: bool
 ) -> dict[str, ImageRecord]:
-    """The records whose images are there with the recorded content, by file name.
+    """The records of the intact images, by file name.
 
     Args:
         folder: the run folder.

@@ -1,4 +1,4 @@
-"""Patch a run's pipeline, and refuse what cannot work before anything is generated."""
+"""Patch a run's pipeline, and refuse unusable options before anything is generated."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ def patched(pipe: Any, options: ResolvedOptions) -> AbstractContextManager[Any]:
     checked here.
 
     Raises:
-        ValueError: an option of the patch is bad, or the method cannot reach the keep rate at this
-            image size.
+        ValueError: an option of the patch is invalid, or the method cannot reach the keep rate at
+            this image size.
     """
     config = options.merging
     if config is None:

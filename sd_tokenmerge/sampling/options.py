@@ -29,7 +29,7 @@ PAPER_SIZE, PAPER_STEPS, PAPER_GUIDANCE = 512, 50, 7.5
 """ToMe-SD's and ATC's protocol for Stable Diffusion 1.5."""
 
 NO_METHOD = "none"
-"""What the command line calls `merging=None`, the unpatched pipeline."""
+"""Name of the unpatched pipeline, `merging=None`, on the command line."""
 
 DType = Literal["float32", "float16", "bfloat16"]
 Offload = Literal["none", "model", "sequential"]
@@ -66,7 +66,9 @@ class GenerateOptions:
         compared=False,
         panel="Images",
     )
-    prompt_template: str = option("Text with {class}.", default=PAPER_TEMPLATE, panel="Images")
+    prompt_template: str = option(
+        "Prompt with {class} for the class name.", default=PAPER_TEMPLATE, panel="Images"
+    )
     class_names: NameStyle = option(
         "What replaces {class}: all synonyms, as in ATC's runs, or one short name.",
         default="atc",
@@ -79,13 +81,13 @@ class GenerateOptions:
         "Base of all seeds.", default=0, at_least=0, below=SEED_LIMIT, panel="Images"
     )
     seed_scheme: SeedScheme = option(
-        "How seeds are derived: seed plus the digits of class and image, for at most 10 images per "
-        "class, or hashed, for any number.",
+        "How image seeds are derived: paper, the seed plus the digits of class and image, for at "
+        "most 10 images per class; or hashed, for any number.",
         default="paper",
         panel="Images",
     )
     height: int | None = option(
-        "Pixels, a multiple of 8.",
+        "Image height in pixels, a multiple of 8.",
         default=None,
         at_least=8,
         below=65_536,
@@ -93,7 +95,7 @@ class GenerateOptions:
         panel="Images",
     )
     width: int | None = option(
-        "Pixels, a multiple of 8.",
+        "Image width in pixels, a multiple of 8.",
         default=None,
         at_least=8,
         below=65_536,
@@ -150,7 +152,7 @@ class GenerateOptions:
         panel="Model",
     )
     device: str | None = option(
-        "Torch device, such as cpu, cuda, cuda:1 or mps; its kind is compared.",
+        "Torch device, such as cpu, cuda, cuda:1 or mps; runs resume on the same kind only.",
         default=None,
         when_none="the GPU if there is one",
         panel="Model",
@@ -177,12 +179,16 @@ class GenerateOptions:
         default="default",
         panel="Model",
     )
-    offload: Offload = option("What waits on the CPU.", default="none", panel="Model")
+    offload: Offload = option(
+        "Keep weights on the CPU until they are used: whole models, or single layers in sequence.",
+        default="none",
+        panel="Model",
+    )
     safety_checker: bool = option(
         "Run the model's own safety checker, which blacks images out.", default=False, panel="Model"
     )
     local_files_only: bool = option(
-        "Never ask the hub.", default=False, panel="Model", compared=False
+        "Never access the hub.", default=False, panel="Model", compared=False
     )
 
     batch_size: int = option(
@@ -274,7 +280,7 @@ class GenerateOptions:
         """The inverse of `to_json`; a missing option has its default.
 
         Raises:
-            TypeError: an option is unknown, as of another version, or of the wrong type.
+            TypeError: an option is unknown, perhaps from another version, or of the wrong type.
             ValueError: an option is out of range.
         """
         given = dict(values)
@@ -288,7 +294,7 @@ class GenerateOptions:
         return cls(**given)
 
     def compared(self) -> dict[str, Any]:
-        """What must not change between two starts in one folder, as JSON values."""
+        """The options that must stay the same when a run is resumed, as JSON values."""
         values = self.to_json()
         names = (entry.name for entry in fields(self) if entry.metadata.get("compared", True))
         merging = values["merging"] or {"method": NO_METHOD}
@@ -297,7 +303,7 @@ class GenerateOptions:
 
 
 class ResolvedOptions(GenerateOptions):
-    """Options with nothing left open; made by `resolve_options`."""
+    """Options with all defaults filled in; made by `resolve_options`."""
 
     if TYPE_CHECKING:
         model: str

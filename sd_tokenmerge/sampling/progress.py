@@ -18,7 +18,7 @@ class Progress(Protocol):
         """Images that all processes have generated since the start."""
 
     def note(self, message: str) -> None:
-        """A message, such as what was found damaged."""
+        """A message, such as a report of damage."""
 
     def stopping(self) -> None:
         """A signal arrived: the current batch is the last one. Called by the signal's handler."""

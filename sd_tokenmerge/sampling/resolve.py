@@ -1,4 +1,4 @@
-"""Fill in what the user left open: the model's own settings, else the paper's."""
+"""Fill in options that were not given: the model's own settings, else the paper's."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ def default_model() -> str:
 
 
 def resolve_options(options: GenerateOptions) -> ResolvedOptions:
-    """Replace every None that has a default by it, and spell the merging options out.
+    """Fill in every default, and write the merging options out in full.
 
-    A diffusers folder may hold a `sample.json` that says what the model was made for (`classes`,
-    `size`, `steps`, `guidance_scale`). The paper's protocol fills in the rest.
+    A diffusers folder may hold a `sample.json` with the settings that the model was made for
+    (`classes`, `size`, `steps`, `guidance_scale`). The paper's protocol fills in the rest.
 
     Raises:
         ValueError: no model is given and there is no sample pipeline, its `sample.json` is bad, or
@@ -66,7 +66,7 @@ def resolve_options(options: GenerateOptions) -> ResolvedOptions:
 
 
 def read_sample_settings(model: str) -> dict[str, Any]:
-    """The options in the model folder's `sample.json`; empty where there is none.
+    """The options in the model folder's `sample.json`; empty if there is none.
 
     Raises:
         ValueError: it is not a JSON object, or a setting is out of range.

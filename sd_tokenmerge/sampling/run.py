@@ -1,4 +1,4 @@
-"""Generate a run's images into its folder, resuming wherever an earlier start ended."""
+"""Generate a run's images into its folder, resuming where an earlier start ended."""
 
 from __future__ import annotations
 
@@ -39,12 +39,12 @@ _SHARED_FOLDER_TIMEOUT_S = 90.0
 
 @dataclass(frozen=True)
 class RunSummary:
-    """What one start of a run did.
+    """The work of one start of a run.
 
     Attributes:
         folder: the run folder.
-        num_images: images of the run, or of its shard; all of them are there.
-        already_there: images that were there, intact, before.
+        num_images: images of the run, or of its shard; all of them are stored.
+        already_there: intact images found at the start.
         generated: images that this start generated, in all processes.
         findings: damage that was found and repaired, and pictures that are not part of the run.
         seconds: wall time of the generation, without loading the model.
@@ -64,11 +64,11 @@ class RunSummary:
 
 
 class RunStopped(KeyboardInterrupt):
-    """A signal ended the run after a batch; every image that is there is whole and recorded."""
+    """A signal ended the run after a batch; every stored image is complete and recorded."""
 
 
 class NotANumberError(ArithmeticError):
-    """The pipeline returned NaN for some images, which were not stored; all others are there.
+    """The pipeline returned NaN for some images, which were not stored; all others were.
 
     Attributes:
         files: names of these images.
@@ -89,25 +89,25 @@ def generate(
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> RunSummary:
-    """Generate every image of a run that is not there yet.
+    """Generate the missing images of a run.
 
-    May be interrupted at any moment, even by SIGKILL, and started again: images that are there as
-    recorded are kept, all others are generated again and come out the same. Under `accelerate
+    May be interrupted at any moment, even by SIGKILL, and started again: intact images are kept,
+    and all others are generated again with the same result. Under `accelerate
     launch`, all processes call this and share the work.
 
     Args:
         options: what to generate, and where.
-        pipe: a pipeline that `load_pipeline` made from the same model options, so that it need not
-            be loaded again; it must not be patched. Default: loaded here.
+        pipe: a pipeline from `load_pipeline` with the same model options, to avoid loading it
+            again; it must not be patched. Default: loaded here.
         overwrite: replace a run with other options that is in the folder.
         progress: receives the progress; default: the logging module.
 
     Raises:
-        ValueError: an option is bad, the model cannot be loaded, or the folder holds another run or
-            is in use. Nothing has been written.
-        OSError: the folder cannot be written to, or the disk is full. What is there is intact.
-        NotANumberError: some images have NaN pixels; all others are there.
-        RunStopped: SIGINT or SIGTERM arrived. What is there is intact.
+        ValueError: an option is invalid, the model cannot be loaded, or the folder holds another
+            run or is in use. Nothing has been written.
+        OSError: the folder cannot be written to, or the disk is full. Stored images are intact.
+        NotANumberError: some images have NaN pixels; all others are stored.
+        RunStopped: SIGINT or SIGTERM arrived. Stored images are intact.
     """
     with open_run(options, pipe=pipe, overwrite=overwrite, progress=progress) as run:
         return run.execute()
@@ -137,12 +137,12 @@ def open_run(
 
 @dataclass(frozen=True)
 class _Work:
-    """What a start has to do.
+    """The work that a start has to do.
 
     Attributes:
         missing: names of the images to generate.
-        already_there: number of images that are there.
-        findings: what was found damaged.
+        already_there: number of intact images.
+        findings: the damage that was found.
     """
 
     missing: frozenset[str]
@@ -168,7 +168,7 @@ class Run:
         return self._processes.is_first
 
     def prepare(self, stack: ExitStack, pipe: Any, overwrite: bool) -> None:
-        """Load and patch the pipeline, lock the folder, find out what is missing."""
+        """Load and patch the pipeline, lock the folder, and find the missing images."""
         self._processes = Processes.join(self._options.device)
         self._counter = BatchCounter(self._processes)
         self._options = replace(self._options, device=str(self._processes.device))
@@ -188,7 +188,7 @@ class Run:
         self._sampler = Sampler(pipe, self._options)
 
     def _require_shared_folder(self) -> None:
-        """Wait until this process sees what the first one has written."""
+        """Wait until this process sees the files of the first one."""
         deadline = time.monotonic() + _SHARED_FOLDER_TIMEOUT_S
         while not (self.folder / RUN_FILE).exists():
             if time.monotonic() > deadline:
@@ -200,7 +200,7 @@ class Run:
             time.sleep(0.2)
 
     def _set_up_folder(self, stack: ExitStack, overwrite: bool) -> _Work:
-        """Lock the folder, compare, clean up, and find out what is missing."""
+        """Lock the folder, compare it with the options, clean up, and find the missing images."""
         description = describe_run(self._options, self._jobs)
         self.folder.mkdir(parents=True, exist_ok=True)
         if self._shard[1] > 1:
@@ -210,7 +210,7 @@ class Run:
         end_set_up()
         if before is not None and (changed := version_differences(before, description)):
             self._progress.note(
-                f"The run was begun with other versions ({', '.join(changed)}); new images may "
+                f"The run was started with other versions ({', '.join(changed)}); new images may "
                 f"differ from the existing ones."
             )
         prepare_files(self.folder, self._own_jobs)
@@ -230,7 +230,7 @@ class Run:
         return _Work(missing, len(survey.intact), tuple(survey.findings()))
 
     def execute(self) -> RunSummary:
-        """Generate what is missing; see `generate`."""
+        """Generate the missing images; see `generate`."""
         start = time.perf_counter()
         if self.is_first_process:
             self._progress.start(len(self._own_jobs), self._work.already_there)
@@ -308,7 +308,7 @@ class Run:
     def _stopped(self, reason: str, done: int) -> RunStopped:
         return RunStopped(
             f"{reason}: {done} of {len(self._own_jobs)} images are done. Run the same command "
-            f"again to go on."
+            f"again to continue."
         )
 
     def _on_signal(self) -> None:

@@ -1,4 +1,4 @@
-"""What is done, missing and broken in run folders."""
+"""The state of run folders: images done, missing and broken."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ class RunStatus:
         method: its method string, `"none"` for the unpatched pipeline.
         keep_rate: its keep rate, as text.
         total: images of the run.
-        done: images that are there as recorded.
-        missing: images that are not there.
-        broken: images whose content is not the recorded one, or that have no record.
-        findings: what is wrong, one line each.
+        done: intact images.
+        missing: images without a file.
+        broken: images that differ from their record or have none.
+        findings: problems, one line each.
         is_running: whether a process is generating into it now.
     """
 
@@ -41,7 +41,7 @@ class RunStatus:
 
     @property
     def is_complete(self) -> bool:
-        """Whether every image is there and nothing is wrong."""
+        """Whether every image is intact and there is no other problem."""
         return self.done == self.total and not self.findings
 
     @property

@@ -59,7 +59,7 @@ class ImageWriter:
         self._waiting.append(self._pool.submit(self._store, job, pixels, seconds, flagged))
 
     def close(self) -> None:
-        """Wait until everything is on the disk.
+        """Wait until all queued images are on the disk.
 
         Raises:
             OSError: an image could not be written.
@@ -102,8 +102,8 @@ class ImageWriter:
 def encode_png(pixels: NDArray[np.float32], text: Mapping[str, str]) -> bytes:
     """Encode `[height, width, 3]` float32 pixels in [0, 1] as a PNG file, rounded as in diffusers.
 
-    Compressed by run lengths only (zlib's RLE strategy), in a quarter of the time of Pillow's
-    default, which would be taken from the pipeline's threads. docs/experiment.md has the sizes.
+    Compressed by run lengths only (zlib's RLE strategy), in a third of the time of Pillow's
+    default, because the time is taken from the pipeline's threads. docs/experiment.md shows sizes.
     """
     info = PngImagePlugin.PngInfo()
     for key, value in text.items():

@@ -14,7 +14,7 @@ RUNS = "runs"
 SWEEP_FILE = "sweep.json"
 TABLES = ("table.md", "table.csv", "table.json", "table.tex")
 RESULT_FILES = (*TABLES, "distance.png", "change.png", "contact_sheet.jpg", "side_by_side.png")
-"""Every file that a sweep writes besides; it removes no others."""
+"""All result files of a sweep; it removes no others."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ def read_plan(folder: Path) -> list[PlannedSetting]:
             float(setting.keep_rate)
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(
-            f"{path} is damaged ({error}). Start the sweep again to write it anew."
+            f"{path} is damaged ({error}). Run the sweep again to write a new one."
         ) from error
     return settings
 

@@ -1,4 +1,4 @@
-"""Measure the images of one setting: distance to the reference, and change from the unmerged."""
+"""Measure the images of a setting: distance to the reference, change from unmerged images."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Measurer:
 
         Args:
             options: of the sweep.
-            progress: called with (images done, images in all) while features are extracted.
+            progress: called with (images done, total) while features are extracted.
 
         Raises:
             ValueError: the reference or the extractor cannot be used.
@@ -140,7 +140,7 @@ def _require_extractor(options: FeatureOptions) -> None:
 
 
 def _require_recorded(folder: Path, records: Sequence[ImageRecord]) -> None:
-    """Refuse pictures that are no part of the run: a distance would count them."""
+    """Refuse pictures that are not part of the run: a distance would count them."""
     recorded = {record.file for record in records}
     pictures = {path.relative_to(folder).as_posix() for path in find_images(folder)}
     if recorded != pictures:

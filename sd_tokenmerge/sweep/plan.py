@@ -101,7 +101,7 @@ def plan_sweep(options: SweepOptions, *, overwrite: bool = False) -> SweepPlan:
         overwrite: whether runs with other options will be replaced.
 
     Raises:
-        ValueError: an option is bad, a method cannot reach a keep rate (without
+        ValueError: an option is invalid, a method cannot reach a keep rate (without
             `skip_unreachable`), or a folder holds something else.
         OSError: a folder cannot be used.
     """

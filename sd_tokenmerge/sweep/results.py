@@ -26,7 +26,7 @@ from sd_tokenmerge.sweep.settings import Setting
 
 @dataclass(frozen=True)
 class Results:
-    """What a sweep shows.
+    """Everything that a sweep writes.
 
     Attributes:
         rows: one per setting, the unmerged pipeline first.
@@ -69,7 +69,7 @@ class Results:
         return {name: text.encode() for name, text in texts.items()}
 
     def _plots(self) -> dict[str, bytes]:
-        """The plots by file name; without the measurement there is no plot."""
+        """The plots by file name; those without measurements are left out."""
         caption = conditions_sentence(self.conditions)
         merged = [row for row in self.rows if not row.is_baseline]
         plots = {}
@@ -105,7 +105,7 @@ def make_results(
     measured: Sequence[tuple[Setting, SweepRow]],
     notes: Sequence[str],
 ) -> Results:
-    """Put rows, conditions and notes together.
+    """Combine rows, conditions and notes.
 
     Args:
         options: of the sweep.

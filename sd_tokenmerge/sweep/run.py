@@ -1,4 +1,4 @@
-"""Carry a sweep out: generate missing images, measure every setting, write the results."""
+"""Run a sweep: generate missing images, measure every setting, write the results."""
 
 from __future__ import annotations
 
@@ -70,10 +70,10 @@ def run_sweep(
     """Generate and measure every setting of a sweep, and write its tables, plots and pictures.
 
     May be interrupted at any moment and started again: finished images are kept, features come
-    from the cache, and the results are made anew. They appear after the first setting and grow
-    with every setting that is generated. Under `accelerate launch`, all processes call this and
-    share the work. Independent jobs can each generate a `shard` of every setting; a start without
-    a shard then measures.
+    from the cache, and the results are written again. They appear after the first setting and are
+    updated after every setting that is generated. Under `accelerate launch`, all processes call
+    this and share the work. Independent jobs can each generate a `shard` of every setting; a start
+    without a shard then measures.
 
     Args:
         options: the settings to compare.
@@ -84,8 +84,8 @@ def run_sweep(
         A summary; None in a process that is not the first of several.
 
     Raises:
-        ValueError: an option is bad, the reference cannot be used, or the folder holds something
-            else or is in use. Nothing has been generated.
+        ValueError: an option is invalid, the reference cannot be used, or the folder holds
+            something else or is in use. Nothing has been generated.
         OSError: the folder cannot be written to, or the disk is full. Finished images are intact.
         RunStopped: SIGINT or SIGTERM arrived. Finished images are intact.
     """
@@ -141,7 +141,7 @@ def _execute(
 
 
 def _generate(plan: SweepPlan, index: int, pipe: Any, progress: SweepProgress) -> int:
-    """Generate the missing images of a run; their number."""
+    """Generate the missing images of a run, and return how many they were."""
     run = plan.runs[index]
     if run.num_missing and run.setting.options.compile:
         # Every patch is a new graph, and after a few of them dynamo would stop compiling.

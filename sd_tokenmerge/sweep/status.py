@@ -24,7 +24,7 @@ class SweepStatus:
         folder: the sweep's folder.
         settings: number of settings, including the unmerged pipeline.
         tabulated: number of settings in the tables.
-        findings: what is wrong, a line each.
+        findings: problems, one line each.
     """
 
     folder: str
@@ -52,13 +52,13 @@ class FolderStatus:
 
     @property
     def is_complete(self) -> bool:
-        """Whether every image and table exists and nothing is wrong."""
+        """Whether every image and table is complete, without other problems."""
         runs = all(run.is_complete for run in self.runs)
         return runs and all(sweep.is_complete for sweep in self.sweeps)
 
 
 def folder_status(folder: str | Path) -> FolderStatus:
-    """Read everything that runs and sweeps have left in a folder; writes nothing.
+    """The state of all runs and sweeps in a folder; writes nothing.
 
     Raises:
         ValueError: there is no folder, or neither a run nor a sweep in it.

@@ -87,7 +87,7 @@ def test_too_little_memory_says_what_to_do(
     for name in ("generate", "sweep"):
         assert run([name, *command]) == 1
         error = capsys.readouterr().err.splitlines()[-1]
-        assert error.startswith("error: the device's memory does not suffice")
+        assert error.startswith("error: the device has too little memory")
         assert "--batch-size" in error
         shutil.rmtree(tmp_path / "out")
 

@@ -216,7 +216,7 @@ def test_the_time_left_is_that_of_the_settings_made_so_far(monkeypatch, capsys):
 
 def test_a_stopped_sweep_says_how_to_go_on(command, monkeypatch, capsys):
     def stop(*args, **kwargs):
-        raise RunStopped("stopped after the current batch. Run the same command again to go on.")
+        raise RunStopped("stopped after the current batch. Run the same command again to continue.")
 
     monkeypatch.setattr("sd_tokenmerge.sweep.run.generate", stop)
     assert run(command) == 130

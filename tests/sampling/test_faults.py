@@ -256,7 +256,7 @@ def test_ctrl_c_ends_after_the_batch_and_says_how_to_go_on(
     error = process.communicate()[1]
     assert process.returncode == 130
     assert "Stopping after the current batch" in error
-    assert "of 24 images are done. Run the same command again to go on." in error
+    assert "of 24 images are done. Run the same command again to continue." in error
     assert "Traceback" not in error
     status = run_status(folder)
     assert status.done % 2 == 0
@@ -439,7 +439,7 @@ def test_ctrl_c_ends_both_processes_after_their_batch(
     launcher.send_signal(signal.SIGINT)
     error = launcher.communicate()[1]
     assert launcher.returncode != 0
-    assert error.count("Run the same command again to go on.") == 1
+    assert error.count("Run the same command again to continue.") == 1
     status = run_status(folder)
     assert 4 <= status.done < 24
     assert (status.broken, status.findings) == (0, ())
