@@ -70,7 +70,7 @@ def test_what_to_do_is_said_with_flags(tmp_path: Path, capsys: pytest.CaptureFix
     (tmp_path / "run" / "run.json").write_text("")
     assert run([*command, "--steps", "2"]) == 2
     error = capsys.readouterr().err
-    assert "make all images anew: with --overwrite, or in another --out." in error
+    assert "generate all images again, with --overwrite or in another --out." in error
     assert run([*command, "--steps", "2", "--overwrite"]) == 0
 
 
