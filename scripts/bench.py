@@ -3,7 +3,7 @@
     python scripts/bench.py clustering       time and memory of clustering tokens
     python scripts/bench.py unet             time of a UNet call, or of its merged self-attentions
     python scripts/bench.py quality          change to pictures, and time of denoising
-    python scripts/bench.py compile          what torch.compile leaves of the speed-up
+    python scripts/bench.py compile          speed-up by merging under torch.compile
     python scripts/bench.py memory           memory of a UNet call
     python scripts/bench.py fid              speed of the FID evaluator
 

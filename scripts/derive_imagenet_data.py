@@ -21,7 +21,7 @@ ATC_EDITS = {
     134: "crane, a type of bird",
     517: "crane, construction equipment",
 }
-# Where the first of ATC's names does not tell a class from another.
+# Classes that share the first of ATC's names with another class.
 SHORT_EDITS = {134: "crane bird", 517: "construction crane", 639: "tank suit"}
 
 

@@ -34,7 +34,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--pipeline", type=Path, default=PIPELINE)
     parser.add_argument(
-        "--undertrained", type=Path, nargs="*", default=[], help="earlier pipelines, to compare"
+        "--undertrained",
+        type=Path,
+        nargs="*",
+        default=[],
+        help="pipelines from earlier in training, for comparison",
     )
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--images-per-class", type=int, default=8)
@@ -128,7 +132,7 @@ def train_classifier(steps: int) -> nn.Module:
 
 @torch.no_grad()
 def accuracy(net: nn.Module, pictures: list[Picture]) -> float:
-    """Share of the pictures named correctly."""
+    """Share of the pictures classified correctly."""
     named = net(to_input(image for _, _, image in pictures)).argmax(1)
     return float((named == torch.tensor([CLASSES.index(c) for c, _, _ in pictures])).float().mean())
 

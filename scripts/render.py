@@ -34,14 +34,14 @@ TABLES: Mapping[str, Callable[[Path], str]] = {
     "costs": clustering.costs,
     **{f"fid-{name}": fid.measured(f"fid_{name}") for name in FID_TABLES},
 }
-"""By name: a function of the store's folder that makes the text between the markers."""
+"""By name: a function from the store's folder to the text between the markers."""
 
 DOCUMENTS = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
 BLOCK = re.compile(r"<!-- begin (\S+) -->.*?<!-- end \1 -->", re.DOTALL)
 
 
 def render(text: str, store: Path = STORE) -> str:
-    """A document with all of its tables filled.
+    """A document with all its tables filled in.
 
     Raises:
         ValueError: there is no table of a block's name.

@@ -18,7 +18,7 @@ PIPELINE = Path(__file__).resolve().parents[1] / "samples" / "pipeline"
 
 
 class SamplePipeline:
-    """The sample pipeline with the size, steps and guidance it is meant to be run with.
+    """The sample pipeline with its intended size, steps and guidance.
 
     Attributes:
         pipe: the diffusers pipeline.

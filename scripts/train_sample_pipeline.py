@@ -81,7 +81,7 @@ def main() -> None:
 
 
 def start_processes() -> int:
-    """Join the processes that torchrun started; their number."""
+    """Join the processes that torchrun started; returns their number."""
     if "RANK" not in os.environ:
         return 1
     dist.init_process_group("gloo")
@@ -96,7 +96,9 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--autoencoder-steps", type=int, default=1400)
-    parser.add_argument("--pictures", type=int, default=8192, help="pictures the denoiser sees")
+    parser.add_argument(
+        "--pictures", type=int, default=8192, help="pictures to train the denoiser on"
+    )
     parser.add_argument("--denoiser-steps", type=int, default=6000)
     parser.add_argument("--decoder-steps", type=int, default=400)
     options = parser.parse_args()

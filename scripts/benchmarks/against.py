@@ -36,7 +36,7 @@ ROUNDS = 60
 
 @dataclass(frozen=True)
 class Case:
-    """What both versions run.
+    """The work that both versions do.
 
     Attributes:
         benchmark: a key of `worker.PREPARE`.
@@ -51,7 +51,7 @@ class Case:
     detail: dict[str, Any]
 
     def request(self) -> dict[str, Any]:
-        """What the worker is told."""
+        """The case as the worker's request."""
         arguments = {"name": self.contestant, "case": self.case, **self.detail}
         return {"do": "prepare", "benchmark": self.benchmark, **arguments}
 

@@ -258,7 +258,7 @@ TABLES = {
 
 
 def costs(folder: Path) -> str:
-    """A sentence for the README: what each method takes to choose clusters, at the largest size."""
+    """A sentence for the README: each method's time to choose clusters, at the largest size."""
     timed_rows = [
         row for row in read_rows(folder / "clustering.csv") if row["benchmark"] == "methods"
     ]
@@ -277,7 +277,7 @@ def costs(folder: Path) -> str:
 
 
 def name_of(row: Row) -> str:
-    """What was clustered."""
+    """A description of the clustered tokens."""
     return f"{row['batch']} x {int(row['tokens']):,} x {row['channels']} {row['kind']}"
 
 

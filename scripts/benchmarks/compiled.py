@@ -1,4 +1,4 @@
-"""What `torch.compile` leaves of merging's speed-up: UNet steps, eager and compiled.
+"""The speed-up by merging under `torch.compile`: UNet steps, eager and compiled.
 
     python scripts/bench.py compile                       the sample UNet at 512 px, 10 minutes
     python scripts/bench.py compile --cases sd15-512      a real one: minutes of compiling each
@@ -74,7 +74,7 @@ def run(arguments: argparse.Namespace) -> str:
 
 
 def measure(calls: UNetCalls, one: Contestant, seconds: float, rounds: int) -> dict[str, str]:
-    """Compile one contestant, walk through a generation, take turns; its row.
+    """Compile one contestant, run a generation, take turns; returns its row.
 
     Raises:
         SystemExit: the compiled UNet does not merge as the eager one does.

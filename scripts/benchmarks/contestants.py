@@ -59,7 +59,7 @@ class Contestant:
 def random_partition(
     batch: int, num_tokens: int, num_clusters: int, device: torch.device
 ) -> Partition:
-    """Random labels, which cost as much to merge by as any; drawn once for each size."""
+    """Random labels, drawn once for each size; merging by them takes as long as by any labels."""
     generator = torch.Generator().manual_seed(0)
     rows = [torch.randperm(num_tokens, generator=generator) for _ in range(batch)]
     return Partition((torch.stack(rows) % num_clusters).to(device), num_clusters)
@@ -107,7 +107,7 @@ def oracle_name(config: MergeConfig) -> str:
 
 
 def keep_rate_of(config: MergeConfig) -> float:
-    """The fraction of the tokens that is kept, where it is the same in every block and step."""
+    """The fraction of the tokens that is kept, if it is the same in every block and step."""
     rate: float = config.keep_rate.rate  # type: ignore[union-attr]
     return rate
 

@@ -41,7 +41,7 @@ DISTANCE_COLUMNS = ("step", "s", *MACHINE)
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Options of `bench.py fid`."""
     parser.add_argument("--photos", type=Path, help="folder of photographs")
-    parser.add_argument("--images", type=int, default=256, help="how many photographs are read")
+    parser.add_argument("--images", type=int, default=256, help="number of photographs to read")
     add_common_options(parser, minutes=10)
 
 
@@ -62,7 +62,7 @@ def run(arguments: argparse.Namespace) -> str:
 
 
 def speed(arguments: argparse.Namespace) -> list[dict[str, str]]:
-    """The bare network on a batch in memory, and the whole way from files, in turns.
+    """The bare network on a batch in memory, and extraction from files, in turns.
 
     CPU time per image tells the cost of reading and resizing: on a machine without a GPU, both
     compete for the same processors.

@@ -1,4 +1,4 @@
-"""What must hold before a patched UNet is timed."""
+"""Checks of a patched UNet before it is timed."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Patcher(Protocol):
 
 
 def require_sound(calls: UNetCalls, contestants: Iterable[Patcher]) -> None:
-    """Refuse to time contestants that do not do what they say.
+    """Refuse to time contestants that do not merge as they should.
 
     Raises:
         SystemExit: an output is not finite, merging did nothing, or removal does not restore the

@@ -38,12 +38,12 @@ def counted(count: str | int, noun: str) -> str:
 
 
 def number(text: str, digits: int) -> str:
-    """A number with so many decimals, or a dash for an empty cell."""
+    """A number with fixed decimals, or a dash for an empty cell."""
     return f"{float(text):.{digits}f}" if text else "-"
 
 
 def plus_minus(row: Row, value: str, error: str, digits: int) -> str:
-    """Value and standard error, where there is one."""
+    """Value and, if there is one, standard error."""
     known = f" ± {number(row[error], digits)}" if row[error] else ""
     return number(row[value], digits) + known
 

@@ -1,4 +1,4 @@
-"""How much memory tensors take during a call of a UNet, and which module runs at the peak."""
+"""Memory of tensors during a call of a UNet, and the module that runs at the peak."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _MODULE, _ATTENTION = "module:", "self-attention:"
 
 @dataclass(frozen=True)
 class Span:
-    """Something that ran from `start` to `end`, in nanoseconds."""
+    """An event from `start` to `end`, in nanoseconds."""
 
     name: str
     start: int
@@ -27,7 +27,7 @@ class Span:
 
 @dataclass(frozen=True)
 class MemoryTrace:
-    """Memory during a call, beyond what was there before it.
+    """Memory during a call, beyond that before it.
 
     Attributes:
         times: of allocations and releases, in nanoseconds, ascending.
@@ -41,7 +41,7 @@ class MemoryTrace:
 
     @property
     def peak(self) -> int:
-        """Most bytes of tensors alive at a time."""
+        """Peak bytes of tensors."""
         return max(self.live, default=0)
 
     @property

@@ -14,7 +14,7 @@ from benchmarks.unet_calls import CASES, QUICK, UNetCalls
 
 
 def add_common_options(parser: argparse.ArgumentParser, minutes: float | None = None) -> None:
-    """Device, threads, time, where rows go; `--quick`.
+    """Device, threads, time, folder of the rows, `--quick`.
 
     Args:
         parser: of a subcommand.
@@ -24,7 +24,10 @@ def add_common_options(parser: argparse.ArgumentParser, minutes: float | None = 
     parser.add_argument("--threads", type=int, help="CPU threads; default: torch's own")
     if minutes is not None:
         parser.add_argument(
-            "--minutes", type=float, default=minutes, help="of turns, for all cases together"
+            "--minutes",
+            type=float,
+            default=minutes,
+            help="time for the turns of all cases together",
         )
         parser.add_argument("--rounds", type=int, default=60, help="maximum turns of each")
     parser.add_argument("--out", type=Path, default=STORE, help="folder of the rows")
@@ -45,7 +48,7 @@ def add_unet_options(
 
 
 def apply_common_options(arguments: argparse.Namespace) -> None:
-    """Set the number of threads and complete what `--quick` and the device imply."""
+    """Set the number of threads, and the defaults that `--quick` and the device imply."""
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     if arguments.quick and hasattr(arguments, "minutes"):
@@ -58,5 +61,5 @@ def apply_common_options(arguments: argparse.Namespace) -> None:
 
 
 def build(case: str, arguments: argparse.Namespace) -> UNetCalls:
-    """The UNet of a case, with the batch size, device and precision that were asked for."""
+    """The UNet of a case with the chosen batch size, device and precision."""
     return UNetCalls(case, batch=arguments.batch, device=arguments.device, dtype=arguments.dtype)

@@ -1,4 +1,4 @@
-"""What merging does to pictures: change to the unmerged ones, distance to real ones, and time.
+"""Effect of merging on pictures: change from unmerged ones, distance to rendered ones, time.
 
     python scripts/bench.py quality --minutes 15              resumes where it stopped
     python scripts/bench.py quality --part time               time of denoising, 10 minutes
@@ -201,7 +201,7 @@ def _digits(value: float | None) -> str:
 
 
 def change_numbers(images: Sequence[dict[str, Any]]) -> dict[str, float | None]:
-    """Statistics of the change over pictures; PSNR over those that differ at all."""
+    """Statistics of the change over pictures; PSNR over those that differ."""
     psnr = [image["psnr"] for image in images if isfinite(image["psnr"])]
     numbers: dict[str, float | None] = {"identical": len(images) - len(psnr)}
     if psnr:

@@ -1,4 +1,4 @@
-"""The Pareto plot of `quality`: change to the unmerged pictures against cost and time."""
+"""The Pareto plot of `quality`: change from the unmerged pictures against cost and time."""
 
 from __future__ import annotations
 

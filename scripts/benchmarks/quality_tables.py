@@ -1,4 +1,4 @@
-"""Tables of what merging does to pictures, and README's table of the presets."""
+"""Tables of the effect of merging on pictures, and the README's table of the presets."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ PAIRS = (
     ("kv-sized-10", "kv-sized-refresh-5-10"),
     ("kv-sized-keys-10", "kv-sized-shared-10"),
 )
-"""Settings whose pictures of equal seeds are compared in pairs: first minus second."""
+"""Pairs of settings to compare on pictures of equal seeds: first minus second."""
 
 PEER = "tomesd-50"
 """The setting that README's table compares with."""
@@ -127,7 +127,7 @@ def paired(folder: Path) -> str:
 
 
 def presets(folder: Path) -> str:
-    """README's table: what the presets and tomesd save and change."""
+    """The README's table: savings and changes by the presets and tomesd."""
     steps = [row for row in read_rows(folder / "unet.csv") if row["benchmark"] == STEP]
     speedups = {(row["case"], row["contestant"]): row["speedup"] for row in steps}
     changes = {row["setting"]: row for row in read_rows(folder / "quality.csv")}

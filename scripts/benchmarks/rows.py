@@ -1,4 +1,4 @@
-"""The store of measured rows: CSV files whose last columns say where and when a row was measured.
+"""The store of measured rows: CSV files with machine, commit and date in their last columns.
 
 Every file has its own columns for conditions and results, followed by `MACHINE`. Rows are appended
 and never changed; tables show the last row of each condition.

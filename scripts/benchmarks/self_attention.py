@@ -81,7 +81,7 @@ class SelfAttentionCalls:
 
 
 class _StoppedError(Exception):
-    """The rest of a transformer need not run."""
+    """Raised to skip the rest of a transformer."""
 
 
 def _run_until_stopped(module: Any, *arguments: Any, **keywords: Any) -> None:

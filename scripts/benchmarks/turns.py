@@ -1,4 +1,4 @@
-"""Interleaved timing: contestants take turns, each related to a reference timed next to it.
+"""Interleaved timing: contestants take turns, each compared with a reference timed next to it.
 
 A machine's speed drifts over minutes. So a reference is timed before and after every few turns, and
 each turn is compared with the mean of these two.
@@ -62,7 +62,7 @@ class Timings:
 
     @property
     def relative(self) -> list[float]:
-        """Wall-clock time of each turn over that of the reference around it."""
+        """Wall-clock time of each turn, divided by that of the reference around it."""
         return [a.wall / b.wall for a, b in zip(self.costs, self.reference, strict=True)]
 
     @property
@@ -131,7 +131,7 @@ def rotated(names: Sequence[str], number: int) -> list[str]:
 
 
 def percentile(values: Sequence[float], fraction: float) -> float:
-    """The value nearest to a percentile, without interpolation between the few there are."""
+    """The value nearest to a percentile, without interpolation."""
     return sorted(values)[round(fraction * (len(values) - 1))]
 
 

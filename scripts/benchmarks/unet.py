@@ -109,7 +109,7 @@ def measure(
 
 
 class _Step:
-    """A denoising step under a contestant, which notes what it cost."""
+    """A denoising step under a contestant, which records its cost."""
 
     def __init__(self, calls: UNetCalls | SelfAttentionCalls, contestant: Contestant) -> None:
         self.calls, self.contestant = calls, contestant

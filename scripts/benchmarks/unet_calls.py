@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from benchmarks.turns import Cost, timed
 
 TIMESTEPS = 50
-"""Length of the scheduler's `timesteps` that the calls pretend to come from."""
+"""Length of the `timesteps` from which the calls take theirs."""
 
 SD15 = {"cross_attention_dim": 768}
 SD21 = {
@@ -64,7 +64,7 @@ class Case:
 
 
 QUICK = "quick"
-"""The case that takes a moment: does a benchmark run?"""
+"""A tiny case, to try whether a benchmark runs."""
 CASES = {
     "sd15-512": Case(SD15, 512),
     "sd15-768": Case(SD15, 768),
@@ -77,7 +77,7 @@ CASES = {
 
 
 class UNetCalls:
-    """A UNet with random weights, on which time does not depend, and calls of it.
+    """A UNet with random weights (time does not depend on them), and calls of it.
 
     Attributes:
         unet: the model.
@@ -154,7 +154,7 @@ def finest_transformers(unet: Any) -> tuple[int, list[nn.Module]]:
 
 
 def timed_step(calls: Any, refresh_every: int) -> tuple[Cost, list[Cost]]:
-    """Cost per denoising step over the life of a partition, and the costs it is made of.
+    """Cost per denoising step over the life of a partition, and its components.
 
     Args:
         calls: `UNetCalls`, or `SelfAttentionCalls`.

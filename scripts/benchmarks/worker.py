@@ -44,7 +44,7 @@ def prepare_clustering(name: str, case: dict[str, Any]) -> Prepared:
 
 
 def digest(labels: torch.Tensor) -> str:
-    """Equal for equal partitions, whatever the numbering of their clusters."""
+    """A hash of a partition, independent of the numbering of its clusters."""
     numbers = hashlib.sha256()
     for image in labels.cpu():
         first = torch.full((int(image.max()) + 1,), len(image))

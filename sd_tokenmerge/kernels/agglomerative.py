@@ -1,12 +1,12 @@
 """Exact agglomerative clustering on cosine distance.
 
 The hierarchies of single, complete and average linkage are those that a textbook implementation
-builds in float64, but for rounding in the last bits; they are cut by applying exactly the N - K
-lowest merges. How each linkage does it, and why it is exact, is in the docstrings of `rounds`,
-`average`, `complete` and `single`, and in `docs/clustering.md`.
+builds in float64, up to rounding in the last bits; they are cut by applying exactly the N - K
+lowest merges. The docstrings of `rounds`, `average`, `complete` and `single`, and
+`docs/clustering.md`, explain how each linkage works and why it is exact.
 
-Deterministic, ties included: every comparison that decides about the result is made on values that
-do not depend on the order of a sum (`exact`). The labels of an image depend on its own tokens only:
+Deterministic, ties included: every comparison that decides the result uses values that do not
+depend on the order of a sum (`exact`). The labels of an image depend on its own tokens only:
 not on the other images, the batch size, the number of threads, the size of blocks, or the precision
 of the search. On another device, labels can differ where heights differ by rounding.
 """
@@ -45,7 +45,7 @@ def agglomerative_labels(tokens: Tensor, num_clusters: int, linkage: str) -> Ten
         ValueError: `num_clusters` is outside [1, N], `linkage` is unknown, or `tokens` is not
             `[B, N, C]` or holds NaN or infinity.
         TypeError: `tokens` are not floating-point.
-        MemoryError: there is no memory for complete linkage's matrix.
+        MemoryError: complete linkage's matrix cannot be allocated.
     """
     if tokens.ndim != 3 or 0 in tokens.shape[1:]:
         raise ValueError(

@@ -3,7 +3,7 @@
 With unit tokens u, the mean distance between the members of two clusters is one minus the dot
 product of their mean vectors, D(I, J) = 1 - mean(u in I) . mean(u in J): a cluster is its vector
 sum and its size. Memory is O(N C): the means of all clusters in float32, and the float64 sums of
-those of several tokens. The exact mean of a single token is computed when it is needed.
+clusters of several tokens. The exact mean of a single token is computed when it is needed.
 """
 
 from __future__ import annotations

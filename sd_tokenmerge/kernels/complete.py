@@ -1,12 +1,12 @@
 """Complete linkage on cosine distance, on a matrix of similarities.
 
 The similarity of two clusters is the smallest one between their tokens. After the first round of
-merges, a float32 matrix holds it for all pairs of clusters, so that a search looks rows up and a
-merge is the minimum of two rows. The matrix takes at most 4 N^2 bytes per image: 64 MiB for 4,096
+merges, a float32 matrix holds it for all pairs of clusters, so that a search reads rows of it and
+a merge is the minimum of two rows. The matrix takes at most 4 N^2 bytes per image: 64 MiB for 4,096
 tokens, 324 MiB for 9,216.
 
-Where float32 does not say which cluster is nearest, and for every merge's height, the products of
-the clusters' tokens are computed again, and those close to the smallest exactly.
+If float32 does not decide which cluster is nearest, and for the height of every merge, the products
+of the clusters' tokens are computed again, and exactly for those close to the smallest.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from sd_tokenmerge.kernels.vectors import UnitVectors, blocks
 _PAIR_ELEMENTS = 1 << 17  # numbers of vectors compared pair by pair
 _BLOCK_ELEMENTS = 1 << 18  # similarities looked up in one block
 _PRODUCT_ELEMENTS = 1 << 20  # similarities in one product
-_WASTE = 1.2  # matrix columns per column in play from which on the others are thrown away
+_WASTE = 1.2  # matrix columns per column in play above which the others are dropped
 
 
 class CompleteClusters(Clusters):
@@ -89,7 +89,7 @@ class CompleteClusters(Clusters):
         return lowest
 
     def _similarity(self, left: Tensor, right: Tensor) -> Tensor:
-        """As `similarity`, for a number of token pairs that fits into memory."""
+        """As `similarity`, for as many token pairs as fit into memory."""
         pair, nth = _expand(self._size[left] * self._size[right])
         width = self._size[right][pair]
         one = self._member[self._first[left][pair] + nth // width]
@@ -118,7 +118,7 @@ class CompleteClusters(Clusters):
         """See `Clusters`.
 
         Raises:
-            MemoryError: there is no memory for the matrix.
+            MemoryError: the matrix cannot be allocated.
         """
         self._root[right] = left
         self._root = self._root[self._root]
@@ -135,7 +135,7 @@ class CompleteClusters(Clusters):
             block.index_copy_(1, left, torch.minimum(*columns))
 
     def _build(self, left: Tensor, right: Tensor) -> Tensor:
-        """The matrix after the first merges, which are those of tokens `left` and `right`."""
+        """The matrix after the first merges, of the tokens `left` and `right`."""
         self._enter(torch.where(self._size > 0)[0])
         matrix = self._empty_matrix(len(self._columns))
         partner = torch.full_like(self._root, -1)
@@ -190,7 +190,7 @@ class CompleteClusters(Clusters):
 
 
 def _expand(counts: Tensor) -> tuple[Tensor, Tensor]:
-    """List every place as often as it counts, and its occurrences from 0, `[M] -> [T], [T]`."""
+    """Repeat each index by its count, and number its repetitions from 0, `[M] -> [T], [T]`."""
     place = torch.arange(len(counts), device=counts.device).repeat_interleave(counts)
     first = counts.cumsum(0) - counts
     return place, torch.arange(len(place), device=counts.device) - first[place]

@@ -1,7 +1,7 @@
 """Similarities in float64 that no order of summation can change.
 
-A floating-point dot product depends on the order of its additions, and that order is the business
-of a BLAS: it may change with the shape of the product, the number of threads or the device. Here
+A floating-point dot product depends on the order of its additions, which the BLAS chooses: it may
+change with the shape of the product, the number of threads or the device. Here
 each vector is split into two fixed-point parts, `x = high + low`, whose products are integers
 (times a power of two) so small that every partial sum fits into float64's 53 bits. Every sum of
 such products is exact, so every order gives the same bits (the error-free splitting of Ozaki et
@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 _HIGH_BITS = 26  # two of them make 52: sums of high * high stay below 2^53
-_BLOCK_ELEMENTS = 1 << 19  # float64 similarities looked at together: 4 MiB
+_BLOCK_ELEMENTS = 1 << 19  # float64 similarities in one block: 4 MiB
 _SQUARES = 1 << 16  # added together: 512 KiB
 
 
@@ -36,7 +36,7 @@ def unit_vectors(tokens: Tensor) -> Tensor:
     Raises:
         ValueError: `tokens` are not finite.
     """
-    # a UNet's blocks store tokens channel by channel, of which rows are gathered more slowly
+    # a UNet's blocks store tokens channel by channel, which makes gathering rows slower
     exact = tokens.to(torch.float64, memory_format=torch.contiguous_format)
     if tokens.dtype == torch.float64:  # squares of narrower floats cannot overflow in float64
         largest = exact.abs().amax(1, keepdim=True)
@@ -53,8 +53,8 @@ def lengths(tokens: Tensor) -> Tensor:
     Raises:
         ValueError: `tokens` are not finite.
     """
-    # a large array of squares would be taken from the system and given back each time, which takes
-    # longer than adding them; on accelerators, it is calls that take long
+    # allocating and freeing a large array of squares takes longer than adding them; on
+    # accelerators, the number of calls matters more
     rows = max(1, _SQUARES // tokens.shape[1]) if tokens.is_cpu else len(tokens)
     squares = [_tree_sum(part * part) for part in torch.split(tokens, rows)]
     length = torch.cat(squares).sqrt()
@@ -99,7 +99,7 @@ def nearest_exact(rows: Tensor, row_ids: Tensor, columns: Tensor, column_ids: Te
 
 
 def rows_per_block(columns: int) -> int:
-    """How many rows of exact similarities are looked at together."""
+    """Number of rows in a block of exact similarities."""
     return max(1, _BLOCK_ELEMENTS // columns)
 
 
@@ -143,13 +143,13 @@ def _split(vectors: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _rounded(values: Tensor, bits: int) -> Tensor:
-    """Round in place to so many bits after the point: a large number leaves room for no more."""
+    """Round in place to `bits` bits after the point, by adding and subtracting a large number."""
     large = 1.5 * 2.0 ** (52 - bits)
     return values.add_(large).sub_(large)
 
 
 def low_bits(channels: int) -> int:
-    """How many bits after the point the low parts have.
+    """Number of bits after the point of the low parts.
 
     `high` is a multiple of 2^-26, `low` one of 2^-low_bits with |low| <= 2^-27. By Cauchy-Schwarz
     the terms of the cross product sum to about 2 sqrt(C) 2^-27 at most; in units of

@@ -8,16 +8,16 @@ parallel: Sumengen et al., "Scaling hierarchical agglomerative clustering to bil
 datasets", 2021).
 
 A cut at K clusters needs only the N - K lowest merges. As soon as that many have been made, the (N
-- K)-th lowest of their heights limits what can still matter: a cluster whose nearest neighbour is
-farther is never looked at again.
+- K)-th lowest of their heights is a limit: a cluster with a farther nearest neighbour is never
+looked at again.
 
-Each cluster keeps a short list of the most similar others and a bound on the similarity of all that
-are not listed. By reducibility the bound stays true as others merge, and the larger bound of its
+Each cluster keeps a short list of the most similar others and a bound on the similarity of all
+others. By reducibility the bound stays true as others merge, and the larger bound of its
 two parts holds for a new cluster. A cluster is searched for again only when its list no longer
 proves which cluster is the nearest.
 
 Ties: a cluster is known by its lowest token. Of several clusters at exactly the same distance, the
-nearest is the one whose number differs least in the sense of XOR. Two pairs with a common member
+nearest is the one with the smallest XOR of both numbers. Two pairs with a common member
 never tie, so nearest neighbours cannot form a cycle and every round merges at least one pair; and
 tokens that all tie (duplicates, orthogonal vectors) form a balanced tree in log2(N) rounds, where
 "the lowest number first" would chain them in N - 1.
@@ -48,7 +48,7 @@ class Clusters(ABC):
     Attributes:
         num_tokens: N.
         device: of all tensors.
-        error: how far the values of `search` and `estimate` can be from the exact similarities.
+        error: largest error of the values of `search` and `estimate`.
     """
 
     num_tokens: int
@@ -78,7 +78,7 @@ class Clusters(ABC):
 
     @abstractmethod
     def vectors(self, clusters: Tensor) -> tuple[Tensor, Tensor]:
-        """Exact vectors whose least similarity is that of two clusters.
+        """Exact vectors: the similarity of two clusters is the least one between their vectors.
 
         Returns:
             Places in `clusters`, `[T]` int64, ascending, and vectors, `[T, C]` float64.
@@ -105,7 +105,7 @@ def merge_rounds(clusters: Clusters, num_merges: int) -> Merges:
 
 
 class _Rounds:
-    """What is known of each cluster between two rounds; all tensors are by token, `[N]`."""
+    """The state of each cluster between two rounds; all tensors are indexed by token, `[N]`."""
 
     def __init__(self, clusters: Clusters) -> None:
         self._clusters = clusters
@@ -117,9 +117,9 @@ class _Rounds:
         self._end_height = torch.full_like(self._own_height, torch.inf)  # of the merge into another
         self._limit = self._end_height[0]
         self._listed = self._everyone.new_zeros(len(self._everyone), LIST_LENGTH)
-        self._bound = torch.zeros_like(self._own_height)  # on what is not listed
+        self._bound = torch.zeros_like(self._own_height)  # on all that are not listed
         self._upper = torch.zeros_like(self._own_height)  # on the nearest
-        self._neighbour = self._everyone.clone()  # itself where there is none
+        self._neighbour = self._everyone.clone()  # itself if there is none
         self._search(self._everyone)
 
     def closest_pairs(self) -> Merges:
@@ -158,12 +158,12 @@ class _Rounds:
         return Merges(left[low], right[low], height[low])
 
     def _tied_pairs(self) -> Merges:
-        """Pairs to merge when none is reciprocal although something within the limit is left.
+        """Pairs to merge if none is reciprocal although clusters within the limit are left.
 
-        That takes rounding: a merged cluster is nearer to a third than its parts were, by the last
-        bit, and clusters that practically tie are each other's nearest in a circle. Of all pairs of
-        a cluster and its nearest, those are merged that beat every other pair sharing a member; the
-        best pair is among them.
+        Only rounding causes this: a merged cluster is nearer to a third than its parts were, by the
+        last bit, so the nearest neighbours of clusters that practically tie form a cycle. Merge
+        each (cluster, nearest) pair that beats every other pair sharing a member; the best pair is
+        among them.
         """
         in_play = self._alive & (self._neighbour != self._everyone)
         row = torch.where(in_play & (self._upper >= 1 - self._limit))[0]
@@ -178,14 +178,14 @@ class _Rounds:
         return torch.maximum(height, torch.maximum(self._own_height[left], self._own_height[right]))
 
     def _look_up(self, rows: Tensor, partners: Tensor) -> Tensor:
-        """Find the nearest of what the rows and their partners have listed.
+        """Find each row's nearest cluster among those that it or its partner has listed.
 
         Args:
             rows: `[M]` int64.
-            partners: `[M]` int64, what each was just merged with, or itself.
+            partners: `[M]` int64, the cluster that each was just merged with, or itself.
 
         Returns:
-            The rows for which the lists do not prove it.
+            The rows that the lists do not prove it for.
         """
         listed = self._root[torch.cat((self._listed[rows], self._listed[partners]), 1)]
         value = self._clusters.estimate(rows, listed)
@@ -202,7 +202,7 @@ class _Rounds:
             self._neighbour[unproven] = self._nearest_exactly(unproven, columns)
 
     def _choose(self, rows: Tensor, lists: Lists) -> Tensor:
-        """Keep lists, and the nearest where they prove it; the rows where they do not."""
+        """Store lists and the nearest clusters that they prove; return the rows without proof."""
         error = self._clusters.error
         self._listed[rows], self._bound[rows] = lists.column, lists.bound
         highest, place = lists.value.max(1, keepdim=True)
@@ -224,7 +224,7 @@ class _Rounds:
         return rows[beaten & ~hopeless]
 
     def _nearest_exactly(self, rows: Tensor, columns: Tensor) -> Tensor:
-        """The nearest columns of rows by exact similarities to all, `[M], [N] -> [M]`."""
+        """The nearest column of each row by exact similarities to all, `[M], [N] -> [M]`."""
         column_place, column_vectors = self._clusters.vectors(columns)
         found = []
         for part in torch.split(rows, rows_per_block(len(columns))):

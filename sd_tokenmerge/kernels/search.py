@@ -1,9 +1,9 @@
 """Lists of the most similar vectors, with an error bound that is never exceeded.
 
 A search by products is only used as a filter: it returns a short list of candidates per row and an
-upper bound on the similarity of everything that is not listed, rounding errors included. Where a
+upper bound on the similarity of everything that is not listed, rounding errors included. If a
 decision is closer than the errors, the caller computes exact similarities
-(`sd_tokenmerge.kernels.exact`). So the dtype of a product decides about speed, never about results.
+(`sd_tokenmerge.kernels.exact`). So the dtype of a product affects speed, never results.
 
 On a CPU, a long search takes two steps. A product in the fastest dtype is reduced to the largest
 value of each of some 64 groups of columns, without positions, at a fraction of the cost of the
@@ -45,7 +45,7 @@ class Lists(NamedTuple):
 
 
 def float32_error(channels: int) -> float:
-    """How far a float32 dot product of two vectors of length at most one can be off.
+    """Largest error of a float32 dot product of two vectors of length at most one.
 
     `(C + 8) 2^-24`: C roundings of the sum in any order, those of the two factors to float32, and a
     margin for a few more (Higham, "Accuracy and Stability of Numerical Algorithms", section 3.1).
@@ -80,8 +80,8 @@ def nearest_lists(
 
     Args:
         vectors: `[V, C]` of length at most one, in `precise_dtype`.
-        rows: `[M]` int64, which of the vectors are rows; M is at least 1.
-        columns: `[N]` int64, ascending, which of the vectors are columns; all rows are among them.
+        rows: `[M]` int64, indices of the rows' vectors; M is at least 1.
+        columns: `[N]` int64, ascending, indices of the columns' vectors; include all rows.
         component: `[V]` int64; a row's list leaves out the columns of its own component. None means
             that it leaves out the row itself.
     """
@@ -93,7 +93,7 @@ def nearest_lists(
 
 
 def mutual_lists(vectors: Tensor) -> Lists:
-    """`nearest_lists` of all vectors among themselves, by half of the product where it is long."""
+    """`nearest_lists` of all vectors among themselves; takes half of the product if it is long."""
     everyone = torch.arange(len(vectors), device=vectors.device)
     if not vectors.is_cpu or len(vectors) * vectors.numel() <= _FEW_PRODUCTS:
         return _direct_lists(vectors, everyone, everyone, None)
@@ -106,7 +106,7 @@ def list_largest(values: Tensor, error: float) -> Lists:
 
     Args:
         values: `[M, N]` in [-1, 1] or -inf, float32 or float64; overwritten.
-        error: how far they can be from the exact similarities.
+        error: their largest distance from the exact similarities.
     """
     count = values.shape[1]
     if count > _WIDE:
@@ -137,7 +137,7 @@ class _CoarseProduct:
 
     Attributes:
         vectors: `[V, C]` of length at most one, in `precise_dtype`.
-        columns: `[N]` int64, which of them are columns.
+        columns: `[N]` int64, indices of the columns' vectors.
         groups: number of groups.
         is_precise: whether the products are in the dtype of `vectors`.
     """
@@ -183,7 +183,7 @@ class _CoarseProduct:
         return _numbers(maxima[: len(self.columns)])
 
     def upper_bound(self, product: Tensor) -> Tensor:
-        """What the exact similarity is at most, given a computed product, float64."""
+        """An upper bound on the exact similarity, given a computed product, float64."""
         product, channels = product.double(), self.vectors.shape[1]
         if self.is_precise:
             return product + float32_error(channels)
@@ -225,7 +225,7 @@ def _lists_of_best_groups(
     pair_rows = rows[order // _GROUPS_LISTED]
     pairs = zip(torch.split(values, counts), torch.split(pair_rows, counts), strict=True)
     for number, (into, some) in enumerate(pairs):
-        members = columns[number::groups]  # so few vectors stay in the cache
+        members = columns[number::groups]  # few enough to stay in the cache
         product = into[:, : len(members)]
         torch.mm(vectors.index_select(0, some), vectors.index_select(0, members).T, out=product)
         if component is not None:
@@ -259,7 +259,7 @@ def _direct_lists(
 
 
 def _leave_out(values: Tensor, rows: Tensor, columns: Tensor, component: Tensor | None) -> None:
-    """Set what a row's list leaves out to the lowest value, `[M, N], [M], [N]`."""
+    """Set the values that a row's list leaves out to the lowest, `[M, N], [M], [N]`."""
     lowest = _lowest(values.dtype)
     if component is None:
         values.scatter_(1, torch.searchsorted(columns, rows).unsqueeze(1), lowest)
@@ -311,7 +311,7 @@ def _lowest(dtype: torch.dtype) -> float:
 
 
 def _ordered(product: Tensor) -> Tensor:
-    """Numbers in the order of the products where these are positive; all others are lower."""
+    """Numbers that are ordered like the products where these are positive, and lower elsewhere."""
     # integers reduce five times as fast as bfloat16, whose bit patterns are ordered like themselves
     return product.view(torch.int16) if product.dtype == torch.bfloat16 else product
 

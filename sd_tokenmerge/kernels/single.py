@@ -62,7 +62,7 @@ class _Forest:
         self._lists = mutual_lists(self._rounded)
 
     def grow(self, limit: Tensor) -> Merges:
-        """Join every component to its nearest, where that is at most `limit` away.
+        """Join every component to its nearest one if that is at most `limit` away.
 
         Args:
             limit: float64 scalar, cosine distance.
@@ -113,7 +113,7 @@ class _Forest:
         return row, other, torch.cat(exact)
 
     def _nearest_outside(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """The lowest of the exactly nearest tokens outside each token's component; similarity."""
+        """Each token's exactly nearest token outside its component, lowest on ties; similarity."""
         found, values = [], []
         vectors = self._unit.exact(self._everyone)
         for part in torch.split(tokens, rows_per_block(len(vectors))):

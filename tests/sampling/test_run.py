@@ -573,7 +573,7 @@ def test_a_damaged_description_is_refused_or_replaced(
         with pytest.raises(ValueError, match=re.escape(f"{path} {problem}")) as caught:
             look()
         assert "images beside it are untouched" in str(caught.value)
-        assert "`overwrite`, or in another `out`" in str(caught.value)
+        assert "`overwrite` or in another `out`" in str(caught.value)
     assert images(whole) == before
     generate(make_options(out=str(whole), classes=(5,)), pipe=tiny_pipe, overwrite=True)
     assert set(images(whole)) == {"5_0.png", "5_1.png"}
