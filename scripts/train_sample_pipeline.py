@@ -5,7 +5,7 @@
 Stages: autoencoder, latents, denoiser (with its text encoder), decoder, export. Each resumes from
 its checkpoint in `--out`, so the command may be interrupted and repeated. Several processes share
 the steps when launched by torchrun (a 2-core CPU is faster with two processes of one thread than
-with one of two); the result depends on their number. The committed weights are of
+with one process of two); the result depends on their number. The committed weights were trained by
 
     OMP_NUM_THREADS=1 torchrun --nproc-per-node 2 scripts/train_sample_pipeline.py --out runs/sample
 """

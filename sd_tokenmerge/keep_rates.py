@@ -96,7 +96,7 @@ class Linear(KeepRate):
     stages: int = 5
 
     def __post_init__(self) -> None:
-        """Refuse what is out of range."""
+        """Refuse values out of range."""
         _require_rate("first", self.first)
         _require_rate("last", self.last)
         if type(self.stages) is not int:
@@ -133,7 +133,7 @@ class During(KeepRate):
     stop: float = 1.0
 
     def __post_init__(self) -> None:
-        """Refuse what is out of range."""
+        """Refuse values out of range."""
         _require_rate("rate", self.rate)
         for name in ("start", "stop"):
             _require_number(name, getattr(self, name))

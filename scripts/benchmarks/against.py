@@ -40,7 +40,7 @@ class Case:
 
     Attributes:
         benchmark: a key of `worker.PREPARE`.
-        case: what it is run on; the worker gets it, or `detail["case"]`.
+        case: name of the tokens or the UNet; the worker gets it, or `detail["case"]`.
         contestant: a method string, or a preset as `"preset-NAME"`.
         detail: further arguments of the worker's function.
     """
@@ -80,7 +80,7 @@ class Worker:
         """Send a request and wait for its answer.
 
         Raises:
-            SystemExit: the process ended instead; its error is on the screen.
+            SystemExit: the process ended instead; it printed its error.
         """
         assert self._process.stdin is not None
         assert self._process.stdout is not None

@@ -4,9 +4,9 @@
     python scripts/bench.py clustering --only speed       or small, methods, growth
     python scripts/bench.py clustering --against COMMIT   this tree beside that commit
 
-`limit` is one exact nearest-neighbour search over all tokens and nothing else: a blocked float32
-product and an arg-max. The contestants of a case take turns, with the limit in between. Other
-libraries cluster one image of the batch, as they cannot take more; all times are per image.
+`limit` is just one exact nearest-neighbour search over all tokens: a blocked float32 product and an
+arg-max. The contestants of a case take turns, with the limit in between. Other
+libraries cluster one image of the batch, as they take one at a time; all times are per image.
 """
 
 from __future__ import annotations

@@ -4,9 +4,9 @@
     python scripts/bench.py compile --cases sd15-512      a real one: minutes of compiling each
 
 Each contestant is compiled by itself, from empty caches, by inductor with `fullgraph=True`. Its
-output must be that of the eager merged UNet. A generation counts what is compiled again on the way;
-then the unpatched eager UNet, the contestant, and the contestant compiled take turns. Speed-ups are
-over the first of these.
+output must be that of the eager merged UNet. Recompilations are counted over a generation; then the
+unpatched eager UNet, the contestant, and the compiled contestant take turns. Speed-ups are over the
+unpatched UNet.
 """
 
 from __future__ import annotations

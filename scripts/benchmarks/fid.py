@@ -144,7 +144,7 @@ def distance(generated_images: int, reference_images: int, size: int) -> list[di
 def plain_table(rows: Sequence[Row]) -> str:
     """All columns but those of the machine, which follow in a sentence.
 
-    Of rows that were measured at once, only the newest are shown.
+    Only the rows of the newest measurement are shown.
     """
     if not rows:
         return NOT_RUN

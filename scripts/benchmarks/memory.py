@@ -3,11 +3,10 @@
     python scripts/bench.py memory                                     6 minutes
     python scripts/bench.py memory --cases sdxl-1024 --batch 1
 
-Two numbers: the most bytes of tensors alive at a time in a call, beyond weights and inputs, with
-the module that runs at that moment; and the largest growth around one self-attention at the merged
-level, choosing clusters included. Merging changes the second; it changes the first only where
-self-attention is what needs most. Calls use a new partition. What else runs on the machine does not
-matter.
+Two numbers: the peak bytes of tensors in a call, beyond weights and inputs, with the module that
+runs at the peak; and the largest growth around one self-attention at the merged level, choosing
+clusters included. Merging changes the second; it changes the first only if the peak is in
+self-attention. Calls use a new partition. Other load on the machine does not matter.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ def add_common_options(parser: argparse.ArgumentParser, minutes: float | None = 
 
     Args:
         parser: of a subcommand.
-        minutes: default of `--minutes`; None for a benchmark that takes what it takes.
+        minutes: default of `--minutes`; None for a benchmark without a time limit.
     """
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, help="CPU threads; default: torch's own")

@@ -6,11 +6,12 @@
 
 Every setting generates the same pictures with the sample pipeline, from the same seeds. Each is
 compared with its unmerged twin (PSNR, SSIM, distance in EfficientNet-Lite0's features), and the set
-with pictures rendered from the world the pipeline was trained on. A new setting begins only if the
-time of the slowest one so far is left. Pictures stay in `--work`, which belongs to one commit.
+with pictures rendered from the world the pipeline was trained on. A new setting begins only if
+there is time for the slowest one so far. Pictures stay in `--work`, which belongs to one commit.
 
-Pictures may be made over days, beside other work; times may not. So `--part time` lets all settings
-denoise one batch for a few steps, in turns, without encoding prompts and without decoding.
+Pictures may be generated over days, beside other work, but times must be measured together. So
+`--part time` lets all settings denoise one batch for a few steps, in turns, without encoding
+prompts and without decoding.
 """
 
 from __future__ import annotations
@@ -135,7 +136,7 @@ def claim(work: Path, content: str) -> None:
     """Reserve a working folder for one kind of pictures.
 
     Raises:
-        SystemExit: it has others.
+        SystemExit: it holds pictures of another kind.
     """
     mark = work / "content.txt"
     work.mkdir(parents=True, exist_ok=True)

@@ -31,8 +31,8 @@ def describe_machine(device: str, commit: str | None = None) -> dict[str, str]:
     """The `MACHINE` columns.
 
     Args:
-        device: where the benchmark ran: `"cpu"`, `"cuda"`, ...
-        commit: what was measured; default: this checkout.
+        device: device of the benchmark: `"cpu"`, `"cuda"`, ...
+        commit: the measured commit; default: that of this checkout.
     """
     return {
         "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else processor(),

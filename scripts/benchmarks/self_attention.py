@@ -1,8 +1,8 @@
 """The part of a UNet call that merging changes: the self-attentions at the finest level.
 
-Everything else is the same work whether tokens are merged or not, and takes most of the call. Where
-a machine's speed drifts, a difference of a few per cent is lost in calls that take seconds each; in
-the merged self-attentions alone it is not. Imports nothing from sd_tokenmerge, so that it works
+Everything else is the same work whether tokens are merged or not, and takes most of the call. On a
+machine with drifting speed, differences of a few per cent are lost in calls that take seconds, but
+not in the merged self-attentions alone. Imports nothing from sd_tokenmerge, so that it works
 with any commit of it.
 """
 
@@ -55,8 +55,8 @@ class SelfAttentionCalls:
     def timed(self, timestep: Tensor) -> Cost:
         """Cost of all merged self-attentions in a call of the UNet.
 
-        The call is a real one, so that whatever patches the UNet is told of it; only its `forward`
-        is replaced by one that runs nothing but the self-attentions.
+        The UNet is really called, so that hooks of its patch run; only its `forward` is replaced by
+        one that runs nothing but the self-attentions.
         """
         stopwatch = _Stopwatch()
 

@@ -25,7 +25,7 @@ class Tokens:
         batch: images.
         grid: tokens along a side.
         channels: of each token.
-        kind: `"white"` noise, or `"smooth"`: blurred over two tokens, so that neighbours are alike.
+        kind: `"white"` noise, or `"smooth"`: blurred over two tokens, so neighbours are similar.
     """
 
     batch: int

@@ -83,9 +83,9 @@ def take_turns(
     """Time a reference and others in rounds, each round in another order.
 
     Args:
-        reference: name and run of what the others are related to.
+        reference: name and run that the others are compared with.
         others: runs by name.
-        seconds: no round begins that would probably end later, once there were `least` rounds.
+        seconds: after `least` rounds, no round begins that would probably end later than this.
         rounds: maximum number of rounds.
         least: minimum number of rounds.
         between: turns between two runs of the reference.

@@ -49,7 +49,7 @@ def build_scheduler() -> DDIMScheduler:
 
 
 class Denoiser(nn.Module):
-    """What stage 3 trains: the UNet and the text encoder."""
+    """The UNet and the text encoder, which stage 3 trains together."""
 
     def __init__(self, text_encoder: CLIPTextModel) -> None:
         super().__init__()
@@ -67,10 +67,10 @@ def denoiser_loss(
     """Mean squared error on the velocity.
 
     Args:
-        model: what is trained.
+        model: the model to train.
         tokenizer: of the prompts.
-        sets: `(latents, classes, batch size, every)`; a step uses the last set whose `every`
-            divides its number.
+        sets: `(latents, classes, batch size, every)`; a step uses the last set with an
+            `every` that divides the step's number.
         scaling: latents are multiplied by this to have unit variance.
         seed: first of the draws' seeds.
         processes: how many processes take one step together; batch sizes are each process's own.

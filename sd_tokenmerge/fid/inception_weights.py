@@ -153,7 +153,7 @@ def verify_inception_weights(path: Path, *, allow_unknown: bool = False) -> str:
         raise WeightsError(
             f"{str(path)!r} is not one of the public Inception files (its sha256 begins with "
             f"{digest[:8]}, expected {_STATE_DICT_SHA256[:8]} or {PUBLIC_FILES[2].sha256[:8]}): "
-            "the download may be incomplete. `allow_unknown_weights` uses it nevertheless."
+            "the download may be incomplete. `allow_unknown_weights` uses it anyway."
         )
     return digest
 

@@ -119,10 +119,10 @@ class CallLog:
         if (
             before is None
             or before.generation != position.generation
-            or position.index < before.index
+            or position.offset < before.offset
         ):
             self._step = self._number = 0
-        elif position.index == before.index:
+        elif position.offset == before.offset:
             self._number += 1
         else:
             self._step, self._number = self._step + 1, 0
@@ -175,7 +175,7 @@ class CallLog:
 class _Position(NamedTuple):
     generation: tuple[int, int]
     """Identity of the tensor that holds the generation's timesteps."""
-    index: int
+    offset: int
     tensor: Tensor
     """Kept alive, so that no later tensor gets its address."""
 

@@ -114,7 +114,7 @@ def lost(folder: Path, whole: Path) -> int:
 
 
 def kill_at(folder: Path, images: int, delay: float, child: int) -> bool:
-    """Kill a child once so many images are there and some time has passed; whether it lived."""
+    """Kill a child `delay` after it stored a number of images; returns whether it still ran."""
     while len(list(folder.glob("*.png"))) < images:
         if os.waitpid(child, os.WNOHANG)[0]:
             return False

@@ -107,7 +107,7 @@ def test_killed_at_any_moment_it_goes_on(whole, arguments, environment, tmp_path
 
 
 def reached(folder: Path, milestone: int | str) -> bool:
-    """Whether so many images, or this file, are there."""
+    """Whether this number of images, or this file, exists."""
     if isinstance(milestone, str):
         return (folder / milestone).exists()
     return len(list(folder.glob("runs/*/*.png"))) >= milestone
