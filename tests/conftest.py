@@ -46,7 +46,7 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def count_faults(reports: Iterable[Any]) -> str | None:
-    """What the fault tests among finished tests recorded, added up; None where there were none."""
+    """The sum of what the finished fault tests recorded; None without any."""
     counts: Counter[str] = Counter()
     for report in reports:
         if getattr(report, "when", None) == "call":
@@ -59,7 +59,7 @@ def count_faults(reports: Iterable[Any]) -> str | None:
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
-    """Print what was survived, of the tests that have just run, failed ones included."""
+    """Print the counts of the fault tests that have just run, failed ones included."""
     reports = [report for kind in terminalreporter.stats.values() for report in kind]
     if (line := count_faults(reports)) is not None:
         terminalreporter.write_line(line)

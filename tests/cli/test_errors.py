@@ -1,4 +1,4 @@
-"""What users read when something is theirs to solve."""
+"""Errors that users can solve, as they are printed."""
 
 from __future__ import annotations
 

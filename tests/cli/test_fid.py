@@ -44,7 +44,7 @@ def fid(*arguments: object) -> int:
 
 
 def failure(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
-    """The one line that bad input gives."""
+    """The one-line error for bad input."""
     assert fid(*arguments) == 2
     output, error = capsys.readouterr()
     assert output == ""

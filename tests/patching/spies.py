@@ -1,4 +1,4 @@
-"""Things that watch a model while it runs."""
+"""Observers of a running model."""
 
 from __future__ import annotations
 

@@ -44,7 +44,7 @@ def agglomerative_labels(tokens: np.ndarray, num_clusters: int, linkage: str) ->
 def heights(
     distances: np.ndarray, merges: list[tuple[int, int, float]], linkage: str
 ) -> list[float]:
-    """How far the clusters that each merge joins are from each other.
+    """The distance between the clusters that each merge joins.
 
     Args:
         distances: `[N, N]` float64 between tokens.

@@ -1,4 +1,4 @@
-"""Partitions as sets of sets: two are the same whatever their clusters are called."""
+"""Partitions as sets of sets, which do not depend on the numbering of clusters."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from sd_tokenmerge.sampling.batch_counter import BatchCounter, ProcessLostError,
 
 
 class Threads(Processes):
-    """A process of three that are threads."""
+    """One of three processes, run as a thread."""
 
     def __init__(self, rank: int, ports: Queue[Any]) -> None:
         super().__init__(rank, 3, torch.device("cpu"))

@@ -76,7 +76,7 @@ def arguments(model: Path, out: Path, *more: str) -> list[str]:
 
 
 def content(folder: Path) -> dict[str, Any]:
-    """Everything in a run folder that must not depend on how it came about."""
+    """Everything in a run folder that must not depend on interruptions."""
     found: dict[str, Any] = {
         path.name: hashlib.sha256(path.read_bytes()).hexdigest()
         for path in folder.iterdir()
@@ -108,7 +108,7 @@ def whole(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def lost(folder: Path, whole: Path) -> int:
-    """How many images of the uninterrupted run are not there, byte by byte."""
+    """Number of images of the uninterrupted run that are missing or differ."""
     there, wanted = content(folder), content(whole)
     return sum(there.get(name) != wanted[name] for name in wanted if name.endswith(".png"))
 

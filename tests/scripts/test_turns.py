@@ -1,4 +1,4 @@
-"""Interleaved turns, and the reference that they are related to."""
+"""Interleaved turns, and the reference that they are compared with."""
 
 from __future__ import annotations
 
