@@ -10,10 +10,12 @@ from torch.profiler import ProfilerActivity, profile
 from sd_tokenmerge import apply_patch
 from sd_tokenmerge.kernels import search
 from sd_tokenmerge.methods import METHODS
+from sd_tokenmerge.patching.call import DenoiserCall
+from sd_tokenmerge.patching.patch import find_patch
 from sd_tokenmerge.patching.sites import find_sites
 from tests.tiny_models import UNET_CONFIGS
 
-KV = {"merge": "kv", "proportional_attention": True}
+KV = {"merge": "kv"}
 SIDE, CHANNELS = 64, 320
 ALL_METHODS = [
     *METHODS,
@@ -38,24 +40,21 @@ def unet():
 
 
 def peak_of_attention(unet, batch, side=SIDE):
-    """The most bytes allocated at a time while the first self-attention runs as in its block."""
+    """The most bytes allocated at a time from the norm before self-attention to the one after."""
     site = find_sites(unet)[0]
     image = torch.randn(batch, CHANNELS, side, side, generator=torch.Generator().manual_seed(0))
-    tokens = {}
-
-    def keep_block_input(module, args, kwargs):
-        tokens["of block"] = args[0]
-
-    hook = site.block.register_forward_pre_hook(keep_block_input, with_kwargs=True)
+    patch = find_patch(unet)
+    if patch is not None:
+        patch._reuse.begin_call(DenoiserCall())
+    profiler = profile(activities=[ProfilerActivity.CPU], profile_memory=True)
+    hooks = [
+        site.block.norm1.register_forward_hook(lambda *_: profiler.start()),
+        site.block.norm2.register_forward_pre_hook(lambda *_: profiler.stop()),
+    ]
     with torch.no_grad():
         site.transformer(image, torch.randn(batch, 77, 32), return_dict=False)
+    for hook in hooks:
         hook.remove()
-        merger = getattr(site.attention, "_merger", None)
-        if merger is not None:
-            merger.block_input = tokens["of block"]
-        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-            output = site.attention(tokens["of block"])
-    del output
     events = profiler.profiler.kineto_results.events()
     now = most = 0
     for event in sorted(events, key=lambda event: event.start_ns()):
