@@ -34,7 +34,9 @@ def synthetic(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return fill(tmp_path_factory.mktemp("synthetic") / "set", 8, 3)
 
 
-@pytest.mark.parametrize("kind", list(DEGRADATIONS))
+@pytest.mark.parametrize(
+    "kind", ["jpeg", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("blur", "noise"))]
+)
 def test_synthetic_pictures(kind: str, synthetic: Path, tmp_path: Path) -> None:
     reference = extract_features(synthetic, extractor=EXTRACTOR, cache=False)
     distances, changes = [0.0], [0.0]

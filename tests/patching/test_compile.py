@@ -99,7 +99,7 @@ def test_every_order(how, options):
 
 
 @pytest.mark.parametrize(
-    "how", ["wrapped", pytest.param("in place", marks=pytest.mark.slow), "block by block"]
+    "how", [*(pytest.param(how, marks=pytest.mark.slow) for how in HOW[:2]), "block by block"]
 )
 def test_another_patch_takes_effect(how):
     unet, eager = small_unet(), small_unet()

@@ -1,7 +1,6 @@
 """Faults for real: killed processes, damaged files, full disks, read-only folders.
 
-A few kills and one damage of each kind are part of every test run, the rest is slow.
-`make test-faults` runs them all and prints the counts of kills survived and damages found.
+All are slow; `make test-faults` runs them and counts kills survived and damages found.
 """
 
 from __future__ import annotations
@@ -31,6 +30,8 @@ from sd_tokenmerge.sampling.run import generate
 from sd_tokenmerge.sampling.status import run_status
 
 slow = pytest.mark.slow
+WANTED_KILLS = 20
+ROUNDS = 6  # of damages of each kind
 
 COMMAND = [sys.executable, "-m", "sd_tokenmerge"]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
@@ -124,22 +125,21 @@ def kill_at(folder: Path, images: int, delay: float, child: int) -> bool:
     return os.WIFSIGNALED(os.waitpid(child, 0)[1])
 
 
+@slow
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
-@pytest.mark.parametrize("wanted_kills", [3, pytest.param(20, marks=slow)])
 def test_killed_at_random_moments_a_run_ends_as_if_uninterrupted(
     tiny_model: Path,
     tiny_pipe: Any,
     whole: Path,
     tmp_path: Path,
     record_property: Callable[[str, object], None],
-    wanted_kills: int,
 ) -> None:
     # Forked from a process that has the model: a kill then hits generation, not imports.
     folder = tmp_path / "run"
     wanted = options(tiny_model, folder)
     draw = random.Random(0)
     kills, done, cut_off = 0, 0, 0
-    while kills < wanted_kills:
+    while kills < WANTED_KILLS:
         child = os.fork()
         if child == 0:
             try:
@@ -197,21 +197,20 @@ DAMAGES: dict[str, list[Callable[[Path, random.Random], None]]] = {
 }
 
 
-@pytest.mark.parametrize("rounds", [1, pytest.param(6, marks=slow)])
+@slow
 def test_every_damage_is_found_and_repaired(
     tiny_model: Path,
     tiny_pipe: Any,
     whole: Path,
     tmp_path: Path,
     record_property: Callable[[str, object], None],
-    rounds: int,
 ) -> None:
     folder = Path(shutil.copytree(whole, tmp_path / "run"))
     wanted = options(tiny_model, folder)
     draw = random.Random(0)
     found = 0
     for target, damages in DAMAGES.items():
-        for damage in damages * rounds:
+        for damage in damages * ROUNDS:
             path = folder / f"{draw.randrange(12)}_{draw.randrange(2)}.png"
             damage(path if target == "image" else folder / MANIFEST, draw)
             status = run_status(folder)
