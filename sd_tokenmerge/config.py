@@ -57,7 +57,7 @@ class MergeConfig:
         default=0.5,
     )
     levels: int | None = option(
-        "How many of the finest resolutions with self-attention are merged.",
+        "Number of the finest resolutions with self-attention to merge.",
         default=None,
         at_least=1,
         when_none="1, or the levels that the keep rate names",
@@ -74,11 +74,11 @@ class MergeConfig:
         "Denoising steps that share a partition.", default=1, at_least=1, below=2**31
     )
     share_layers: bool = option(
-        "Whether all blocks of a level use the partition of the level's first block.",
+        "Use the partition of a level's first block in all blocks of the level.",
         default=False,
     )
     proportional_attention: bool | None = option(
-        "Whether each merged key is weighted by its number of tokens.",
+        "Weight each merged key by its number of tokens.",
         default=None,
         when_none="on for kv, off for qkv and q",
     )

@@ -53,7 +53,7 @@ _KEEP_RATES_HELP = (
 )
 def sweep_command(
     *,
-    out: Annotated[str, typer.Option(help="The sweep's folder, new or to be resumed.")],
+    out: Annotated[str, typer.Option(help="Sweep folder, a new one or one to resume.")],
     methods: Annotated[
         list[str] | None, typer.Option("--methods", help=_METHODS_HELP, rich_help_panel="Sweep")
     ] = None,

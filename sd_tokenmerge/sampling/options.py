@@ -48,7 +48,7 @@ class GenerateOptions:
         merging: how tokens are merged; None generates with the unpatched pipeline.
     """
 
-    out: str = option("The run folder, new or to be resumed.", compared=False)
+    out: str = option("Run folder, a new one or one to resume.", compared=False)
 
     classes: tuple[int, ...] | None = option(
         'ImageNet classes, such as "0-9,magpie,n01440764".',
