@@ -135,23 +135,30 @@ class CompleteClusters(Clusters):
             block.index_copy_(1, left, torch.minimum(*columns))
 
     def _build(self, left: Tensor, right: Tensor) -> Tensor:
-        """The matrix after the first merges, of the tokens `left` and `right`."""
-        self._enter(torch.where(self._size > 0)[0])
-        matrix = self._empty_matrix(len(self._columns))
-        partner = torch.full_like(self._root, -1)
-        partner[left] = right
-        merged = self._place[left]
-        step = max(1, _PRODUCT_ELEMENTS // self.num_tokens)
-        for into, some in blocks(step, matrix, self._columns):
-            pair = torch.where(partner[some] >= 0)[0]
-            tokens = torch.cat((some, partner[some[pair]]))
-            products = (self._rounded.index_select(0, tokens) @ self._rounded.T).float()
-            similarity, others = products[: len(some)], products[len(some) :]
-            similarity.index_copy_(0, pair, torch.minimum(similarity.index_select(0, pair), others))
-            torch.index_select(similarity, 1, self._columns, out=into)
-            columns = (similarity.index_select(1, ends) for ends in (left, right))
-            into.index_copy_(1, merged, torch.minimum(*columns))
+        """The matrix after the first merges, which are those of tokens `left` and `right`."""
+        is_single = self._size == 1
+        # pairs come first, so that their rows and columns are slices
+        self._enter(torch.cat((left, torch.where(is_single)[0])))
+        count = len(self._columns)
+        matrix = self._empty_matrix(count)
+        first, second = self._rounded[self._columns], self._rounded[right]
+        for start in range(0, count, self._rows_at_once):
+            rows = first[start : start + self._rows_at_once]
+            into = matrix[start : start + len(rows)]
+            into.copy_(self._least_of_pairs(rows, first, second))
+            others = second[start : start + len(rows)]
+            if len(others):
+                into = into[: len(others)]
+                torch.minimum(into, self._least_of_pairs(others, first, second), out=into)
         return matrix
+
+    @staticmethod
+    def _least_of_pairs(rows: Tensor, first: Tensor, second: Tensor) -> Tensor:
+        """Similarity of tokens to clusters, which start with pairs, `[M, C] -> [M, K]` float32."""
+        least = (rows @ first.T).float()
+        pairs = least[:, : len(second)]
+        torch.minimum(pairs, (rows @ second.T).float(), out=pairs)
+        return least
 
     def _empty_matrix(self, count: int) -> Tensor:
         try:
@@ -165,7 +172,8 @@ class CompleteClusters(Clusters):
 
     def _leave_only(self, columns: Tensor) -> None:
         """Keep the rows and columns of these clusters in the matrix, in place."""
-        places, count = self._place[columns], len(columns)
+        places, order = self._place[columns].sort()
+        columns, count = columns[order], len(columns)
         kept = self._matrix.view(-1)[: count**2].view(count, count)
         # both in ascending order, so that a row is written after all rows before it were read
         for into, part in blocks(self._rows_at_once, kept, places):
