@@ -38,9 +38,9 @@ demo: $(READY)
 		--cache $(DEMO)/cache --out $(DEMO)/sweep
 	@echo "The table is above; see also $(DEMO)/sweep: distance.png, contact_sheet.jpg, side_by_side.png"
 
-# one thread: the suite's tensors are tiny, and results are then reproducible to the last bit
+# one process per core, one thread each: the tensors are tiny, and results are reproducible
 test: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(CORES)
 
 test-slow: $(READY)
 	$(BIN)/python -m pytest -m slow --timeout=1800
