@@ -13,37 +13,18 @@ from torch import Tensor
 
 from sd_tokenmerge.kernels.exact import pair_similarities
 from sd_tokenmerge.kernels.rounds import Clusters
-from sd_tokenmerge.kernels.search import (
-    Lists,
-    float32_error,
-    mutual_lists,
-    nearest_lists,
-    precise_dtype,
-)
-from sd_tokenmerge.kernels.vectors import UnitVectors, blocks
-
-_PAIR_ELEMENTS = 1 << 17  # numbers of vectors compared pair by pair
+from sd_tokenmerge.kernels.search import Lists, mutual_lists, nearest_lists
+from sd_tokenmerge.kernels.vectors import blocks
 
 
 class AverageClusters(Clusters):
-    """Clusters under average linkage; see `Clusters`.
-
-    Args:
-        tokens: `[N, C]`, any float dtype.
-
-    Raises:
-        ValueError: `tokens` are not finite.
-    """
+    """Clusters under average linkage; see `Clusters`."""
 
     def __init__(self, tokens: Tensor) -> None:
-        self.num_tokens, channels = tokens.shape
-        self.device = tokens.device
-        self.error = float32_error(channels)
-        self._pairs_at_once = max(1, _PAIR_ELEMENTS // channels)
-        self._unit = UnitVectors(tokens)
-        self._means = self._unit.rounded(precise_dtype(tokens.device))
+        super().__init__(tokens)
+        self._means = self._rounded
         self._size = tokens.new_ones(len(tokens), dtype=torch.float64)
-        self._sums = tokens.new_empty(0, channels, dtype=torch.float64)
+        self._sums = tokens.new_empty(0, tokens.shape[1], dtype=torch.float64)
         self._place = torch.full((len(tokens),), -1, device=tokens.device)  # in `_sums`
 
     def search(self, rows: Tensor, columns: Tensor) -> Lists:

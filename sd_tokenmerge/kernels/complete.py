@@ -16,38 +16,18 @@ from torch import Tensor
 
 from sd_tokenmerge.kernels.exact import pair_similarities
 from sd_tokenmerge.kernels.rounds import Clusters
-from sd_tokenmerge.kernels.search import (
-    Lists,
-    float32_error,
-    list_largest,
-    mutual_lists,
-    precise_dtype,
-)
-from sd_tokenmerge.kernels.vectors import UnitVectors, blocks
+from sd_tokenmerge.kernels.search import Lists, list_largest, mutual_lists
+from sd_tokenmerge.kernels.vectors import blocks
 
-_PAIR_ELEMENTS = 1 << 17  # numbers of vectors compared pair by pair
 _BLOCK_ELEMENTS = 1 << 18  # similarities looked up in one block
-_PRODUCT_ELEMENTS = 1 << 20  # similarities in one product
 _WASTE = 1.2  # matrix columns per column in play above which the others are dropped
 
 
 class CompleteClusters(Clusters):
-    """Clusters under complete linkage; see `Clusters`.
-
-    Args:
-        tokens: `[N, C]`, any float dtype.
-
-    Raises:
-        ValueError: `tokens` are not finite.
-    """
+    """Clusters under complete linkage; see `Clusters`."""
 
     def __init__(self, tokens: Tensor) -> None:
-        self.num_tokens, channels = tokens.shape
-        self.device = tokens.device
-        self.error = float32_error(channels)
-        self._pairs_at_once = max(1, _PAIR_ELEMENTS // channels)
-        self._unit = UnitVectors(tokens)
-        self._rounded = self._unit.rounded(precise_dtype(tokens.device))
+        super().__init__(tokens)
         self._root = torch.arange(len(tokens), device=tokens.device)
         self._list_members()
         self._matrix = self._rounded[:0]
@@ -142,14 +122,17 @@ class CompleteClusters(Clusters):
         count = len(self._columns)
         matrix = self._empty_matrix(count)
         first, second = self._rounded[self._columns], self._rounded[right]
-        for start in range(0, count, self._rows_at_once):
-            rows = first[start : start + self._rows_at_once]
-            into = matrix[start : start + len(rows)]
-            into.copy_(self._least_of_pairs(rows, first, second))
-            others = second[start : start + len(rows)]
+        step = self._rows_at_once
+        for start in range(0, count, step):
+            # the matrix is symmetric: rows from the diagonal on, and the same as columns
+            columns, partners = first[start:], second[start:]
+            least = self._least_of_pairs(columns[:step], columns, partners)
+            others = partners[:step]
             if len(others):
-                into = into[: len(others)]
-                torch.minimum(into, self._least_of_pairs(others, first, second), out=into)
+                into = least[: len(others)]
+                torch.minimum(into, self._least_of_pairs(others, columns, partners), out=into)
+            matrix[start : start + step, start:] = least
+            matrix[start:, start : start + step] = least.T
         return matrix
 
     @staticmethod

@@ -37,7 +37,10 @@ from sd_tokenmerge.kernels.exact import (
     similarity_block,
 )
 from sd_tokenmerge.kernels.hierarchy import Merges, concatenate
-from sd_tokenmerge.kernels.search import LIST_LENGTH, Lists
+from sd_tokenmerge.kernels.search import LIST_LENGTH, Lists, float32_error, precise_dtype
+from sd_tokenmerge.kernels.vectors import UnitVectors
+
+_PAIR_ELEMENTS = 1 << 17  # numbers of vectors compared pair by pair
 
 
 class Clusters(ABC):
@@ -51,9 +54,21 @@ class Clusters(ABC):
         error: largest error of the values of `search` and `estimate`.
     """
 
-    num_tokens: int
-    device: torch.device
-    error: float
+    def __init__(self, tokens: Tensor) -> None:
+        """Start with one cluster per token.
+
+        Args:
+            tokens: `[N, C]`, any float dtype.
+
+        Raises:
+            ValueError: `tokens` are not finite.
+        """
+        self.num_tokens, channels = tokens.shape
+        self.device = tokens.device
+        self.error = float32_error(channels)
+        self._pairs_at_once = max(1, _PAIR_ELEMENTS // channels)
+        self._unit = UnitVectors(tokens)
+        self._rounded = self._unit.rounded(precise_dtype(tokens.device))
 
     @abstractmethod
     def search(self, rows: Tensor, columns: Tensor) -> Lists:

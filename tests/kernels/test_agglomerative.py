@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sd_tokenmerge.kernels import average, complete, exact, search, single, vectors
+from sd_tokenmerge.kernels import complete, exact, rounds, search, single, vectors
 from sd_tokenmerge.kernels.agglomerative import LINKAGES, agglomerative_labels, lowest_merges
 from sd_tokenmerge.kernels.exact import unit_vectors
 from tests.kernels.token_fields import smooth_tokens, white_tokens
@@ -169,10 +169,9 @@ def test_blocks_threads_and_search_dtype_change_no_bit(linkage, image, monkeypat
             patch.setattr(search, "_WIDE", 30)
             patch.setattr(exact, "_BLOCK_ELEMENTS", 3000)
             patch.setattr(vectors, "_BLOCK_ROWS", 50)
-            for module in (average, complete, single):
+            for module in (rounds, single):
                 patch.setattr(module, "_PAIR_ELEMENTS", 700)
             patch.setattr(complete, "_BLOCK_ELEMENTS", 3000)
-            patch.setattr(complete, "_PRODUCT_ELEMENTS", 3000)
             patch.setattr(complete, "_WASTE", 1.0 if dtype == torch.float32 else 3.0)
             check()
     threads = torch.get_num_threads()
