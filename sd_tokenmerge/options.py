@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import MISSING, field, fields
+from functools import cache
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -28,6 +29,7 @@ def option(
     return field(default=default, metadata=limits | metadata)
 
 
+@cache
 def option_types(owner: type) -> dict[str, object]:
     """The options of a dataclass and their types, in the order of its fields."""
     hints = get_type_hints(owner)
@@ -73,7 +75,7 @@ def require_option(owner: type, name: str, value: object, *, label: str | None =
         ValueError: it is not one of the choices, or out of range.
     """
     entry = next(entry for entry in fields(owner) if entry.name == name)
-    full_hint = get_type_hints(owner)[name]
+    full_hint = option_types(owner)[name]
     label = f"`{name}`" if label is None else label
     hint = without_none(full_hint)
     if value is None and hint is not full_hint:
@@ -101,8 +103,9 @@ def require_options(instance: object) -> None:
         TypeError: a value is of the wrong type.
         ValueError: a value is out of range.
     """
-    for name in option_types(type(instance)):
-        require_option(type(instance), name, getattr(instance, name))
+    owner: type = type(instance)
+    for name in option_types(owner):
+        require_option(owner, name, getattr(instance, name))
 
 
 def _with_article(hint: object) -> str:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from sd_tokenmerge.config import MergeConfig
 from sd_tokenmerge.patching.block import MergedBlock
-from sd_tokenmerge.patching.sites import why_not
+from sd_tokenmerge.patching.sites import incompatibility
 
 
 class MergedAttention:
@@ -66,7 +66,7 @@ def _merged_class(base: Any) -> Any:
 
 
 def attach(attention: Any, block: MergedBlock, patch: object) -> None:
-    """Make an attention merge; `patch` is what `attached_patch` returns."""
+    """Make an attention merge; `find_patch` finds `patch` there."""
     base: Any = type(attention)
     attention._merged_block = block
     attention._patch = patch
@@ -100,10 +100,6 @@ def require_mergeable(attention: Any, config: MergeConfig) -> None:
     Raises:
         RuntimeError: a modification of the attention is incompatible with merging.
     """
-    reason = why_not(
-        attention,
-        plain=config.merge == "qkv" and not config.weights_keys,
-        separate_keys=config.merge != "qkv",
-    )
+    reason = incompatibility(attention, config)
     if reason is not None:
         raise RuntimeError(f"token merging can't be combined with this model as it is: {reason}")

@@ -16,6 +16,7 @@ from diffusers.models.attention_processor import (
 from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from torch import nn
 
+from sd_tokenmerge.config import MergeConfig
 from sd_tokenmerge.methods.base import Grid
 
 
@@ -114,18 +115,13 @@ def native_latent_size(denoiser: nn.Module) -> tuple[int, int] | None:
     return height, width
 
 
-def why_not(attention: Any, *, plain: bool, separate_keys: bool) -> str | None:
-    """Why an attention can't be merged, as a sentence; None if it can.
+def incompatibility(attention: Any, config: MergeConfig) -> str | None:
+    """Why an attention can't be merged as `config` says, as a sentence; None if it can.
 
-    Args:
-        attention: a diffusers `Attention`.
-        plain: whether it is called as without merging, only on fewer tokens. Otherwise it gets
-            separate keys or a bias on its logits, which other processors misread or ignore.
-        separate_keys: whether its keys come from other tokens than its queries.
+    With `merge="qkv"`, an attention is called as without merging, only on fewer tokens. Other forms
+    pass separate keys or a bias on the logits, which many processors misread or ignore.
     """
-    processor = attention.processor
-    if isinstance(processor, FusedAttnProcessor2_0) and not separate_keys:
-        plain = True
+    processor, has_separate_keys = attention.processor, config.merge != "qkv"
     cache_name = _cache_over_steps(attention)
     if cache_name is not None:
         return (
@@ -134,9 +130,15 @@ def why_not(attention: Any, *, plain: bool, separate_keys: bool) -> str | None:
         )
     if type(processor).__name__ == "CrossAttnStoreProcessor":
         return "self-attention guidance needs the attention of all tokens of this block."
-    if attention.fused_projections and separate_keys:
+    if attention.fused_projections and has_separate_keys:
         return "only merge='qkv' works with fused projections: call unfuse_qkv_projections()."
-    if not plain and not isinstance(processor, _TAKE_KEYS_AND_BIAS):
+    if has_separate_keys:
+        is_supported = isinstance(processor, _TAKE_KEYS_AND_BIAS)
+    elif config.weights_keys:
+        is_supported = isinstance(processor, (*_TAKE_KEYS_AND_BIAS, FusedAttnProcessor2_0))
+    else:
+        is_supported = True
+    if not is_supported:
         return (
             "only merge='qkv' without proportional attention works with the processor "
             f"{type(processor).__name__}: call unet.set_attn_processor(AttnProcessor2_0()), or "
