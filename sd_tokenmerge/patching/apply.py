@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import Any
 
@@ -12,6 +13,7 @@ from sd_tokenmerge.methods.base import Method
 from sd_tokenmerge.patching.attention import require_mergeable
 from sd_tokenmerge.patching.call import SchedulerOf
 from sd_tokenmerge.patching.patch import Patch, find_patch
+from sd_tokenmerge.patching.recording import Recording
 from sd_tokenmerge.patching.report import Report
 from sd_tokenmerge.patching.sites import find_denoiser, native_latent_size
 from sd_tokenmerge.patching.targets import choose_targets, require_reachable
@@ -128,6 +130,26 @@ class PatchHandle:
     def report(self) -> Report:
         """What was merged so far; also works after the patch is removed."""
         return self._patch.report()
+
+    def record(self) -> AbstractContextManager[Recording]:
+        """Keep the partition of each block in each step, to be drawn over the picture.
+
+            with handle.record() as recording:
+                image = pipe(prompt).images[0]
+            draw_clusters(image, recording).save("clusters.png")
+
+        Also records reused partitions, and compiled denoisers. Takes 4 bytes per token for every
+        partition that is computed, and waits for the device at each.
+
+        Returns:
+            A context that yields the recording.
+
+        Raises:
+            RuntimeError: the patch was removed, or a recording is already under way.
+        """
+        if find_patch(self._denoiser) is not self._patch:
+            raise RuntimeError("a patch must be in force to be recorded, got one that was removed.")
+        return self._patch.record(self._denoiser)
 
     def __enter__(self) -> PatchHandle:
         return self

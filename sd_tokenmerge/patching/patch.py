@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -15,6 +17,7 @@ from sd_tokenmerge.patching.attention import MergedAttention, attach, detach
 from sd_tokenmerge.patching.block import Arguments, GridRecorder, Keywords, MergedBlock
 from sd_tokenmerge.patching.call import CallLog, SchedulerOf
 from sd_tokenmerge.patching.compiled import is_in_backward, register
+from sd_tokenmerge.patching.recording import Recording
 from sd_tokenmerge.patching.report import BlockReport, Report
 from sd_tokenmerge.patching.reuse import PartitionReuse
 from sd_tokenmerge.patching.sites import find_sites
@@ -121,6 +124,27 @@ class Patch:
             if isinstance(module, MergedAttention):
                 detach(module)
         for hook in self._hooks:
+            hook.remove()
+
+    @contextmanager
+    def record(self, denoiser: nn.Module) -> Iterator[Recording]:
+        """Keep the partitions that are used until the end of the block.
+
+        Args:
+            denoiser: the one given to `attach_to`.
+
+        Raises:
+            RuntimeError: a recording is already under way.
+        """
+        if self._reuse.observer is not None:
+            raise RuntimeError("a recording is already under way: only one is possible at a time.")
+        recording = Recording(tuple(self._blocks))
+        hook = denoiser.register_forward_pre_hook(recording.begin_step, with_kwargs=True)
+        self._reuse.observer = recording.add
+        try:
+            yield recording
+        finally:
+            self._reuse.observer = None
             hook.remove()
 
     def report(self) -> Report:

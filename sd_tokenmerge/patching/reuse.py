@@ -17,6 +17,9 @@ from sd_tokenmerge.patching.call import DenoiserCall
 ComputeFeatures = Callable[[], tuple[Tensor, "Tensor | None"]]
 """Computes what a method clusters: tokens `[B, N, C]`, and scores `[B, N]` if it uses them."""
 
+Observer = Callable[[str, Grid, Partition], None]
+"""Is told each partition that a block uses, with the block's name and grid."""
+
 _MAX_KEPT_RUNS = 64
 """A block's runs in one step that keep their partitions; later runs compute theirs anew."""
 
@@ -93,6 +96,7 @@ class PartitionReuse:
         for index, (path, source) in enumerate(zip(paths, sources, strict=True)):
             source_block = None if source is None else self.blocks[source]
             self.blocks.append(BlockPartitions(path, source_block, torch.tensor([0, index])))
+        self.observer: Observer | None = None
         self._keeps = refresh_every > 1 or any(source is not None for source in sources)
         self._call: DenoiserCall | None = None
 
@@ -137,6 +141,19 @@ class PartitionReuse:
             RuntimeError: partitions depend on the call, and the block runs outside of one.
             ValueError: the method can't reach K.
         """
+        partition = self._choose(block, grid, batch, num_clusters, features)
+        if self.observer is not None:
+            self.observer(block.path, grid, partition)
+        return partition
+
+    def _choose(
+        self,
+        block: BlockPartitions,
+        grid: Grid,
+        batch: int,
+        num_clusters: int,
+        features: ComputeFeatures,
+    ) -> Partition:
         call = self._call
         if call is None:
             if self.needs_call:
@@ -160,5 +177,5 @@ class PartitionReuse:
         return partition
 
     def __getstate__(self) -> dict[str, Any]:
-        """A copy starts without partitions."""
-        return self.__dict__ | {"_call": None}
+        """A copy starts without partitions, and is not observed."""
+        return self.__dict__ | {"_call": None, "observer": None}
