@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from sd_tokenmerge.patching.outline import PlannedSite
 
 _OPTIONS = (
-    *("height", "width", "model", "revision", "local_files_only"),
+    *("height", "width", "model", "model_config", "revision", "local_files_only"),
     *("method", "keep_rate", "levels"),
 )
 
@@ -35,7 +35,8 @@ def sites_command(
 
     quiet_libraries()
 
-    from sd_tokenmerge.patching.outline import load_outline, plan_sites
+    from sd_tokenmerge.patching.outline import plan_sites
+    from sd_tokenmerge.sampling.load import load_model_outline
     from sd_tokenmerge.sampling.resolve import default_model, read_sample_settings
 
     config = read_merging(values | {"preset": preset})
@@ -44,8 +45,9 @@ def sites_command(
         sample = read_sample_settings(model)
         given = {name: values[name] for name in ("height", "width") if values[name] is not None}
         pixels = sample | given | read_size(values | {"size": size})
-        outline = load_outline(
+        outline = load_model_outline(
             model,
+            model_config=values["model_config"],
             revision=values["revision"],
             local_files_only=bool(values["local_files_only"]),
         )

@@ -37,7 +37,7 @@ def apply_patch(
 
     Works on a UNet before and after `torch.compile`, LoRA, IP-Adapter, offloading and the like, in
     any order. Cross-attention and feed-forward see all tokens. A patched UNet must not be called
-    from two threads at a time.
+    from two threads at a time: one of them gets a `RuntimeError`.
 
     Args:
         pipe: a pipeline with a UNet (its ControlNet is left alone), a UNet, or a ControlNet. A keep

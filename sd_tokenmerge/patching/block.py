@@ -18,6 +18,7 @@ from sd_tokenmerge.methods.base import Grid
 from sd_tokenmerge.partitions import Partition, clusters_to_keep
 from sd_tokenmerge.patching.compiled import choose_in_graph, is_in_backward
 from sd_tokenmerge.patching.features import head_mean_keys, received_attention
+from sd_tokenmerge.patching.one_thread import OneThread
 from sd_tokenmerge.patching.reuse import BlockPartitions, PartitionReuse
 
 Arguments = tuple[Any, ...]
@@ -30,18 +31,24 @@ class GridRecorder:
     Attributes:
         grid: of the current run; None while the transformer does not run.
         last_grid: of the latest run.
+        thread: the thread of the latest run.
     """
 
     grid: Grid | None = None
     last_grid: Grid | None = None
 
+    def __init__(self) -> None:
+        self.thread = OneThread()
+
     def begin(self, module: Any, args: Arguments, kwargs: Keywords) -> None:
         """Forward pre-hook of the transformer: its input is an image, `[B, C, H, W]`."""
+        self.thread.enter()
         image = args[0] if args else kwargs["hidden_states"]
         self.grid = self.last_grid = Grid(image.shape[-2], image.shape[-1])
 
     def end(self, module: Any, args: Arguments, output: Any) -> None:
         """Forward hook of the transformer."""
+        self.thread.require()
         self.grid = None
 
 
@@ -97,6 +104,7 @@ class MergedBlock:
 
     def record_input(self, module: Any, args: Arguments, kwargs: Keywords) -> None:
         """Forward pre-hook of the block: ToMe-SD and ATC cluster its input, before the norm."""
+        self._require_one_thread()
         self._input = args[0] if args else kwargs["hidden_states"]
 
     def choose(self, attention: Any, tokens: Tensor) -> Partition | None:
@@ -104,9 +112,10 @@ class MergedBlock:
 
         Raises:
             RuntimeError: the block runs outside its transformer, or the attention outside its
-                block.
+                block, or another thread calls the denoiser.
             ValueError: the tokens don't fill the grid, or the method can't reach the keep rate.
         """
+        self._require_one_thread()
         block_input, self._input = self._input, None
         if torch.compiler.is_compiling():
             return self._choose(attention, tokens, block_input)
@@ -168,6 +177,12 @@ class MergedBlock:
             method, ticket = self.reuse.method, self.partitions.ticket
             return choose_in_graph(method, ticket, grid, num_clusters, features)
         return self.reuse.choose(self.partitions, grid, batch, num_clusters, features)
+
+    def _require_one_thread(self) -> None:
+        # autograd has threads of its own, and recomputes blocks without their transformers
+        if not torch.compiler.is_compiling() and not is_in_backward():
+            self.recorder.thread.require()
+            self.reuse.thread.require()
 
     def key_bias(self, partition: Partition, tokens: Tensor) -> Tensor | None:
         """The bias on the logits of merged keys, log(cluster size), `[B, 1, K]`; or None."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import torch
 from diffusers import UNet2DConditionModel
 
@@ -14,7 +15,7 @@ from sd_tokenmerge.files import read_json
 from sd_tokenmerge.methods.base import Grid
 from sd_tokenmerge.partitions import clusters_to_keep
 from sd_tokenmerge.patching.sites import find_sites, level_grid, native_latent_size
-from sd_tokenmerge.patching.targets import choose_targets, require_reachable
+from sd_tokenmerge.patching.targets import choose_targets, require_reachable, require_sites
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ def load_outline(
         local_files_only: never access the hub.
 
     Raises:
-        ValueError: there is no such model, or it has no UNet.
+        ValueError: there is no such model, its UNet can't be built, or no block could be merged.
     """
     unet_config = _read_config(model, "unet/config.json", revision, local_files_only)
     if unet_config.get("_class_name", "UNet2DConditionModel") != "UNet2DConditionModel":
@@ -57,12 +58,23 @@ def load_outline(
             f"`model` must have a UNet2DConditionModel, got a {unet_config['_class_name']} "
             f"in {model!r}."
         )
+    try:
+        with torch.device("meta"):
+            unet = UNet2DConditionModel.from_config(unet_config)
+    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"`model` {model!r} has a unet/config.json that diffusers {diffusers.__version__} "
+            f"can't build a UNet from: {' '.join(str(error).split())}"
+        ) from error
+    require_sites(unet)
+    return Outline(unet.eval(), _vae_scale_factor(model, revision, local_files_only))
+
+
+def _vae_scale_factor(model: str, revision: str | None, local_files_only: bool) -> int:
     vae_config = _read_config(model, "vae/config.json", revision, local_files_only)
-    with torch.device("meta"):
-        unet = UNet2DConditionModel.from_config(unet_config)
     # AutoencoderTiny, as in the sample pipeline, has separate channels for encoder and decoder.
     channels = vae_config.get("block_out_channels") or vae_config["encoder_block_out_channels"]
-    return Outline(unet.eval(), 2 ** (len(channels) - 1))
+    return int(2 ** (len(channels) - 1))
 
 
 @dataclass(frozen=True)

@@ -117,6 +117,8 @@ class Patch:
     def _end_call(self, module: Any, args: Arguments, output: Any) -> None:
         """Forward hook of the denoiser, also after an error."""
         self._reuse.end_call()
+        if output is not None:  # None: the call failed, and its error is on the way
+            self._reuse.thread.require()
 
     def detach_from(self, denoiser: nn.Module) -> None:
         """Remove everything from the denoiser given to `attach_to`, or from its copy."""

@@ -13,6 +13,7 @@ from torch import Tensor
 from sd_tokenmerge.methods.base import Grid, Method
 from sd_tokenmerge.partitions import Partition
 from sd_tokenmerge.patching.call import DenoiserCall
+from sd_tokenmerge.patching.one_thread import OneThread
 
 ComputeFeatures = Callable[[], tuple[Tensor, "Tensor | None"]]
 """Computes what a method clusters: tokens `[B, N, C]`, and scores `[B, N]` if it uses them."""
@@ -99,6 +100,7 @@ class PartitionReuse:
         self.observer: Observer | None = None
         self._keeps = refresh_every > 1 or any(source is not None for source in sources)
         self._call: DenoiserCall | None = None
+        self.thread = OneThread()
 
     @property
     def needs_call(self) -> bool:
@@ -107,13 +109,15 @@ class PartitionReuse:
 
     def begin_call(self, call: DenoiserCall) -> None:
         """Note the denoiser's call, before any block runs."""
+        self.thread.enter()
         self._call = call
         if call.step == call.number == 0:
             self.forget()
 
     def end_call(self) -> None:
         """Note that the denoiser's call is over."""
-        self._call = None
+        if self.thread.is_current:
+            self._call = None
 
     def forget(self) -> None:
         """Drop all kept partitions."""
@@ -138,7 +142,8 @@ class PartitionReuse:
             features: called only if a partition is computed.
 
         Raises:
-            RuntimeError: partitions depend on the call, and the block runs outside of one.
+            RuntimeError: partitions depend on the call, and the block runs outside of one, or
+                another thread calls the denoiser.
             ValueError: the method can't reach K.
         """
         partition = self._choose(block, grid, batch, num_clusters, features)
@@ -154,6 +159,7 @@ class PartitionReuse:
         num_clusters: int,
         features: ComputeFeatures,
     ) -> Partition:
+        self.thread.require()
         call = self._call
         if call is None:
             if self.needs_call:
@@ -171,6 +177,7 @@ class PartitionReuse:
         tokens, scores = features()
         seed = method_seed(self.seed, (block.source or block).path, call.timesteps)
         partition = self.method(tokens, num_clusters, grid=grid, seed=seed, scores=scores)
+        self.thread.require()
         has_room = place in block.kept or len(block.kept) < _MAX_KEPT_RUNS
         if self._keeps and block.source is None and has_room:
             block.kept[place] = KeptPartition(shape, partition)

@@ -55,7 +55,7 @@ def find_denoiser(model: object) -> nn.Module:
     denoiser = getattr(denoiser, "_orig_mod", denoiser)  # what torch.compile(unet) wraps
     if not isinstance(denoiser, nn.Module) or not hasattr(denoiser, "down_blocks"):
         raise TypeError(
-            "`pipe` must be a pipeline with a UNet, a UNet or a ControlNet, "
+            "`pipe` must be a pipeline with a UNet as its `unet`, a UNet or a ControlNet, "
             f"got {type(model).__name__}."
         )
     return denoiser
@@ -88,6 +88,19 @@ def find_sites(denoiser: nn.Module) -> list[Site]:
                     )
                 )
     return sorted(sites, key=lambda site: ["down", "mid", "up"].index(site.path.split("_")[0]))
+
+
+def attention_holders(denoiser: nn.Module) -> list[str]:
+    """The classes of the modules that a denoiser's attentions or their blocks are in, sorted."""
+    holders = set()
+    for name, module in denoiser.named_modules():
+        if hasattr(module, "to_q"):
+            holder, path = module, name
+            while holder is module or isinstance(holder, nn.ModuleList) or "attn1" in dir(holder):
+                path = path.rpartition(".")[0]
+                holder = denoiser.get_submodule(path)
+            holders.add(type(holder).__name__)
+    return sorted(holders)
 
 
 def _level(path: str, num_levels: int) -> int:

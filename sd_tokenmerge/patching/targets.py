@@ -10,7 +10,7 @@ from sd_tokenmerge.config import MergeConfig
 from sd_tokenmerge.keep_rates import KeepRate
 from sd_tokenmerge.methods.base import Method
 from sd_tokenmerge.partitions import clusters_to_keep
-from sd_tokenmerge.patching.sites import Site, find_sites, level_grid
+from sd_tokenmerge.patching.sites import Site, attention_holders, find_sites, level_grid
 
 
 @dataclass(frozen=True)
@@ -38,13 +38,8 @@ def choose_targets(denoiser: nn.Module, config: MergeConfig) -> list[Target]:
     Raises:
         ValueError: the denoiser has no self-attention to merge, or lacks a level that is named.
     """
-    sites = find_sites(denoiser)
+    sites = require_sites(denoiser)
     present = sorted({site.level for site in sites})
-    if not present:
-        raise ValueError(
-            "`pipe` must have self-attention in BasicTransformerBlocks, "
-            f"found none in its {type(denoiser).__name__}."
-        )
     if config.by_level is None:
         levels = 1 if config.levels is None else config.levels
         if levels > len(present):
@@ -72,6 +67,23 @@ def choose_targets(denoiser: nn.Module, config: MergeConfig) -> list[Target]:
         for index, site in enumerate(group)
     }
     return [chosen[site] for site in sites if site in chosen]
+
+
+def require_sites(denoiser: nn.Module) -> list[Site]:
+    """The self-attentions that can be merged, at least one.
+
+    Raises:
+        ValueError: the denoiser has none.
+    """
+    sites = find_sites(denoiser)
+    if not sites:
+        holders = attention_holders(denoiser)
+        raise ValueError(
+            "the denoiser must have self-attention in a Transformer2DModel, as those of Stable "
+            f"Diffusion 1, 2 and XL do, got a {type(denoiser).__name__} with "
+            + (f"attention only in {', '.join(holders)}." if holders else "no attention at all.")
+        )
+    return sites
 
 
 def require_reachable(method: Method, targets: list[Target], height: int, width: int) -> None:

@@ -7,18 +7,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from zipfile import is_zipfile
 
 import diffusers
 import torch
 from diffusers.loaders.single_file_utils import SingleFileComponentError
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 
 from sd_tokenmerge.devices import resolve_device
+from sd_tokenmerge.patching.outline import Outline, load_outline
 from sd_tokenmerge.sampling.attention import set_attention
 from sd_tokenmerge.sampling.locate import locate_model, locate_part, split_lora
 from sd_tokenmerge.sampling.options import GenerateOptions, ResolvedOptions
 from sd_tokenmerge.sampling.resolve import resolve_options
+from sd_tokenmerge.sampling.single_file import holds_sdxl, published_model
 
 # diffusers 0.40 renamed `torch_dtype` to `dtype`.
 _VERSION = tuple(int(part) for part in diffusers.__version__.split(".")[:2])
@@ -87,7 +88,7 @@ def _load_file(path: Path, options: ResolvedOptions, dtype: torch.dtype) -> Any:
     if options.safety_checker:
         raise ValueError("`safety_checker` must be off for a single-file checkpoint, got on.")
     with _loading("model", options.model):
-        is_sdxl = any(name.startswith("conditioner.embedders.1.") for name in _tensor_names(path))
+        is_sdxl = holds_sdxl(path)
     cls = diffusers.StableDiffusionXLPipeline if is_sdxl else diffusers.StableDiffusionPipeline
     checker = {} if is_sdxl else {"safety_checker": None, "requires_safety_checker": False}
     try:
@@ -102,11 +103,48 @@ def _load_file(path: Path, options: ResolvedOptions, dtype: torch.dtype) -> Any:
     except ValueError as error:
         if options.model_config is not None or not isinstance(error.__cause__, OSError):
             raise
-        raise ValueError(
-            f"`model` {str(path)!r} is a single file; its configurations and tokenizer come from "
-            f"the hub, which cannot be reached. Offline, give a folder with them as "
-            f"`model_config`."
-        ) from error
+        raise _unreachable_hub(options.model) from error
+
+
+def load_model_outline(
+    model: str,
+    *,
+    model_config: str | None = None,
+    revision: str | None = None,
+    local_files_only: bool = False,
+) -> Outline:
+    """The UNet of a model without its weights; see `load_outline`.
+
+    Args:
+        model: diffusers folder, hub id or single-file checkpoint.
+        model_config: diffusers folder with the configurations of a single-file checkpoint; None:
+            those of the published model that diffusers takes the checkpoint for.
+        revision: of a hub id.
+        local_files_only: never access the hub.
+
+    Raises:
+        ValueError: there is no such model, it is damaged, or no block could be merged.
+    """
+    path = Path(model).expanduser()
+    if not path.is_file():
+        return load_outline(model, revision=revision, local_files_only=local_files_only)
+    if model_config is not None:
+        return load_outline(model_config)
+    with _loading("model", model):
+        published = published_model(path)
+    try:
+        return load_outline(published, local_files_only=local_files_only)
+    except ValueError as error:
+        if not isinstance(error.__cause__, OSError):
+            raise
+        raise _unreachable_hub(model) from error
+
+
+def _unreachable_hub(checkpoint: str) -> ValueError:
+    return ValueError(
+        f"`model` {checkpoint!r} is a single file; its configurations and tokenizer come from the "
+        "hub, which cannot be reached. Offline, give a folder with them as `model_config`."
+    )
 
 
 @contextmanager
@@ -123,14 +161,6 @@ def _loading(argument: str, name: str) -> Iterator[None]:
 
 def _first_line(error: Exception) -> str:
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
-
-
-def _tensor_names(path: Path) -> list[str]:
-    if path.suffix == ".safetensors":
-        with safe_open(path, framework="pt") as file:
-            return list(file.keys())
-    content = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zipfile(path))
-    return list(content.get("state_dict", content))
 
 
 def _set_scheduler(pipe: Any, name: str | None) -> None:

@@ -3,8 +3,10 @@ from __future__ import annotations
 import json
 
 import pytest
+import torch
 
 from sd_tokenmerge.cli.app import run
+from tests.sampling.ldm_checkpoint import save_single_file
 from tests.tiny_models import tiny_sd15
 
 
@@ -79,6 +81,52 @@ def test_the_size_a_sample_was_made_for_is_its_default(model, tmp_path, capsys):
     (tmp_path / "sample" / "sample.json").write_text('{"size": 64}')
     assert run(["sites", "--model", str(tmp_path / "sample")]) == 0
     assert "64 -> 32 tokens" in capsys.readouterr().out
+
+
+def test_single_file_checkpoints(model, tmp_path, capsys):
+    checkpoint = tmp_path / "tiny.safetensors"
+    save_single_file(tiny_sd15(), checkpoint)
+    assert run(["sites", "--model", model]) == 0
+    table = capsys.readouterr().out
+    assert run(["sites", "--model", str(checkpoint), "--model-config", model]) == 0
+    assert capsys.readouterr().out == table
+    assert run(["sites", "--model", str(checkpoint), "--local-files-only"]) == 2
+    error = capsys.readouterr().err
+    assert "Offline, give a folder with them as --model-config." in error
+    (tmp_path / "text.safetensors").write_text("text")
+    assert run(["sites", "--model", str(tmp_path / "text.safetensors")]) == 2
+    assert "text.safetensors' cannot be loaded" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("kind", "published"),
+    [
+        ("stable-diffusion-v1-5", "stable-diffusion-v1-5/stable-diffusion-v1-5"),
+        ("stable-diffusion-xl-base-1.0", "stabilityai/stable-diffusion-xl-base-1.0"),
+    ],
+)
+def test_configurations_of_a_checkpoint_come_from_the_model_it_was_made_from(
+    kind, published, shared, tmp_path, monkeypatch, capsys
+):
+    from safetensors.torch import save_file
+
+    names = ["model.diffusion_model.input_blocks.0.0.weight"]
+    if "xl" in kind:
+        names += [
+            "conditioner.embedders.1.model.transformer.resblocks.9.mlp.c_proj.bias",
+        ]
+    checkpoint = tmp_path / "model.safetensors"
+    save_file({name: torch.zeros(4, 4, 1, 1) for name in names}, checkpoint)
+    asked = []
+
+    def download(model, file, **_):
+        asked.append(model)
+        return str(shared / "model-configs" / kind / file)
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
+    assert run(["sites", "--model", str(checkpoint)]) == 0
+    assert "self-attentions are merged" in capsys.readouterr().out
+    assert set(asked) == {published}
 
 
 @pytest.mark.parametrize(

@@ -96,6 +96,39 @@ def test_a_method_may_reach_one_size_and_not_another(tiny_folder):
         plan_sites(outline, MergeConfig("tome-sd", keep_rate=0.2), height=16, width=128)
 
 
+def save_unet_config(folder, **config):
+    (folder / "unet").mkdir()
+    (folder / "unet" / "config.json").write_text(json.dumps(config))
+
+
+def test_an_unknown_block_type_is_refused_with_the_place_it_is_in(tmp_path):
+    save_unet_config(tmp_path, down_block_types=["Nope"], up_block_types=["Nope"])
+    message = r"has a unet/config\.json that diffusers .* can't build a UNet from: .*Nope"
+    with pytest.raises(ValueError, match=message):
+        load_outline(str(tmp_path))
+
+
+@pytest.mark.parametrize("folder_of_autoencoder", [None, "movq"])
+def test_unets_without_mergeable_attention_need_no_vae(tmp_path, folder_of_autoencoder):
+    """DeepFloyd IF has no autoencoder, and Kandinsky 2.2 has one in a folder of another name."""
+    save_unet_config(
+        tmp_path,
+        down_block_types=["ResnetDownsampleBlock2D", "SimpleCrossAttnDownBlock2D"],
+        mid_block_type="UNetMidBlock2DSimpleCrossAttn",
+        up_block_types=["SimpleCrossAttnUpBlock2D", "ResnetUpsampleBlock2D"],
+        block_out_channels=[32, 64],
+    )
+    if folder_of_autoencoder is not None:
+        (tmp_path / folder_of_autoencoder).mkdir()
+    message = (
+        "must have self-attention in a Transformer2DModel, .* got a UNet2DConditionModel with "
+        "attention only in SimpleCrossAttnDownBlock2D, SimpleCrossAttnUpBlock2D, "
+        "UNetMidBlock2DSimpleCrossAttn"
+    )
+    with pytest.raises(ValueError, match=message):
+        load_outline(str(tmp_path))
+
+
 def test_what_is_no_model_is_refused(tmp_path, tiny_folder):
     with pytest.raises(ValueError, match=r"a diffusers folder with a unet/config\.json"):
         load_outline(str(tmp_path))

@@ -11,6 +11,7 @@ from diffusers import (
     StableDiffusionPipeline,
     UNet2DConditionModel,
     UNet2DModel,
+    UNetSpatioTemporalConditionModel,
 )
 
 from sd_tokenmerge import apply_patch
@@ -122,8 +123,21 @@ def test_other_architectures_are_refused():
         up_block_types=("AttnUpBlock2D", "UpBlock2D"),
         sample_size=16,
     )
-    with pytest.raises(ValueError, match="found none in its UNet2DModel"):
+    message = (
+        "got a UNet2DModel with attention only in AttnDownBlock2D, AttnUpBlock2D, UNetMidBlock"
+    )
+    with pytest.raises(ValueError, match=message):
         apply_patch(unconditional)
+    video = UNetSpatioTemporalConditionModel(
+        block_out_channels=(32, 64),
+        down_block_types=("CrossAttnDownBlockSpatioTemporal", "DownBlockSpatioTemporal"),
+        up_block_types=("UpBlockSpatioTemporal", "CrossAttnUpBlockSpatioTemporal"),
+        num_attention_heads=(2, 4),
+        cross_attention_dim=32,
+        layers_per_block=1,
+    )
+    with pytest.raises(ValueError, match="with attention only in TransformerSpatioTemporalModel"):
+        apply_patch(video)
 
 
 def test_blocks_that_attend_only_to_the_text_are_left_out():
