@@ -29,6 +29,12 @@ if TYPE_CHECKING:
     )
     from sd_tokenmerge.partitions import Partition, clusters_to_keep
     from sd_tokenmerge.patching.apply import PatchHandle, apply_patch, remove_patch
+    from sd_tokenmerge.report.clusters import draw_clusters
+    from sd_tokenmerge.report.overlay import (
+        draw_cluster_frames,
+        draw_cluster_grid,
+        save_animation,
+    )
 
 __version__ = "0.1.0"
 
@@ -55,9 +61,13 @@ __all__ = [
     "ToMeSD",
     "apply_patch",
     "clusters_to_keep",
+    "draw_cluster_frames",
+    "draw_cluster_grid",
+    "draw_clusters",
     "parse_method",
     "partition",
     "remove_patch",
+    "save_animation",
 ]
 
 _HOMES = {
@@ -72,6 +82,10 @@ _HOMES = {
     "PatchHandle": "patching.apply",
     "apply_patch": "patching.apply",
     "remove_patch": "patching.apply",
+    "draw_clusters": "report.clusters",
+    "draw_cluster_frames": "report.overlay",
+    "draw_cluster_grid": "report.overlay",
+    "save_animation": "report.overlay",
 }
 
 

@@ -18,7 +18,10 @@ from typer.core import TyperGroup
 
 from sd_tokenmerge.cli.errors import UserError
 
-COMMANDS = ("generate", "fid", "sweep", "methods", "sites", "reference", "status")
+COMMANDS = (
+    *("generate", "sweep", "fid", "status", "overlay"),
+    *("methods", "sites", "reference"),
+)
 """Subcommands: function `<name>_command` in `sd_tokenmerge/cli/<name>.py`.
 
 These modules must not import torch at the top: `--help` imports them all.

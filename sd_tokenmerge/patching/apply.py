@@ -136,7 +136,7 @@ class PatchHandle:
 
             with handle.record() as recording:
                 image = pipe(prompt).images[0]
-            draw_clusters(image, recording).save("clusters.png")
+            draw_cluster_grid(image, recording).save("clusters.png")
 
         Also records reused partitions, and compiled denoisers. Takes 4 bytes per token for every
         partition that is computed, and waits for the device at each.

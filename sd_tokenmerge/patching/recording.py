@@ -20,15 +20,13 @@ class RecordedPartition:
     """The partition of one block in one step.
 
     Attributes:
-        labels: `[B, N]` int32 in [0, K); the cluster of each token, row by row of the grid. With
+        labels: `[B, height, width]` int32 in [0, K); the cluster of each token. With
             classifier-free guidance, diffusers puts the unconditional half of the batch first.
         num_clusters: K.
-        grid: layout of the N tokens.
     """
 
     labels: NDArray[np.int32]
     num_clusters: int
-    grid: Grid
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,6 +75,6 @@ class Recording:
                 f"and {block} runs outside of one, or repeatedly."
             )
         if partition not in self._known:
-            labels = partition.labels.to("cpu", torch.int32).numpy()
-            self._known[partition] = RecordedPartition(labels, partition.num_clusters, grid)
+            labels = partition.labels.to("cpu", torch.int32).view(-1, *grid).numpy()
+            self._known[partition] = RecordedPartition(labels, partition.num_clusters)
         self.steps[-1].partitions[block] = self._known[partition]

@@ -27,13 +27,13 @@ class PictureGrid:
         heading: printed above the grid, for example the prompt.
         rows: one label per row, for example the methods.
         columns: one label per column, for example the keep rates.
-        cells: file names by row and column; None leaves a cell empty.
+        cells: pictures or their file names by row and column; None leaves a cell empty.
     """
 
     heading: str
     rows: Sequence[str]
     columns: Sequence[str]
-    cells: Sequence[Sequence[Path | None]]
+    cells: Sequence[Sequence[Path | Image.Image | None]]
 
 
 def contact_sheet(
@@ -59,7 +59,7 @@ def contact_sheet(
     gap = min(cell // 6, 30)
     width = max(sum(g.width for g in line) + gap * (len(line) - 1) for line in lines) + 2 * gap
     height = sum(max(g.height for g in line) for line in lines) + gap * (len(lines) + 1)
-    font = _font(max(11, _text_size(cell) - 4))
+    font = label_font(max(11, _text_size(cell) - 4))
     texts = fold(caption, lambda text: font.getlength(text) > width - 2 * gap)
     line_height = round(font.size * 1.4)
     sheet = Image.new("RGB", (width, height + line_height * len(texts)), _BACKGROUND)
@@ -109,7 +109,7 @@ def side_by_side(
 
 def _draw_grid(grid: PictureGrid, cell: int) -> Image.Image:
     text_size = _text_size(cell)
-    font, bold = _font(text_size), _font(text_size, bold=True)
+    font, bold = label_font(text_size), label_font(text_size, bold=True)
     gap = max(2, cell // 44)
     line = round(text_size * 1.45)
     labels = [_wrapped(label) for label in grid.rows]
@@ -125,29 +125,33 @@ def _draw_grid(grid: PictureGrid, cell: int) -> Image.Image:
         x = left + j * (cell + gap) + cell / 2
         text = _shortened(label, font, cell)
         draw.text((x, top - 0.35 * line), text, fill=_INK, font=font, anchor="ms")
-    for i, (parts, files) in enumerate(zip(labels, grid.cells, strict=True)):
+    for i, (parts, sources) in enumerate(zip(labels, grid.cells, strict=True)):
         y = top + i * (cell + gap)
         middle, text = (left - 2 * gap, y + cell / 2), "\n".join(parts)
         draw.multiline_text(middle, text, fill=_INK, font=font, anchor="rm", align="right")
-        for j, (_, file) in enumerate(zip(grid.columns, files, strict=True)):
-            sheet.paste(_picture(file, cell), (left + j * (cell + gap), y))
+        for j, (_, source) in enumerate(zip(grid.columns, sources, strict=True)):
+            sheet.paste(_picture(source, cell), (left + j * (cell + gap), y))
     return sheet
 
 
-def _picture(file: Path | None, cell: int) -> Image.Image:
-    square = Image.new("RGB", (cell, cell), _EMPTY if file is None else _BACKGROUND)
-    if file is None:
+def _picture(source: Path | Image.Image | None, cell: int) -> Image.Image:
+    square = Image.new("RGB", (cell, cell), _EMPTY if source is None else _BACKGROUND)
+    if source is None:
         return square
-    try:
-        with Image.open(file) as opened:
-            picture = opened.convert("RGB")
-    except OSError as error:
-        raise OSError(f"`{file}` is not a readable picture ({error}).") from error
+    picture = _read(source) if isinstance(source, Path) else source
     scale = cell / max(picture.size)
     size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
     picture = picture.resize(size, Image.Resampling.LANCZOS)
     square.paste(picture, ((cell - size[0]) // 2, (cell - size[1]) // 2))
     return square
+
+
+def _read(file: Path) -> Image.Image:
+    try:
+        with Image.open(file) as opened:
+            return opened.convert("RGB")
+    except OSError as error:
+        raise OSError(f"`{file}` is not a readable picture ({error}).") from error
 
 
 def _text_size(cell: int) -> int:
@@ -171,7 +175,8 @@ def _shortened(text: str, font: ImageFont.FreeTypeFont, width: float) -> str:
 
 
 @cache
-def _font(size: int, *, bold: bool = False) -> ImageFont.FreeTypeFont:
+def label_font(size: int, *, bold: bool = False) -> ImageFont.FreeTypeFont:
+    """The font of all labels in pictures, `size` pixels high."""
     # matplotlib ships DejaVu Sans, so that labels look the same on every machine.
     import matplotlib
 
