@@ -94,12 +94,12 @@ def _require_plain_call(
     require_mergeable(attention, config)
 
 
-def require_mergeable(attention: Any, config: MergeConfig) -> None:
-    """Refuse an attention that can't be merged as `config` says.
+def require_mergeable(attention: Any, config: MergeConfig, installed: type | None = None) -> None:
+    """Refuse an attention that can't be merged as `config` says; see `incompatibility`.
 
     Raises:
         RuntimeError: a modification of the attention is incompatible with merging.
     """
-    reason = incompatibility(attention, config)
+    reason = incompatibility(attention, config, installed)
     if reason is not None:
         raise RuntimeError(f"token merging can't be combined with this model as it is: {reason}")
