@@ -4,8 +4,6 @@
 # make test-slow    run the slow tests
 # make test-faults  run the fault tests only: kills, Ctrl-C, damage, full disks (6 minutes)
 # make lint         run ruff and mypy
-# make wheel        build the sdist and the wheel in dist/
-# make test-wheel   install the wheel in an environment without the checkout, and use it
 # make format       format and fix with ruff
 # make bench        measure clustering, self-attention, torch.compile and the time of denoising on this
 #                   machine; adds rows to docs/benchmarks/ (half an hour)
@@ -24,7 +22,7 @@ DEMO := demo
 DEMO_IMAGES_PER_CLASS ?= 4
 DEMO_REFERENCES_PER_CLASS ?= 40
 
-.PHONY: help demo test test-slow test-faults wheel test-wheel lint format bench clean
+.PHONY: help demo test test-slow test-faults lint format bench clean
 .DEFAULT_GOAL := help
 
 help:
@@ -52,12 +50,6 @@ test-faults: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow --timeout=600 \
 		tests/sampling/test_faults.py tests/sweep/test_faults.py
 
-wheel: $(READY)
-	$(BIN)/python -m hatchling build
-
-test-wheel: $(READY)
-	$(BIN)/python -m pytest -m slow tests/test_wheel.py
-
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -75,7 +67,7 @@ bench: $(READY)
 	$(BIN)/python scripts/render.py
 
 clean:
-	rm -rf $(VENV) $(DEMO) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(DEMO) build *.egg-info .pytest_cache .mypy_cache .ruff_cache
 
 # pinned torch first: an unpinned one may bring several GB of CUDA libraries
 $(READY): pyproject.toml constraints.txt

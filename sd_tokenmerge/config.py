@@ -15,7 +15,7 @@ from sd_tokenmerge.keep_rates import KeepRate, KeepRateLike, format_keep_rates, 
 from sd_tokenmerge.options import option, require_options
 
 Features = Literal["input", "keys"]
-Merge = Literal["qkv", "kv", "q"]
+Merge = Literal["qkv", "kv", "q", "two-sided"]
 
 
 @dataclass(frozen=True)
@@ -33,15 +33,20 @@ class MergeConfig:
             None: 1, or the levels that `keep_rate` names.
         merge: `"qkv"` merges queries, keys and values, and gives each token its cluster's output
             (the papers). `"kv"` keeps every query and attends to merged keys and values. `"q"`
-            attends with merged queries to every key and value.
+            attends with merged queries to every key and value. `"two-sided"` is `"kv"`, corrected
+            by the error that `"kv"` makes at each cluster's mean query; see `docs/forms.md`.
         features: what the method clusters: the block's `"input"`, as in ToMe-SD's and ATC's
             experiments, or the attention's `"keys"`, averaged over its heads, as in ATC's text.
         refresh_every: denoising steps that share a partition, at least 1. A step is an entry of
             the scheduler's `timesteps`; second-order schedulers have two entries per step.
         share_layers: whether all blocks of a level use the partition of the level's first block.
         proportional_attention: whether each merged key is weighted by its number of tokens (ToMe,
-            section 3). None: True for `merge="kv"`, False for `"qkv"` and `"q"`. `"q"` merges no
-            keys, so it must not be True there.
+            section 3). None: True for `merge="kv"` and `"two-sided"`, False for `"qkv"` and `"q"`.
+            Must not be True for `"q"`, which merges no keys, nor False for `"two-sided"`.
+        first_order: whether attention to clusters has a first-order correction for the keys'
+            deviations from their clusters' means (`docs/forms.md`). None: True for `merge="kv"` and
+            `"two-sided"` if merged keys are weighted by their sizes and are their clusters' means
+            (K-Medoids takes medoids). Must not be True elsewhere.
         seed: seed of random methods, combined with block and timestep; in [0, 2^63).
     """
 
@@ -63,7 +68,8 @@ class MergeConfig:
         when_none="1, or the levels that the keep rate names",
     )
     merge: Merge = option(
-        "What is merged: queries, keys and values; keys and values only; or queries only.",
+        "What is merged: queries, keys and values; keys and values only; queries only; or keys and "
+        "values, corrected by exact attention of merged queries.",
         default="qkv",
     )
     features: Features = option(
@@ -80,7 +86,12 @@ class MergeConfig:
     proportional_attention: bool | None = option(
         "Weight each merged key by its number of tokens.",
         default=None,
-        when_none="on for kv, off for qkv and q",
+        when_none="on for kv and two-sided, off for qkv and q",
+    )
+    first_order: bool | None = option(
+        "Correct attention to clusters for the keys' deviations from their means.",
+        default=None,
+        when_none="on for kv and two-sided where keys are weighted and methods take means",
     )
     seed: int = option(
         "Seed of random methods.", default=0, at_least=0, below=2**63, flag="--merge-seed"
@@ -103,6 +114,13 @@ class MergeConfig:
             raise ValueError(
                 "`proportional_attention` must be False for merge='q', which merges no keys."
             )
+        if self.proportional_attention is False and self.merge == "two-sided":
+            raise ValueError("`proportional_attention` must be True for merge='two-sided'.")
+        if self.first_order and not self._allows_first_order:
+            raise ValueError(
+                "`first_order` must be False, except for merge='kv' and 'two-sided' with "
+                "proportional attention."
+            )
         if self.share_layers and any(rate.varies_over_blocks for rate in self.keep_rates):
             raise ValueError("`share_layers` must be False with a keep rate that differs by block.")
 
@@ -122,8 +140,19 @@ class MergeConfig:
     def weights_keys(self) -> bool:
         """Whether each merged key is weighted by its number of tokens."""
         if self.proportional_attention is None:
-            return self.merge == "kv"
+            return self.merge in ("kv", "two-sided")
         return self.proportional_attention
+
+    @property
+    def corrects_to_first_order(self) -> bool:
+        """Whether attention to clusters has the first-order term."""
+        if self.first_order is None:
+            return self._allows_first_order and not self.parsed_method.has_representatives
+        return self.first_order
+
+    @property
+    def _allows_first_order(self) -> bool:
+        return self.merge in ("kv", "two-sided") and self.weights_keys
 
     @property
     def parsed_method(self) -> Any:
@@ -131,11 +160,18 @@ class MergeConfig:
 
         Raises:
             TypeError: `method` is neither a string nor a method.
-            ValueError: the method is unknown, or one of its options is invalid.
+            ValueError: the method is unknown, or one of its options is invalid, or it can't have
+                the first-order term.
         """
         from sd_tokenmerge.methods import parse_method
 
-        return parse_method(self.method)
+        method = parse_method(self.method)
+        if self.first_order and method.has_representatives:
+            raise ValueError(
+                "`first_order` must be False for a method that represents clusters by one of their "
+                f"tokens, got {method}."
+            )
+        return method
 
     def differing(self) -> dict[str, Any]:
         """The options other than method and keep rate that differ from their defaults."""
@@ -161,6 +197,7 @@ class MergeConfig:
             method=str(self.parsed_method),
             levels=1 if self.levels is None and self.by_level is None else self.levels,
             proportional_attention=self.weights_keys,
+            first_order=self.corrects_to_first_order,
         )
 
     @classmethod

@@ -73,6 +73,10 @@ class Partition:
         """Tokens per cluster, `[B, K]` int64."""
         return self._segments.sizes
 
+    def log_sizes(self, dtype: torch.dtype) -> Tensor:
+        """Logarithm of `sizes`, `[B, K]`, computed in at least float32."""
+        return self.sizes.to(torch.promote_types(dtype, torch.float32)).log().to(dtype)
+
     def merge(self, tokens: Tensor) -> Tensor:
         """Represent each cluster by one token, `[B, N, C] -> [B, K, C]`.
 

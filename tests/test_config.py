@@ -19,6 +19,7 @@ OTHER_VALUES = {
     "refresh_every": 3,
     "share_layers": True,
     "proportional_attention": False,
+    "first_order": False,
     "seed": 5,
 }
 
@@ -112,7 +113,7 @@ def test_configs_that_do_the_same_are_resolved_to_the_same():
     assert short != long
     assert short.resolved() == long.resolved() == long.resolved().resolved()
     by_level = MergeConfig(keep_rate={0: 0.5, 1: 0.4})
-    assert by_level.resolved() == replace(by_level, proportional_attention=False)
+    assert by_level.resolved() == replace(by_level, proportional_attention=False, first_order=False)
 
 
 def test_an_option_that_is_missing_in_json_has_its_default():

@@ -12,7 +12,6 @@ from sd_tokenmerge.config import MergeConfig, make_config
 from sd_tokenmerge.methods.base import Method
 from sd_tokenmerge.patching.attention import require_mergeable
 from sd_tokenmerge.patching.call import SchedulerOf
-from sd_tokenmerge.patching.installed import installed_processors
 from sd_tokenmerge.patching.patch import Patch, find_patch
 from sd_tokenmerge.patching.recording import Recording
 from sd_tokenmerge.patching.report import Report
@@ -87,8 +86,6 @@ def apply_patch(
         require_reachable(parsed, targets, *native)
     for target in targets:
         require_mergeable(target.site.attention, config)
-        for processor in installed_processors(pipe, target.site.path):
-            require_mergeable(target.site.attention, config, processor)
     present = find_patch(denoiser)
     if present is not None and not replace:
         raise RuntimeError(

@@ -8,13 +8,17 @@ assignment undoes it, and `torch.compile` notices both changes.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 from torch import Tensor
+from torch.nn import functional as F
 
+from sd_tokenmerge.attend import attend
 from sd_tokenmerge.config import MergeConfig
-from sd_tokenmerge.patching.block import MergedBlock
+from sd_tokenmerge.patching.block import MergedBlock, SelfAttentionInputs
+from sd_tokenmerge.patching.features import project_keys, project_queries
+from sd_tokenmerge.patching.interception import Interception
 from sd_tokenmerge.patching.sites import incompatibility
 
 
@@ -24,6 +28,7 @@ class MergedAttention:
     _merged_block: MergedBlock
     _patch: Any
     _unmerged_class: type
+    scale: float
 
     def __call__(
         self,
@@ -34,26 +39,46 @@ class MergedAttention:
     ) -> Tensor:
         """Attend to clusters instead of to tokens, `[B, N, C] -> [B, N, C]`."""
         block = self._merged_block
-        attend: Callable[..., Tensor] = super().__call__  # type: ignore[misc]
-        partition = block.choose(self, hidden_states)
-        if partition is None:
-            return attend(
-                hidden_states,
-                encoder_hidden_states=encoder_hidden_states,
-                attention_mask=attention_mask,
-                **kwargs,
-            )
-        _require_plain_call(self, block.config, encoder_hidden_states, attention_mask)
+        run: Callable[..., Tensor] = partial(super().__call__, **kwargs)  # type: ignore[misc]
+        require_mergeable(self, block.config)
+        if block.config.merge != "qkv":
+            outputs: list[Tensor] = []
 
-        merged = partition.merge(hidden_states)
-        bias = block.key_bias(partition, hidden_states)
-        if block.config.merge == "kv":
-            return attend(
-                hidden_states, encoder_hidden_states=merged, attention_mask=bias, **kwargs
+            def attend_to_clusters(*arguments: Any, **options: Any) -> Tensor:
+                outputs.append(_attend(block, *arguments, **options))
+                return outputs[-1]
+
+            with Interception(attend_to_clusters):
+                output = run(hidden_states, encoder_hidden_states, attention_mask)
+            if len(outputs) != 1:
+                raise RuntimeError(
+                    "a merged self-attention must call torch's scaled_dot_product_attention once, "
+                    f"but its processor called it {len(outputs)} times: call "
+                    "unet.set_attn_processor(AttnProcessor2_0()), or undo what replaced that "
+                    "function."
+                )
+            return output
+        batch, num_tokens, _ = hidden_states.shape
+        inputs = SelfAttentionInputs(
+            batch,
+            num_tokens,
+            query=partial(project_queries, self, hidden_states),
+            key=partial(project_keys, self, hidden_states),
+            scale=self.scale,
+        )
+        partition = block.choose(inputs)
+        if partition is None:
+            return run(hidden_states, encoder_hidden_states, attention_mask)
+        if encoder_hidden_states is not None or attention_mask is not None:
+            raise ValueError(
+                "a merged self-attention must get neither `encoder_hidden_states` nor "
+                "`attention_mask`, got one of them."
             )
-        if block.config.merge == "q":
-            return partition.unmerge(attend(merged, encoder_hidden_states=hidden_states, **kwargs))
-        return partition.unmerge(attend(merged, attention_mask=bias, **kwargs))
+        merged, bias = partition.merge(hidden_states), None
+        if block.config.weights_keys:
+            # ToMe (Bolya et al., 2023), "proportional attention": softmax(Q K^T / sqrt(d) + log s)
+            bias = partition.log_sizes(merged.dtype).unsqueeze(1)
+        return partition.unmerge(run(merged, attention_mask=bias))
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         return _new_merged, (self._unmerged_class,), self.__dict__
@@ -84,22 +109,52 @@ def _new_merged(base: type) -> Any:
     return cls.__new__(cls)
 
 
-def _require_plain_call(
-    attention: Any, config: MergeConfig, keys: Tensor | None, attention_mask: Tensor | None
-) -> None:
-    if keys is not None:
-        raise ValueError("a merged self-attention must get no `encoder_hidden_states`, got some.")
-    if attention_mask is not None:
-        raise ValueError("a merged self-attention must get no `attention_mask`, got one.")
-    require_mergeable(attention, config)
+def _attend(
+    block: MergedBlock,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    scale: float | None = None,
+    **options: Any,
+) -> Tensor:
+    """Merged attention in place of a processor's `scaled_dot_product_attention`."""
+    inputs = SelfAttentionInputs(
+        query.shape[0],
+        query.shape[2],
+        query=lambda: query,
+        key=lambda: key,
+        scale=query.shape[-1] ** -0.5 if scale is None else scale,
+    )
+    partition = block.choose(inputs)
+    if partition is None:
+        return F.scaled_dot_product_attention(
+            query, key, value, attn_mask=attn_mask, scale=scale, **options
+        )
+    if key.shape != query.shape or attn_mask is not None or any(options.values()):
+        raise ValueError(
+            "a merged self-attention must attend to its own tokens, without a mask or dropout, "
+            f"got queries {list(query.shape)}, keys {list(key.shape)} and "
+            f"{'a' if attn_mask is not None else 'no'} mask."
+        )
+    return attend(
+        query,
+        key,
+        value,
+        partition,
+        merge=block.config.merge,
+        sizes=block.config.weights_keys,
+        first_order=block.corrects_to_first_order,
+        scale=scale,
+    )
 
 
-def require_mergeable(attention: Any, config: MergeConfig, installed: type | None = None) -> None:
-    """Refuse an attention that can't be merged as `config` says; see `incompatibility`.
+def require_mergeable(attention: Any, config: MergeConfig) -> None:
+    """Refuse an attention that can't be merged as `config` says.
 
     Raises:
         RuntimeError: a modification of the attention is incompatible with merging.
     """
-    reason = incompatibility(attention, config, installed)
+    reason = incompatibility(attention, config)
     if reason is not None:
         raise RuntimeError(f"token merging can't be combined with this model as it is: {reason}")

@@ -6,6 +6,8 @@ record them.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,7 +19,7 @@ from sd_tokenmerge.keep_rates import KeepRate
 from sd_tokenmerge.methods.base import Grid
 from sd_tokenmerge.partitions import Partition, clusters_to_keep
 from sd_tokenmerge.patching.compiled import choose_in_graph, is_in_backward
-from sd_tokenmerge.patching.features import head_mean_keys, received_attention
+from sd_tokenmerge.patching.features import received_attention
 from sd_tokenmerge.patching.one_thread import OneThread
 from sd_tokenmerge.patching.reuse import BlockPartitions, PartitionReuse
 
@@ -52,10 +54,31 @@ class GridRecorder:
         self.grid = None
 
 
+@dataclass(frozen=True)
+class SelfAttentionInputs:
+    """What a method can read of a self-attention.
+
+    Attributes:
+        batch: B, the number of images.
+        num_tokens: N.
+        query: computes the queries, `[B, H, N, D]`.
+        key: computes the keys, `[B, H, N, D]`.
+        scale: factor on their products.
+    """
+
+    batch: int
+    num_tokens: int
+    query: Callable[[], Tensor]
+    key: Callable[[], Tensor]
+    scale: float
+
+
 class MergedBlock:
     """Chooses the partition of one block in each call of the denoiser.
 
     Attributes:
+        config: how tokens are merged.
+        corrects_to_first_order: `config.corrects_to_first_order`.
         path: the block's name.
         partitions: the block's partitions.
         recorder: records the grid of the block's transformer.
@@ -82,6 +105,7 @@ class MergedBlock:
             depth: the block's place among the merged blocks, in [0, 1].
         """
         self.config = config
+        self.corrects_to_first_order = config.corrects_to_first_order
         self.reuse = reuse
         self.partitions = partitions
         self.recorder = recorder
@@ -107,8 +131,8 @@ class MergedBlock:
         self._require_one_thread()
         self._input = args[0] if args else kwargs["hidden_states"]
 
-    def choose(self, attention: Any, tokens: Tensor) -> Partition | None:
-        """The partition of the attention's input `[B, N, C]`; None to keep every token.
+    def choose(self, inputs: SelfAttentionInputs) -> Partition | None:
+        """The partition of the attention's tokens; None to keep every token.
 
         Raises:
             RuntimeError: the block runs outside its transformer, or the attention outside its
@@ -118,16 +142,16 @@ class MergedBlock:
         self._require_one_thread()
         block_input, self._input = self._input, None
         if torch.compiler.is_compiling():
-            return self._choose(attention, tokens, block_input)
+            return self._choose(inputs, block_input)
         if is_in_backward():
-            return self._choose_again(attention, tokens, block_input)
-        partition = self._choose(attention, tokens, block_input)
+            return self._choose_again(inputs, block_input)
+        partition = self._choose(inputs, block_input)
         if torch.is_grad_enabled() and block_input is not None:
             self._chosen_for[block_input] = partition
         return partition
 
     def _choose_again(
-        self, attention: Any, tokens: Tensor, block_input: Tensor | None
+        self, inputs: SelfAttentionInputs, block_input: Tensor | None
     ) -> Partition | None:
         """The partition of the forward pass that gradient checkpointing recomputes.
 
@@ -140,35 +164,33 @@ class MergedBlock:
             return chosen
         is_pure = not self.reuse.needs_call and not self.keep_rate.varies_over_steps
         if is_pure and self.recorder.grid is not None:
-            return self._choose(attention, tokens, block_input)
+            return self._choose(inputs, block_input)
         raise RuntimeError(
             f"{self.path} is recomputed during backward from a tensor that it did not get in the "
             "forward pass, so its partition is unknown: use the model's own gradient checkpointing "
             "with use_reentrant=False and without saved-tensor hooks."
         )
 
-    def _choose(
-        self, attention: Any, tokens: Tensor, block_input: Tensor | None
-    ) -> Partition | None:
+    def _choose(self, inputs: SelfAttentionInputs, block_input: Tensor | None) -> Partition | None:
         grid = self.recorder.grid
-        batch, num_tokens, _ = tokens.shape
         if grid is None:
             raise RuntimeError(f"{self.path} must be run by its transformer.")
-        if grid.num_tokens != num_tokens:
+        if grid.num_tokens != inputs.num_tokens:
             raise ValueError(
                 f"the tokens of {self.path} must fill its transformer's "
-                f"{grid.height}x{grid.width} grid, got {num_tokens}."
+                f"{grid.height}x{grid.width} grid, got {inputs.num_tokens}."
             )
-        num_clusters = clusters_to_keep(num_tokens, self.rate)
-        if num_clusters == num_tokens:
+        num_clusters = clusters_to_keep(inputs.num_tokens, self.rate)
+        if num_clusters == inputs.num_tokens:
             return None
 
         def features() -> tuple[Tensor, Tensor | None]:
             with torch.no_grad():
-                uses_scores = self.reuse.method.uses_scores
-                scores = received_attention(attention, tokens) if uses_scores else None
+                scores = None
+                if self.reuse.method.uses_scores:
+                    scores = received_attention(inputs.query(), inputs.key(), inputs.scale)
                 if self.config.features == "keys":
-                    return head_mean_keys(attention, tokens), scores
+                    return inputs.key().mean(1), scores
                 if block_input is None:
                     raise RuntimeError(f"{self.path} must run its self-attention itself.")
                 return block_input.detach(), scores
@@ -176,20 +198,13 @@ class MergedBlock:
         if torch.compiler.is_compiling():
             method, ticket = self.reuse.method, self.partitions.ticket
             return choose_in_graph(method, ticket, grid, num_clusters, features)
-        return self.reuse.choose(self.partitions, grid, batch, num_clusters, features)
+        return self.reuse.choose(self.partitions, grid, inputs.batch, num_clusters, features)
 
     def _require_one_thread(self) -> None:
         # autograd has threads of its own, and recomputes blocks without their transformers
         if not torch.compiler.is_compiling() and not is_in_backward():
             self.recorder.thread.require()
             self.reuse.thread.require()
-
-    def key_bias(self, partition: Partition, tokens: Tensor) -> Tensor | None:
-        """The bias on the logits of merged keys, log(cluster size), `[B, 1, K]`; or None."""
-        if not self.config.weights_keys:
-            return None
-        # ToMe (Bolya et al., 2023), "proportional attention": softmax(Q K^T / sqrt(d) + log s)
-        return partition.sizes.log().to(tokens.dtype).unsqueeze(1)
 
     def _forget_inputs(self) -> None:
         """Drop the partitions kept for backward passes, by block input."""

@@ -9,6 +9,7 @@ from diffusers.models.attention import BasicTransformerBlock
 from diffusers.models.attention_processor import (
     AttnProcessor,
     AttnProcessor2_0,
+    CustomDiffusionAttnProcessor2_0,
     FusedAttnProcessor2_0,
     SlicedAttnProcessor,
     XFormersAttnProcessor,
@@ -128,52 +129,43 @@ def native_latent_size(denoiser: nn.Module) -> tuple[int, int] | None:
     return height, width
 
 
-def incompatibility(
-    attention: Any, config: MergeConfig, installed: type | None = None
-) -> str | None:
+def incompatibility(attention: Any, config: MergeConfig) -> str | None:
     """Why an attention can't be merged as `config` says, as a sentence; None if it can.
 
-    Args:
-        attention: a diffusers `Attention`.
-        config: how tokens are merged.
-        installed: the class of a processor that the pipeline will install; None: the attention's.
-
-    With `merge="qkv"`, an attention is called as without merging, only on fewer tokens. Other forms
-    pass separate keys or a bias on the logits, which many processors misread or ignore.
+    With `merge="qkv"`, any processor works, as it is called on fewer tokens; only a bias on the
+    logits is misread or ignored by many. Other forms replace the processor's one call of
+    `scaled_dot_product_attention`.
     """
-    processor = type(attention.processor) if installed is None else installed
-    has_separate_keys = config.merge != "qkv"
+    processor = attention.processor
     cache_name = _cache_over_steps(attention)
     if cache_name is not None:
         return (
             f"the cache {cache_name!r} on a self-attention would replay merged tokens under "
             "another partition: remove one of the two."
         )
-    if processor.__name__ == "CrossAttnStoreProcessor":
+    if type(processor).__name__ == "CrossAttnStoreProcessor":
         return "self-attention guidance needs the attention of all tokens of this block."
-    if attention.fused_projections and has_separate_keys:
-        return "only merge='qkv' works with fused projections: call unfuse_qkv_projections()."
-    if has_separate_keys:
-        is_supported = issubclass(processor, _TAKE_KEYS_AND_BIAS)
-    elif config.weights_keys:
-        is_supported = issubclass(processor, (*_TAKE_KEYS_AND_BIAS, FusedAttnProcessor2_0))
+    if config.merge != "qkv":
+        is_supported = isinstance(processor, _CALL_SDPA)
     else:
-        is_supported = True
+        is_supported = not config.weights_keys or isinstance(processor, _TAKE_BIAS)
     if not is_supported:
-        reason = (
-            "only merge='qkv' without proportional attention works with the processor "
-            f"{processor.__name__}"
-        )
-        if installed is not None:
-            return f"{reason}, which this pipeline installs when it is called."
         return (
-            f"{reason}: call unet.set_attn_processor(AttnProcessor2_0()), or use that form of "
-            "merging."
+            "only merge='qkv' without proportional attention works with the processor "
+            f"{type(processor).__name__}: call unet.set_attn_processor(AttnProcessor2_0()), or "
+            "use that form of merging."
         )
     return None
 
 
-_TAKE_KEYS_AND_BIAS = (AttnProcessor, AttnProcessor2_0, SlicedAttnProcessor, XFormersAttnProcessor)
+_CALL_SDPA = (AttnProcessor2_0, FusedAttnProcessor2_0, CustomDiffusionAttnProcessor2_0)
+_TAKE_BIAS = (
+    AttnProcessor,
+    AttnProcessor2_0,
+    FusedAttnProcessor2_0,
+    SlicedAttnProcessor,
+    XFormersAttnProcessor,
+)
 
 
 def _cache_over_steps(attention: Any) -> str | None:

@@ -195,8 +195,24 @@ class TestArguments:
             ({"seed": -1}, ValueError, r"`seed` must be in \[0, 2\^63\), got -1"),
             ({"seed": 2**63}, ValueError, r"`seed` must be in \[0, 2\^63\)"),
             ({"features": "value"}, ValueError, "`features` must be one of input, keys, got"),
-            ({"merge": "vk"}, ValueError, "`merge` must be one of qkv, kv, q, got 'vk'"),
+            ({"merge": "vk"}, ValueError, "`merge` must be one of qkv, kv, q, two-sided, got 'vk'"),
             ({"merge": ["kv"]}, ValueError, "`merge` must be one of qkv, kv, q"),
+            (
+                {"merge": "two-sided", "proportional_attention": False},
+                ValueError,
+                "`proportional_attention` must be True for merge='two-sided'",
+            ),
+            (
+                {"merge": "kv", "proportional_attention": False, "first_order": True},
+                ValueError,
+                "`first_order` must be False, except for",
+            ),
+            ({"first_order": True}, ValueError, "`first_order` must be False, except for"),
+            (
+                {"method": "kmedoids", "merge": "kv", "first_order": True},
+                ValueError,
+                "`first_order` must be False for a method that represents clusters by one",
+            ),
             (
                 {"merge": "q", "proportional_attention": True},
                 ValueError,

@@ -1,25 +1,29 @@
 from __future__ import annotations
 
 import sys
+from contextlib import ExitStack
 from functools import partial
+from itertools import product
+from typing import get_args
 
 import pytest
 import tomesd
 import torch
-from diffusers import (
-    StableDiffusionPAGPipeline,
-    StableDiffusionSAGPipeline,
-    TextToVideoZeroPipeline,
-)
+from diffusers import StableDiffusionSAGPipeline, TextToVideoZeroPipeline
 from diffusers.hooks import PyramidAttentionBroadcastConfig, apply_pyramid_attention_broadcast
 from diffusers.models.attention_processor import (
+    AttnProcessor,
     CustomDiffusionAttnProcessor,
     CustomDiffusionAttnProcessor2_0,
+    FusedAttnProcessor2_0,
     PAGCFGIdentitySelfAttnProcessor2_0,
+    SlicedAttnProcessor,
 )
 from torch.nn import functional
+from torch.overrides import TorchFunctionMode
 
 from sd_tokenmerge import METHODS, ToMeSD, apply_patch, clusters_to_keep, parse_method
+from sd_tokenmerge.config import Merge
 from sd_tokenmerge.methods.base import Grid
 from sd_tokenmerge.patching.call import DenoiserCall
 from sd_tokenmerge.patching.sites import find_sites
@@ -28,12 +32,31 @@ from tests.reference.merged_block import merged_attention, merged_block
 from tests.tiny_models import call_unet, tiny_sd15, tiny_unet, unet_inputs
 
 KINDS = ["sd15", "sd21", "sdxl"]
-MERGES = [("qkv", False), ("qkv", True), ("kv", False), ("kv", True), ("q", False)]
+MERGES = {  # merge, sizes, first order
+    "qkv": ("qkv", False, False),
+    "qkv sized": ("qkv", True, False),
+    "kv": ("kv", False, False),
+    "kv sized": ("kv", True, False),
+    "kv first order": ("kv", True, True),
+    "q": ("q", False, False),
+    "two-sided": ("two-sided", True, True),
+    "two-sided zeroth order": ("two-sided", True, False),
+}
+in_every_form = pytest.mark.parametrize("form", MERGES.values(), ids=MERGES)
 TEXT_TO_VIDEO = sys.modules[TextToVideoZeroPipeline.__module__]
-OTHER_FORMS = [{"merge": "kv"}, {"merge": "q"}, {"proportional_attention": True}]
-OTHER_PROCESSORS = [
+OTHER_FORMS = [
+    {"merge": "kv"},
+    {"merge": "q"},
+    {"merge": "two-sided"},
+    {"proportional_attention": True},
+]
+UNFUSED = [AttnProcessor, partial(SlicedAttnProcessor, 2)]
+CUSTOM_DIFFUSION = [
     partial(CustomDiffusionAttnProcessor, train_kv=False, train_q_out=False),
     partial(CustomDiffusionAttnProcessor2_0, train_kv=False, train_q_out=False),
+]
+OTHER_PROCESSORS = [
+    CUSTOM_DIFFUSION[0],
     partial(TEXT_TO_VIDEO.CrossFrameAttnProcessor, batch_size=2),
     partial(TEXT_TO_VIDEO.CrossFrameAttnProcessor2_0, batch_size=2),
     PAGCFGIdentitySelfAttnProcessor2_0,
@@ -41,14 +64,17 @@ OTHER_PROCESSORS = [
 SEEDED = [name for name in METHODS if parse_method(name).uses_seed]
 
 
+def options_of(form):
+    return dict(zip(("merge", "proportional_attention", "first_order"), form, strict=True))
+
+
 @pytest.mark.parametrize("size", [(16, 16), (15, 22)], ids=["square", "odd"])
-@pytest.mark.parametrize(("merge", "proportional"), MERGES)
+@in_every_form
 @pytest.mark.parametrize("kind", KINDS)
-def test_block_equals_the_slow_twin(kind, merge, proportional, size):
+def test_block_equals_the_slow_twin(kind, form, size):
     unet = tiny_unet(kind)
     method, inputs = ToMeSD(), unet_inputs(kind, height=size[0], width=size[1])
-    options = {"merge": merge, "proportional_attention": proportional}
-    handle = apply_patch(unet, method, keep_rate=0.4, **options)
+    handle = apply_patch(unet, method, keep_rate=0.4, **options_of(form))
     rows = {row.block: row for row in handle.report().rows if row.merged}
     site = [site for site in find_sites(unet) if site.path in rows][-1]
     with torch.no_grad(), traced(site.block) as trace:
@@ -63,20 +89,22 @@ def test_block_equals_the_slow_twin(kind, merge, proportional, size):
             trace.inputs[0],
             inputs["encoder_hidden_states"],
             partition.labels,
-            merge,
-            proportional,
+            *form,
         )
     torch.testing.assert_close(trace.outputs[0].double(), expected, rtol=0, atol=1e-5)
     change = trace.outputs[0] - trace.inputs[0]
     assert change.abs().max() > 1e-2  # the block does something
 
 
-@pytest.mark.parametrize(("merge", "proportional"), MERGES)
+@in_every_form
 @pytest.mark.parametrize("method", METHODS)
-def test_every_method_in_every_form_equals_the_slow_twin(method, merge, proportional, monkeypatch):
+def test_every_method_in_every_form_equals_the_slow_twin(method, form, monkeypatch):
     unet, partitions = tiny_unet(), []
-    options = {"merge": merge, "proportional_attention": proportional, "features": "keys"}
-    apply_patch(unet, method, **options)
+    if parse_method(method).has_representatives and form[2]:
+        with pytest.raises(ValueError, match=r"`first_order` must be False .* kmedoids"):
+            apply_patch(unet, method, **options_of(form))
+        return
+    apply_patch(unet, method, features="keys", **options_of(form))
     attention = find_sites(unet)[0].attention
     choose = attention._merged_block._choose
 
@@ -92,55 +120,62 @@ def test_every_method_in_every_form_equals_the_slow_twin(method, merge, proporti
     found = partitions[0].check()
     assert found.num_clusters == 128
     expected = merged_attention(
-        attention, tokens, found.labels, merge, proportional, found.representatives
+        attention, tokens, found.labels, *form, representatives=found.representatives
     )
     torch.testing.assert_close(got.double(), expected, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("merge", ["qkv", "kv", "q"])
+LENGTHS = {  # of queries and keys in each call of the attention function, of 256 tokens
+    "qkv": [(64, 64)],
+    "kv": [(256, 64)],
+    "q": [(64, 256)],
+    "two-sided": [(256, 64), (64, 256), (64, 64)],
+}
+
+
+class AttentionLengths(TorchFunctionMode):
+    """Numbers of queries and keys in each call of the attention function."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        if function is functional.scaled_dot_product_attention:
+            query, key, *_ = args
+            self.found.append((query.shape[2], key.shape[2]))
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("merge", get_args(Merge))
 def test_only_self_attention_sees_fewer_tokens(merge):
     unet = tiny_unet()
     apply_patch(unet, "grid", keep_rate=0.25, merge=merge)
     block = find_sites(unet)[0].block
     with (
-        traced(block.attn1) as self_attention,
         traced(block.attn2) as cross_attention,
         traced(block.ff) as feed_forward,
+        AttentionLengths() as lengths,
     ):
         call_unet(unet)
-    queries = self_attention.inputs[0]
-    keys = self_attention.keywords[0].get("encoder_hidden_states")
-    assert queries.shape[1] == (256 if merge == "kv" else 64)
-    assert (queries if keys is None else keys).shape[1] == (256 if merge == "q" else 64)
-    assert cross_attention.inputs[0].shape[1] == 256
-    assert cross_attention.keywords[0]["encoder_hidden_states"].shape[1] == 77
-    assert feed_forward.inputs[0].shape[1] == 256
+    cross = lengths.found.index((256, 77))
+    assert sorted(lengths.found[:cross]) == sorted(LENGTHS[merge])
+    assert cross_attention.inputs[0].shape[1] == feed_forward.inputs[0].shape[1] == 256
 
 
 @pytest.mark.parametrize("features", ["input", "keys"])
-@pytest.mark.parametrize(("merge", "queries", "keys"), [("qkv", 64, 64), ("kv", 256, 64)])
-def test_merged_tokens_are_projected_once(merge, queries, keys, features, monkeypatch):
+def test_merged_tokens_are_projected(features):
     unet, spy = tiny_unet(), SpyMethod()
-    apply_patch(unet, spy, keep_rate=0.25, merge=merge, features=features)
-    attention = find_sites(unet)[0].attention
-    names = {attention.to_q: "q", attention.to_k: "k", attention.to_v: "v"}
-    projected = []
-
-    def forward(self, tokens):  # a hook would keep `features="keys"` from its short cut
-        output = functional.linear(tokens, self.weight, self.bias)
-        if self in names:
-            projected.append((names[self], tokens.shape[1], output))
-        return output
-
-    monkeypatch.setattr(torch.nn.Linear, "forward", forward)
-    with traced(find_sites(unet)[0].block.norm1) as norm:
+    apply_patch(unet, spy, keep_rate=0.25, features=features)
+    block = find_sites(unet)[0].block
+    attention = block.attn1
+    layers = (attention.to_q, attention.to_k, attention.to_v)
+    with traced(block.norm1) as norm, ExitStack() as stack:
+        traces = [stack.enter_context(traced(layer)) for layer in layers]
         call_unet(unet)
-    assert [call[:2] for call in projected] == [("q", queries), ("k", keys), ("v", keys)]
-    # and nothing else comes out than if all tokens were projected, and then merged
     partition = spy(spy.calls[0].tokens, 64, grid=spy.calls[0].grid)
-    for module, (_, _, output) in zip(list(names)[1:], projected[1:], strict=True):
-        expected = partition.merge(module(norm.outputs[0]))
-        torch.testing.assert_close(output, expected, rtol=0, atol=1e-5)
+    for trace in traces:
+        torch.testing.assert_close(trace.inputs[-1], partition.merge(norm.outputs[0]))
 
 
 @pytest.mark.parametrize("size", [(16, 16), (16, 24), (18, 26)])
@@ -191,7 +226,7 @@ def test_method_sees_the_attention_that_tokens_receive():
     torch.testing.assert_close(spy.calls[0].scores, received, rtol=1e-4, atol=1e-7)
 
 
-@pytest.mark.parametrize("merge", ["qkv", "kv", "q"])
+@pytest.mark.parametrize("merge", get_args(Merge))
 @pytest.mark.parametrize("kind", KINDS)
 def test_keep_rate_one_is_bit_identical(kind, merge):
     unet = tiny_unet(kind)
@@ -209,9 +244,9 @@ def test_images_do_not_depend_on_their_batch(method):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize(("merge", "proportional"), MERGES)
-def test_half_precision(dtype, merge, proportional):
-    options = {"merge": merge, "proportional_attention": proportional, "keep_rate": 0.3}
+@in_every_form
+def test_half_precision(dtype, form):
+    options = {"keep_rate": 0.3, **options_of(form)}
     single, half = tiny_unet(), tiny_unet().to(dtype)
     apply_patch(single, "grid", **options)  # clusters that rounding can't change
     apply_patch(half, "grid", **options)
@@ -222,11 +257,10 @@ def test_half_precision(dtype, merge, proportional):
 
 
 @pytest.mark.parametrize("features", ["input", "keys"])
-@pytest.mark.parametrize(("merge", "proportional"), MERGES)
-def test_autocast(merge, proportional, features):
+@in_every_form
+def test_autocast(form, features):
     unet = tiny_unet()
-    options = {"merge": merge, "proportional_attention": proportional, "features": features}
-    apply_patch(unet, "grid", keep_rate=0.3, **options)
+    apply_patch(unet, "grid", keep_rate=0.3, features=features, **options_of(form))
     expected = call_unet(unet)
     with torch.autocast("cpu", torch.bfloat16):
         got = call_unet(unet)
@@ -336,7 +370,7 @@ class TestRefusals:
         unet = tiny_unet()
         apply_patch(unet, "tome-sd")
         mask = torch.ones(2, 256)
-        with pytest.raises(ValueError, match="must get no `attention_mask`"):
+        with pytest.raises(ValueError, match="must get neither"):
             find_sites(unet)[0].transformer(
                 torch.randn(2, 32, 16, 16), torch.randn(2, 77, 32), attention_mask=mask
             )
@@ -345,7 +379,7 @@ class TestRefusals:
         unet = tiny_unet()
         apply_patch(unet, "tome-sd", features="keys")
         stand_in_for_unet(find_sites(unet)[0].attention)
-        with pytest.raises(ValueError, match="must get no `encoder_hidden_states`"):
+        with pytest.raises(ValueError, match="must get neither"):
             find_sites(unet)[0].attention(torch.randn(2, 256, 32), torch.randn(2, 9, 32))
 
     @pytest.mark.parametrize("first", ["patch", "cache"])
@@ -366,24 +400,16 @@ class TestRefusals:
             with pytest.raises(RuntimeError, match="'pyramid_attention_broadcast'"):
                 apply_patch(unet, "tome-sd")
 
-    @pytest.mark.parametrize("first", ["patch", "fuse"])
-    @pytest.mark.parametrize("merge", ["kv", "q"])
-    def test_separate_keys_with_fused_projections(self, merge, first):
-        unet = tiny_unet()
-        if first == "patch":
-            apply_patch(unet, "tome-sd", merge=merge)
-            unet.fuse_qkv_projections()
-            with pytest.raises(RuntimeError, match="call unfuse_qkv_projections"):
-                call_unet(unet)
-        else:
-            unet.fuse_qkv_projections()
-            with pytest.raises(RuntimeError, match="call unfuse_qkv_projections"):
-                apply_patch(unet, "tome-sd", merge=merge)
-
     @pytest.mark.parametrize("first", ["patch", "processor"])
-    @pytest.mark.parametrize("options", OTHER_FORMS, ids=str)
-    @pytest.mark.parametrize("make", OTHER_PROCESSORS)
-    def test_processors_that_misread_keys_or_bias(self, make, options, first):
+    @pytest.mark.parametrize(
+        ("make", "options"),
+        [
+            *product(OTHER_PROCESSORS, OTHER_FORMS),
+            *product(UNFUSED, OTHER_FORMS[:3]),
+        ],
+        ids=str,
+    )
+    def test_processors_that_misread_a_form(self, make, options, first):
         unet = tiny_unet()
         message = "works with the processor " + type(make()).__name__
         if first == "patch":
@@ -396,13 +422,37 @@ class TestRefusals:
             with pytest.raises(RuntimeError, match=message):
                 apply_patch(unet, "tome-sd", **options)
 
-    @pytest.mark.parametrize("make", OTHER_PROCESSORS[:2])
+    def test_a_replaced_attention_function(self, monkeypatch):
+        unet, attention = tiny_unet(), functional.scaled_dot_product_attention
+        apply_patch(unet, "tome-sd", merge="kv")
+
+        @torch.overrides.wrap_torch_function(lambda *_, **__: ())
+        def replacement(*arguments, **options):
+            with torch._C.DisableTorchFunction():
+                return attention(*arguments, **options)
+
+        monkeypatch.setattr(functional, "scaled_dot_product_attention", replacement)
+        with pytest.raises(RuntimeError, match="called it 0 times"):
+            call_unet(unet)
+
+    @pytest.mark.parametrize(
+        "make", [*CUSTOM_DIFFUSION, AttnProcessor, partial(SlicedAttnProcessor, 2)]
+    )
     def test_the_plain_form_works_with_any_processor(self, make):
+        self.require_same_output(make, {})
+
+    @pytest.mark.parametrize("merge", get_args(Merge))
+    @pytest.mark.parametrize("make", [FusedAttnProcessor2_0, CUSTOM_DIFFUSION[1]])
+    def test_processors_that_take_every_form(self, make, merge):
+        self.require_same_output(make, {"merge": merge})
+
+    def require_same_output(self, make, options):
         unet, plain = tiny_unet(), tiny_unet()
         for site in find_sites(unet):
+            site.attention.fuse_projections()  # for FusedAttnProcessor2_0
             site.attention.processor = make()
-        apply_patch(unet, "tome-sd")
-        apply_patch(plain, "tome-sd")
+        apply_patch(unet, "tome-sd", **options)
+        apply_patch(plain, "tome-sd", **options)
         torch.testing.assert_close(call_unet(unet), call_unet(plain), rtol=0, atol=1e-5)
 
     def test_self_attention_guidance(self):
@@ -410,26 +460,9 @@ class TestRefusals:
         options = {"num_inference_steps": 2, "output_type": "latent"}
         apply_patch(pipe, "tome-sd")
         assert pipe("a dog", **options).images.isfinite().all()  # its map is the middle block's
-        with pytest.raises(RuntimeError, match="self-attention guidance needs"):
-            apply_patch(pipe, "random", levels=4, replace=True)
-        apply_patch(pipe.unet, "random", levels=4, replace=True)
+        apply_patch(pipe, "random", levels=4, replace=True)
         with pytest.raises(RuntimeError, match="self-attention guidance needs"):
             pipe("a dog", **options)
-
-    @pytest.mark.parametrize("options", OTHER_FORMS, ids=str)
-    def test_perturbed_attention_guidance(self, options):
-        """The pipeline installs its processors when it is called, in the layers that it names."""
-        pipe = StableDiffusionPAGPipeline(
-            **tiny_sd15().components, requires_safety_checker=False, pag_applied_layers=["mid"]
-        )
-        apply_patch(pipe, "tome-sd", **options).remove()
-        pipe.set_pag_applied_layers(["down_blocks.0"])
-        message = "the processor PAG.*, which this pipeline installs when it is called"
-        with pytest.raises(RuntimeError, match=message):
-            apply_patch(pipe, "tome-sd", **options)
-        apply_patch(pipe.unet, "tome-sd", **options)
-        with pytest.raises(RuntimeError, match="works with the processor PAG"):
-            pipe("a dog", num_inference_steps=2, output_type="latent")
 
     def test_keep_rate_out_of_reach_where_the_size_is_known_only_now(self):
         unet = tiny_unet()
@@ -445,8 +478,8 @@ def test_slow_twin_without_merging_is_plain_attention():
     attention = find_sites(tiny_unet())[0].attention
     tokens = torch.randn(2, 12, 32, dtype=torch.float64)
     labels = torch.arange(12).expand(2, 12)
-    for merge, proportional in MERGES:
+    for form in MERGES.values():
         torch.testing.assert_close(
-            merged_attention(attention, tokens, labels, merge, proportional),
+            merged_attention(attention, tokens, labels, *form),
             attention.double()(tokens),
         )

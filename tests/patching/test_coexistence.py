@@ -153,9 +153,12 @@ CHANGES = [
     Change("FreeU", lambda u: u.enable_freeu(0.9, 0.2, 1.2, 1.4), lambda u: u.disable_freeu()),
     Change("channels last", lambda u: u.to(memory_format=torch.channels_last)),
 ]
+UNFUSED = ["plain processors", "default processors", "slicing", "slicing in attention"]
+"""Changes to processors that don't call scaled_dot_product_attention."""
 PATCHES = [
     {"method": "tome-sd"},
-    {"method": "tome-sd", "features": "keys", "merge": "kv", "proportional_attention": True},
+    {"method": "tome-sd", "features": "keys", "merge": "two-sided"},
+    pytest.param({"method": "tome-sd", "features": "keys", "merge": "kv"}, marks=pytest.mark.slow),
     pytest.param({"method": "kmeans:weighted=true", "merge": "q"}, marks=pytest.mark.slow),
 ]
 
@@ -172,7 +175,7 @@ def merged_blocks(handle):
 @pytest.mark.parametrize("options", PATCHES, ids=str)
 @pytest.mark.parametrize("change", CHANGES, ids=str)
 def test_order_does_not_matter(change, options):
-    if change.name == "fused QKV" and options.get("merge", "qkv") != "qkv":
+    if change.name in UNFUSED and options.get("merge", "qkv") != "qkv":
         pytest.skip("refused: tested in test_attention.py")
     first, second = tiny_unet(), tiny_unet()
     change.do(first)

@@ -1,0 +1,100 @@
+"""The forms of merged attention, on query, key and value. Knows no models.
+
+Notation of one head, as in `docs/forms.md`: query q, keys k_j and values v_j of N tokens with D
+channels; clusters c of n_c tokens, with means k_c and v_c; a(q) is exact attention,
+
+    a(q) = sum_j exp(q.k_j / sqrt(D)) v_j / sum_j exp(q.k_j / sqrt(D)),
+
+and m(q) attention to the clusters, each weighted by its size,
+
+    m(q) = sum_c n_c exp(q.k_c / sqrt(D)) v_c / sum_c n_c exp(q.k_c / sqrt(D)) + q.H / sqrt(D).
+
+H is the first-order term: the sum over all keys of the first-order Taylor expansions of their
+exponentials around k_c, pooled over the clusters (PISA, arXiv 2602.01077).
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+from sd_tokenmerge.config import Merge
+from sd_tokenmerge.partitions import Partition
+
+
+def attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    partition: Partition,
+    *,
+    merge: Merge,
+    sizes: bool,
+    first_order: bool,
+    query_partition: Partition | None = None,
+    scale: float | None = None,
+) -> Tensor:
+    """Merged attention, `[B, H, N, D] -> [B, H, N, D]`.
+
+    No intermediate result has N x K elements, apart from what the fused kernel of
+    `scaled_dot_product_attention` holds.
+
+    Args:
+        query: `[B, H, N, D]`, after normalisation and rotary embedding.
+        key: like `query`.
+        value: like `query`.
+        partition: the clusters of the N tokens; all heads share them.
+        merge: `"qkv"`: attention among clusters; each token gets its cluster's output (the papers).
+            `"kv"`: m(q). `"q"`: a(q_c), with q_c the mean query of the token's cluster.
+            `"two-sided"`: m(q) + [a(q_c) - m(q_c)], a control variate; exact where the keys or the
+            queries of each cluster are equal, with an error of second order in their spreads.
+        sizes: whether merged keys are weighted by their numbers of tokens, n_c (ToMe,
+            "proportional attention"); otherwise by 1.
+        first_order: whether m has the first-order term. Needs `sizes` and cluster means.
+        query_partition: the clusters of the queries for `"two-sided"`; None: `partition`.
+        scale: factor on the products of queries and keys; None: `1 / sqrt(D)`.
+    """
+    bias = partition.log_sizes(query.dtype)[:, None, None] if sizes else None
+    if merge == "q":
+        output = scaled_dot_product_attention(_merge(partition, query), key, value, scale=scale)
+        return _unmerge(partition, output)
+
+    keys, values = _merge(partition, key), _merge(partition, value)
+    slope = None
+    if first_order:
+        slope = _slope(key - _unmerge(partition, keys), value, scale)
+
+    def attend_to_clusters(queries: Tensor) -> Tensor:
+        output = scaled_dot_product_attention(queries, keys, values, attn_mask=bias, scale=scale)
+        return output if slope is None else output + queries @ slope
+
+    if merge == "qkv":
+        return _unmerge(partition, attend_to_clusters(_merge(partition, query)))
+    output = attend_to_clusters(query)
+    if merge == "kv":
+        return output
+    query_partition = query_partition or partition
+    queries = _merge(query_partition, query)
+    exact = scaled_dot_product_attention(queries, key, value, scale=scale)
+    return output + _unmerge(query_partition, exact - attend_to_clusters(queries))
+
+
+def _slope(deviations: Tensor, value: Tensor, scale: float | None) -> Tensor:
+    """H times the scale, `[B, H, D, D]`, from the keys' deviations from their clusters' means."""
+    num_tokens, channels = deviations.shape[-2:]
+    # on both factors, so that neither overflows nor underflows in half precision
+    root: float = num_tokens**-0.5
+    slope: Tensor = (deviations * root).transpose(-1, -2) @ (value * root)
+    return slope * (channels**-0.5 if scale is None else scale)
+
+
+def _merge(partition: Partition, heads: Tensor) -> Tensor:
+    """`Partition.merge` of all heads together, `[B, H, N, D] -> [B, H, K, D]`."""
+    tokens = partition.merge(heads.transpose(1, 2).flatten(2))
+    return tokens.view(*tokens.shape[:2], -1, heads.shape[-1]).transpose(1, 2)
+
+
+def _unmerge(partition: Partition, heads: Tensor) -> Tensor:
+    """`Partition.unmerge` of all heads together, `[B, H, K, D] -> [B, H, N, D]`."""
+    tokens = partition.unmerge(heads.transpose(1, 2).flatten(2))
+    return tokens.view(*tokens.shape[:2], -1, heads.shape[-1]).transpose(1, 2)
