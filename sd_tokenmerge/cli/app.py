@@ -29,7 +29,7 @@ These modules must not import torch at the top: `--help` imports them all.
 
 _PANELS_FROM_COLUMNS = 120
 
-# Public in typer only through a subclass; click's own classes moved inside typer in 0.16.
+# Public in typer only through a subclass.
 _UsageError: Any = typer.BadParameter.__base__
 _ClickException: Any = _UsageError.__base__
 
