@@ -6,6 +6,8 @@
 # make test-oldest  run the tests of patching, sampling, the sample pipeline and the command line with the
 #                   oldest versions that pyproject.toml allows, in .venv-oldest
 # make lint         run ruff and mypy
+# make wheel        build the sdist and the wheel in dist/
+# make test-wheel   install the wheel in an environment without the checkout, and use it
 # make format       format and fix with ruff
 # make bench        measure clustering, self-attention, torch.compile and the time of denoising on this
 #                   machine; adds rows to docs/benchmarks/ (half an hour)
@@ -25,7 +27,7 @@ DEMO := demo
 DEMO_IMAGES_PER_CLASS ?= 4
 DEMO_REFERENCES_PER_CLASS ?= 40
 
-.PHONY: help demo test test-slow test-faults test-oldest lint format bench clean
+.PHONY: help demo test test-slow test-faults test-oldest wheel test-wheel lint format bench clean
 .DEFAULT_GOAL := help
 
 help:
@@ -57,6 +59,12 @@ test-oldest: $(OLDEST)/.ready
 	OMP_NUM_THREADS=1 $(OLDEST)/bin/python -m pytest --numprocesses $(CORES) tests/patching \
 		tests/sampling tests/cli tests/test_samples.py tests/test_first_minutes.py
 
+wheel: $(READY)
+	$(BIN)/python -m hatchling build
+
+test-wheel: $(READY)
+	$(BIN)/python -m pytest -m slow tests/test_wheel.py
+
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -74,7 +82,7 @@ bench: $(READY)
 	$(BIN)/python scripts/render.py
 
 clean:
-	rm -rf $(VENV) $(OLDEST) $(DEMO) build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(OLDEST) $(DEMO) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
 
 # pinned torch first: an unpinned one may bring several GB of CUDA libraries
 $(READY): pyproject.toml constraints.txt
