@@ -1,5 +1,7 @@
-# make demo         merge tokens in the sample pipeline; writes pictures, a plot and a table to demo/
-#                   (a quarter of an hour on one CPU core)
+# make demo         merge tokens in the sample pipeline: pictures, clusters and a small table in demo/
+#                   (2 minutes)
+# make demo-full    measure Fréchet distances of three methods; writes tables, plots and pictures to
+#                   demo/full (a quarter of an hour on one CPU core)
 # make test         run the default test suite
 # make test-slow    run the slow tests
 # make test-faults  run the fault tests only: kills, Ctrl-C, damage, full disks (6 minutes)
@@ -27,21 +29,24 @@ DEMO := demo
 DEMO_IMAGES_PER_CLASS ?= 4
 DEMO_REFERENCES_PER_CLASS ?= 40
 
-.PHONY: help demo test test-slow test-faults test-oldest wheel test-wheel lint format bench clean
+.PHONY: help demo demo-full test test-slow test-faults test-oldest wheel test-wheel lint format bench clean
 .DEFAULT_GOAL := help
 
 help:
 	@sed -n '/^#/!q; s/^# \{0,1\}//p' $(firstword $(MAKEFILE_LIST))
 
 demo: $(READY)
-	$(BIN)/python scripts/render_sample_world.py --out $(DEMO)/reference \
+	$(BIN)/sd-tokenmerge demo --out $(DEMO)
+
+demo-full: $(READY)
+	$(BIN)/python scripts/render_sample_world.py --out $(DEMO)/full/reference \
 		--images-per-class $(DEMO_REFERENCES_PER_CLASS)
-	$(BIN)/sd-tokenmerge sweep --model samples/pipeline \
+	$(BIN)/sd-tokenmerge sweep \
 		--methods "atc:linkage=average tome-sd random" --keep-rates "100%,70%,50%,40%" \
 		--images-per-class $(DEMO_IMAGES_PER_CLASS) --batch-size 4 \
-		--reference $(DEMO)/reference --extractor efficientnet-lite0 \
-		--cache $(DEMO)/cache --out $(DEMO)/sweep
-	@echo "The table is above; see also $(DEMO)/sweep: distance.png, contact_sheet.jpg, side_by_side.png"
+		--reference $(DEMO)/full/reference --extractor efficientnet-lite0 \
+		--cache $(DEMO)/full/cache --out $(DEMO)/full/sweep
+	@echo "The table is above; see also $(DEMO)/full/sweep: distance.png, contact_sheet.jpg, side_by_side.png"
 
 # one process per core, one thread each: the tensors are tiny, and results are reproducible
 test: $(READY)

@@ -69,3 +69,10 @@ def test_it_generates_without_a_model(environment, tmp_path):
         assert picture.size == (256, 256)
     model = json.loads((tmp_path / "run" / "run.json").read_text())["options"]["model"]
     assert Path(model).is_relative_to(environment.parent)
+
+
+def test_it_demonstrates_itself_offline(environment, tmp_path):
+    output = run(environment / "sd-tokenmerge", "demo", cwd=tmp_path, HF_HUB_OFFLINE="1")
+    files = output.splitlines()[-8:]
+    assert files[0] == "demo/contact_sheet.png"
+    assert all((tmp_path / file).stat().st_size for file in files)

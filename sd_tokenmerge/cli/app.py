@@ -19,7 +19,7 @@ from typer.core import TyperGroup
 from sd_tokenmerge.cli.errors import UserError
 
 COMMANDS = (
-    *("generate", "sweep", "fid", "status", "overlay"),
+    *("demo", "generate", "sweep", "fid", "status", "overlay"),
     *("methods", "sites", "reference"),
 )
 """Subcommands: function `<name>_command` in `sd_tokenmerge/cli/<name>.py`.
