@@ -12,21 +12,17 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
-from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
-import torch
-from PIL import Image, ImageFilter
+from PIL import Image
+from sample_classifier import FIRST_SEED, STEPS, named_correctly, train_classifier
 from sample_pictures import PIPELINE, SamplePipeline
-from sample_world import CLASSES, REFERENCE_SEED, Picture, render, rendered, save
-from torch import Tensor, nn
+from sample_world import CLASSES, REFERENCE_SEED, Picture, rendered, save
+from torch import nn
 
 from sd_tokenmerge import apply_patch
 from sd_tokenmerge.fid.evaluate import compare
-
-CLASSIFIER_SEED = 3_000_000_000
-SIDE = 64
 
 
 def main() -> None:
@@ -43,7 +39,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--images-per-class", type=int, default=8)
     parser.add_argument("--references-per-class", type=int, default=40)
-    parser.add_argument("--classifier-steps", type=int, default=600)
+    parser.add_argument("--classifier-steps", type=int, default=STEPS)
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     per_class = options.images_per_class
@@ -73,9 +69,7 @@ def main() -> None:
         with apply_patch(sample.pipe, "random", keep_rate=0.1):
             merged = generate(sample)
         measured = {
-            "classifier_accuracy_rendered": accuracy(
-                classifier, rendered(20, CLASSIFIER_SEED // 2)
-            ),
+            "classifier_accuracy_rendered": accuracy(classifier, rendered(20, FIRST_SEED // 2)),
             "images_per_class": per_class,
             "references_per_class": options.references_per_class,
             "accuracy_generated": generated["accuracy"],
@@ -96,45 +90,9 @@ def main() -> None:
     print(json.dumps(measured, indent=2))
 
 
-def to_input(images: Iterable[Image.Image]) -> Tensor:
-    """`[B, 3, 64, 64]` float32 in [-1, 1]."""
-    arrays = [np.asarray(image.resize((SIDE, SIDE), Image.Resampling.BOX)) for image in images]
-    return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).float() / 127.5 - 1
-
-
-def train_classifier(steps: int) -> nn.Module:
-    """A small convolutional network, trained on rendered pictures with some blur."""
-    torch.manual_seed(0)
-    layers: list[nn.Module] = []
-    for inputs, outputs in ((3, 24), (24, 48), (48, 96), (96, 96)):
-        layers += [
-            nn.Conv2d(inputs, outputs, 3, stride=2, padding=1),
-            nn.BatchNorm2d(outputs),
-            nn.ReLU(),
-        ]
-    net = nn.Sequential(*layers, nn.Flatten(), nn.Dropout(0.3), nn.Linear(96 * 16, len(CLASSES)))
-    optimizer = torch.optim.AdamW(net.parameters(), lr=2e-3, weight_decay=0.05)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, total_steps=steps)
-    batch = 2 * len(CLASSES)
-    for step in range(steps):
-        images = []
-        for k in range(batch):
-            image = render(CLASSES[k % len(CLASSES)], CLASSIFIER_SEED + step * batch + k, 128)
-            images.append(image.filter(ImageFilter.GaussianBlur((k % 3) * 0.7)))
-        target = torch.arange(batch) % len(CLASSES)
-        loss = nn.functional.cross_entropy(net(to_input(images)), target)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        schedule.step()
-    return net.eval()
-
-
-@torch.no_grad()
 def accuracy(net: nn.Module, pictures: list[Picture]) -> float:
-    """Share of the pictures classified correctly."""
-    named = net(to_input(image for _, _, image in pictures)).argmax(1)
-    return float((named == torch.tensor([CLASSES.index(c) for c, _, _ in pictures])).float().mean())
+    """Share of the pictures that the classifier names correctly."""
+    return float(np.mean(named_correctly(net, pictures)))
 
 
 def median_psnr(first: list[Picture], second: list[Picture]) -> float:

@@ -28,6 +28,7 @@ TABLES: Mapping[str, Callable[[Path], str]] = {
     "memory": memory.memory_use,
     "compile": compiled.compile_times,
     "quality": quality_tables.quality,
+    "frontier": quality_tables.frontier_table,
     "paired": quality_tables.paired,
     "presets": quality_tables.presets,
     "clustering": clustering.clustering_times,

@@ -24,7 +24,7 @@ import torch
 
 from benchmarks.markdown import NOT_RUN, Row, counted, grouped, latest, spread, table
 from benchmarks.rows import MACHINE, ROOT, append_rows, describe_commit, describe_machine, read_rows
-from benchmarks.turns import Cost, percentile, spread_columns, take_turns
+from sd_tokenmerge.bench.turns import Cost, percentile, spread_columns, take_turns
 
 COLUMNS = (
     *("benchmark", "case", "contestant", "against", "repeats", "ms", "ms_20", "ms_80", "cpu_ms"),

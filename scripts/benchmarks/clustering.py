@@ -27,8 +27,8 @@ from benchmarks.memory_trace import trace_memory
 from benchmarks.options import add_common_options
 from benchmarks.rows import MACHINE, append_rows, describe_machine, read_rows
 from benchmarks.tokens import BASELINES, Tokens, limit
-from benchmarks.turns import Cost, take_turns, timed
 from sd_tokenmerge import METHODS, Grid, parse_method
+from sd_tokenmerge.bench.turns import Cost, take_turns, timed
 
 COLUMNS = (
     *("benchmark", "contestant", "batch", "tokens", "channels", "kind", "clusters"),

@@ -27,8 +27,8 @@ from benchmarks.contestants import CONTESTANTS, UNPATCHED, Contestant
 from benchmarks.markdown import MODEL, Row, case_tables, grouped, latest, number, spread
 from benchmarks.options import add_common_options, add_unet_options, build
 from benchmarks.rows import MACHINE, append_rows, describe_machine, read_rows
-from benchmarks.turns import Cost, milliseconds, spread_columns, take_turns
-from benchmarks.unet_calls import UNetCalls, timed_step
+from sd_tokenmerge.bench.calls import UNetCalls, timed_step
+from sd_tokenmerge.bench.turns import Cost, milliseconds, spread_columns, take_turns
 
 COLUMNS = (
     *("benchmark", "case", "contestant", "dtype", "batch", "refresh_every", "repeats"),

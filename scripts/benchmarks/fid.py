@@ -19,7 +19,7 @@ from torch import Tensor
 from benchmarks.markdown import NOT_RUN, Row, table
 from benchmarks.options import add_common_options
 from benchmarks.rows import MACHINE, append_rows, describe_machine, read_rows
-from benchmarks.turns import Cost, take_turns, timed
+from sd_tokenmerge.bench.turns import Cost, take_turns, timed
 from sd_tokenmerge.fid.distance import Gaussian, frechet_distance
 from sd_tokenmerge.fid.extractors import Extractor, find_extractor
 from sd_tokenmerge.fid.features import extract_features

@@ -19,12 +19,12 @@ from pathlib import Path
 import torch
 
 from benchmarks.contestants import CONTESTANTS, UNPATCHED, Contestant
-from benchmarks.gate import require_sound
 from benchmarks.markdown import MODEL, Row, case_tables, grouped, latest, number
 from benchmarks.memory_trace import MemoryTrace, trace_memory, watched
 from benchmarks.options import add_common_options, add_unet_options, build
 from benchmarks.rows import MACHINE, append_rows, describe_machine, read_rows
-from benchmarks.unet_calls import UNetCalls, finest_transformers
+from sd_tokenmerge.bench.calls import UNetCalls, finest_transformers
+from sd_tokenmerge.bench.gate import require_sound
 
 COLUMNS = (
     *("benchmark", "case", "contestant", "dtype", "batch"),

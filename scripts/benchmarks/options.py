@@ -8,9 +8,11 @@ from pathlib import Path
 
 import torch
 
+from benchmarks import cases
+from benchmarks.cases import CASES, QUICK
 from benchmarks.contestants import CONTESTANTS
 from benchmarks.rows import STORE
-from benchmarks.unet_calls import CASES, QUICK, UNetCalls
+from sd_tokenmerge.bench.calls import UNetCalls
 
 
 def add_common_options(parser: argparse.ArgumentParser, minutes: float | None = None) -> None:
@@ -62,4 +64,5 @@ def apply_common_options(arguments: argparse.Namespace) -> None:
 
 def build(case: str, arguments: argparse.Namespace) -> UNetCalls:
     """The UNet of a case with the chosen batch size, device and precision."""
-    return UNetCalls(case, batch=arguments.batch, device=arguments.device, dtype=arguments.dtype)
+    options = {"device": arguments.device, "dtype": arguments.dtype}
+    return cases.build(case, batch=arguments.batch, **options)

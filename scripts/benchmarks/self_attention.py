@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks.turns import Cost, clock, elapsed
-from benchmarks.unet_calls import UNetCalls, finest_transformers
+from sd_tokenmerge.bench.calls import UNetCalls, finest_transformers
+from sd_tokenmerge.bench.turns import Cost, clock, elapsed
 
 
 class SelfAttentionCalls:

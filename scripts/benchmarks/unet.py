@@ -20,14 +20,16 @@ from pathlib import Path
 from statistics import median
 
 from benchmarks import against
+from benchmarks.cases import CASES
 from benchmarks.contestants import CONTESTANTS, UNPATCHED, Contestant, is_bound, oracle_of
-from benchmarks.gate import require_sound
 from benchmarks.markdown import MODEL, Row, case_tables, grouped, latest, spread
 from benchmarks.options import add_common_options, add_unet_options, build
 from benchmarks.rows import MACHINE, append_rows, describe_machine, read_rows
 from benchmarks.self_attention import SelfAttentionCalls
-from benchmarks.turns import Cost, milliseconds, spread_columns, take_turns
-from benchmarks.unet_calls import CASES, UNetCalls, timed_step
+from sd_tokenmerge.bench.calls import UNetCalls
+from sd_tokenmerge.bench.contestants import Step
+from sd_tokenmerge.bench.gate import require_sound
+from sd_tokenmerge.bench.turns import milliseconds, spread_columns, take_turns
 
 COLUMNS = (
     *("benchmark", "case", "contestant", "dtype", "batch", "refresh_every", "repeats"),
@@ -81,8 +83,8 @@ def measure(
 ) -> list[dict[str, str]]:
     """Let the contestants take turns; one row each, without the case."""
     timed = calls if benchmark == STEP else SelfAttentionCalls(calls)
-    steps = {one.name: _Step(timed, one) for one in contestants if one.name != UNPATCHED}
-    unpatched = _Step(timed, CONTESTANTS[UNPATCHED])
+    steps = {one.name: Step(timed, one) for one in contestants if one.name != UNPATCHED}
+    unpatched = Step(timed, CONTESTANTS[UNPATCHED])
     timings = take_turns((UNPATCHED, unpatched), steps, seconds=seconds, rounds=rounds)
     machine = describe_machine(str(calls.device))
     rows = []
@@ -106,20 +108,6 @@ def measure(
             }
         )
     return rows
-
-
-class _Step:
-    """A denoising step under a contestant, which records its cost."""
-
-    def __init__(self, calls: UNetCalls | SelfAttentionCalls, contestant: Contestant) -> None:
-        self.calls, self.contestant = calls, contestant
-        self.costs: list[Cost] = []
-
-    def __call__(self) -> Cost:
-        with self.contestant.on(self.calls.unet):
-            step, costs = timed_step(self.calls, self.contestant.refresh_every)
-        self.costs += costs
-        return step
 
 
 def step_times(folder: Path) -> str:

@@ -23,11 +23,12 @@ from typing import Any
 import torch
 
 import sd_tokenmerge
-from benchmarks.gate import require_sound
+from benchmarks.cases import build
 from benchmarks.self_attention import SelfAttentionCalls
 from benchmarks.tokens import Tokens
-from benchmarks.turns import Cost, timed
-from benchmarks.unet_calls import UNetCalls, timed_step
+from sd_tokenmerge.bench.calls import UNetCalls, timed_step
+from sd_tokenmerge.bench.gate import require_sound
+from sd_tokenmerge.bench.turns import Cost, timed
 
 Prepared = tuple[Callable[[], Cost], dict[str, Any]]
 
@@ -70,12 +71,12 @@ class Preset:
 
 def prepare_step(name: str, case: str, batch: int) -> Prepared:
     """A denoising step of a UNet under a preset."""
-    return _prepare_unet(name, UNetCalls(case, batch=batch), only_self_attention=False)
+    return _prepare_unet(name, build(case, batch=batch), only_self_attention=False)
 
 
 def prepare_self_attention(name: str, case: str, batch: int) -> Prepared:
     """The merged self-attentions of a denoising step under a preset."""
-    return _prepare_unet(name, UNetCalls(case, batch=batch), only_self_attention=True)
+    return _prepare_unet(name, build(case, batch=batch), only_self_attention=True)
 
 
 def _prepare_unet(name: str, calls: UNetCalls, *, only_self_attention: bool) -> Prepared:

@@ -21,9 +21,9 @@ Picture = tuple[int, int, Image.Image]
 """Class, number within the class, image."""
 
 
-def rendered(per_class: int, first_seed: int = REFERENCE_SEED) -> list[Picture]:
+def rendered(per_class: int, first_seed: int = REFERENCE_SEED, size: int = 256) -> list[Picture]:
     """Pictures of every class, the i-th of a class with seed `first_seed + i`."""
-    return [(c, i, render(c, first_seed + i)) for c in CLASSES for i in range(per_class)]
+    return [(c, i, render(c, first_seed + i, size)) for c in CLASSES for i in range(per_class)]
 
 
 def save(pictures: Sequence[Picture], folder: Path) -> None:

@@ -129,7 +129,7 @@ class GenerateOptions:
     model: str | None = option(
         "Hub id, diffusers folder or single-file checkpoint.",
         default=None,
-        when_none="the embedded sample pipeline",
+        when_none="the sample pipeline of the checkout",
         panel="Model",
         compared=False,
     )

@@ -8,7 +8,8 @@ import pytest
 import torch
 from benchmarks import against, worker
 from benchmarks.rows import ROOT, append_rows
-from benchmarks.turns import Cost
+
+from sd_tokenmerge.bench.turns import Cost
 
 TOKENS = {"batch": 2, "grid": 8, "channels": 4, "kind": "white"}
 

@@ -8,9 +8,9 @@ import torch
 from benchmarks import clustering
 from benchmarks.rows import append_rows
 from benchmarks.tokens import BASELINES, Tokens, limit
-from benchmarks.turns import Cost, Timings
 
 from sd_tokenmerge import METHODS
+from sd_tokenmerge.bench.turns import Cost, Timings
 
 
 @pytest.mark.parametrize("kind", ["smooth", "white"])

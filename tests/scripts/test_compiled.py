@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 from benchmarks import compiled
+from benchmarks.cases import CASES, QUICK, SAMPLE, build
 from benchmarks.contestants import CONTESTANTS
 from benchmarks.rows import MACHINE, append_rows
-from benchmarks.unet_calls import CASES, QUICK, SAMPLE, UNetCalls
 
 
 def test_settings_are_known():
@@ -21,7 +21,7 @@ def test_settings_are_known():
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_tiny_model(monkeypatch):
-    calls = UNetCalls(QUICK, batch=1)
+    calls = build(QUICK, batch=1)
     one = CONTESTANTS["atc-keys-50-refresh-10"]
     row = compiled.measure(calls, one, 0, 1)
     assert {*row, "case", *MACHINE} == set(compiled.COLUMNS)

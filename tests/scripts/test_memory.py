@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 from benchmarks import memory
+from benchmarks.cases import QUICK, build
 from benchmarks.contestants import CONTESTANTS
 from benchmarks.memory_trace import MemoryTrace, Span, trace_memory, watched
 from benchmarks.rows import MACHINE, append_rows
-from benchmarks.unet_calls import QUICK, UNetCalls
 from torch import nn
 
 CPU = torch.device("cpu")
@@ -58,7 +58,7 @@ def test_modules_are_watched_and_then_not():
 
 @pytest.fixture(scope="module")
 def calls():
-    return UNetCalls(QUICK)
+    return build(QUICK)
 
 
 def test_only_the_merged_level_is_watched(calls):

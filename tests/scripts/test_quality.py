@@ -1,4 +1,4 @@
-"""The benchmark of pictures: settings, statistics, tables, and a run of a few steps."""
+"""The benchmark of pictures: recipes, caches, statistics, tables, and a run of a few steps."""
 
 from __future__ import annotations
 
@@ -6,56 +6,83 @@ import argparse
 import math
 
 import pytest
+import torch
 from benchmarks import quality, quality_tables
+from benchmarks.caches import AttentionReuse, DeepCache, count_products
 from benchmarks.quality_plot import plot_quality
-from benchmarks.quality_settings import UNMERGED, all_settings, attention_cost, setting_columns
+from benchmarks.quality_recipes import UNMERGED, recipes
 from benchmarks.rows import MACHINE, append_rows, read_rows
 from benchmarks.unet import COLUMNS as UNET_COLUMNS
 from benchmarks.unet import STEP
 
-from sd_tokenmerge import MergeConfig
-from tests.tiny_models import tiny_unet
+from sd_tokenmerge import apply_patch
+from sd_tokenmerge.bench.plot import KINDS, Point
+from sd_tokenmerge.fid.image_change import ImageChange
+from tests.tiny_models import tiny_sd21
+
+STEPS = 5
 
 
-def test_settings_have_one_name_each_and_can_be_applied():
-    settings, unet = all_settings(), tiny_unet()
-    assert len({setting.name for setting in settings}) == len(settings)
-    assert settings[0].name == UNMERGED
-    for setting in settings:
-        assert {*setting_columns(setting)} <= set(quality.COLUMNS)
-        assert setting.refresh_every in (1, quality.STEPS)
-        with setting.on(unet):
-            pass
+@pytest.fixture(scope="module")
+def pipe():
+    return tiny_sd21()
 
 
-def test_settings_are_described():
-    known = {setting.name: setting_columns(setting) for setting in all_settings()}
-    names = ("method", "merge", "sizes", "keep_rate", "refresh_every", "attention_cost")
-    described = {
-        name: [known[name][column] for column in names]
-        for name in (UNMERGED, "kv-10", "tomesd-25", "preset-fast")
-    }
-    assert described == {
-        UNMERGED: ["none", "qkv", "False", "1", "1", "1"],
-        "kv-10": ["atc", "kv", "False", "0.1", "1", "0.1"],
-        "tomesd-25": ["tomesd", "qkv", "False", "0.25", "1", "0.0625"],
-        "preset-fast": ["atc", "kv", "True", "0.1", "5", "0.1"],
-    }
+def picture(pipe, steps=STEPS, side=64):
+    generator = torch.Generator().manual_seed(0)
+    size = {"height": side, "width": side, "num_inference_steps": steps}
+    return pipe("a fox", generator=generator, output_type="latent", **size).images
 
 
-@pytest.mark.parametrize(("merge", "cost"), [("qkv", 0.0625), ("kv", 0.25), ("q", 0.25)])
-def test_attention_cost(merge, cost):
-    assert attention_cost(MergeConfig(keep_rate=0.25, merge=merge)) == cost
+def test_recipes_have_one_name_each():
+    small, large = ([one.name for one in recipes(size)] for size in (256, 512))
+    assert len({*small}) == len(small)
+    assert {*large} < {*small}
+    assert large[0] == small[0] == UNMERGED
+    assert {*quality.QUICK} <= {*small}
+    pairs = {name for pair in quality_tables.PAIRS for name in pair}
+    assert pairs <= {*small}
+
+
+def test_each_recipe_has_its_place_in_the_plot():
+    found = {one.name: Point(one.name, 1, 30, 29, 31).kind for one in recipes(256)[1:]}
+    assert {*found.values()} == {*KINDS}
+    names = ("steps-20", "dpm-15", "kv-pairs-50", "preset-paper", "steps-20-kv-25-refresh-2")
+    assert [found[name] for name in names] == ["steps", "dpm", "kv", "preset", "both"]
+
+
+@pytest.mark.parametrize("cache", [AttentionReuse(2), DeepCache(2), DeepCache(2, branch=1)])
+def test_caches_change_pictures_start_anew_and_leave_nothing(pipe, cache):
+    plain, state = picture(pipe), {name: {*vars(m)} for name, m in pipe.unet.named_modules()}
+    with cache(pipe):
+        cached = picture(pipe)
+        again = picture(pipe)
+    assert not torch.allclose(cached, plain, atol=1e-3)
+    assert torch.equal(cached, again)
+    assert torch.equal(picture(pipe), plain)
+    assert {name: {*vars(m)} for name, m in pipe.unet.named_modules()} == state
+
+
+def test_products_are_counted(pipe):
+    # batch of guidance, heads, layers at the finest level, steps, tokens
+    full = 2 * 2 * 5 * STEPS * 64**2
+    assert count_products(pipe.unet, lambda: picture(pipe)) == full
+    with AttentionReuse(2)(pipe):
+        assert count_products(pipe.unet, lambda: picture(pipe)) == full * 3 / 5
+    with apply_patch(pipe, keep_rate=0.25, merge="kv"):
+        assert count_products(pipe.unet, lambda: picture(pipe)) == full / 4
+    assert count_products(pipe.unet, lambda: picture(pipe, steps=2)) == full * 2 / 5
 
 
 def test_statistics_of_the_change():
-    images = [
-        {"psnr": psnr, "ssim": ssim, "feature_distance": distance}
+    changes = [
+        ImageChange("x", psnr, ssim, distance)
         for psnr, ssim, distance in ((30, 0.9, 1), (34, 0.8, 3), (math.inf, 1, 0))
     ]
-    numbers = quality.change_numbers(images)
+    numbers = quality.change_numbers(changes)
     assert numbers["identical"] == 1
     assert (numbers["psnr_mean"], numbers["psnr_se"]) == (32, 2)  # sqrt(8) / sqrt(2)
+    assert numbers["psnr_db_worst"] == 30
     assert numbers["ssim_mean"] == pytest.approx(0.9)
     assert numbers["ssim_se"] == pytest.approx(0.1 / math.sqrt(3))
     assert numbers["feature_distance"] == pytest.approx(4 / 3)
@@ -71,59 +98,62 @@ def test_different_pictures_are_not_mixed(tmp_path):
 
 @pytest.mark.slow
 def test_pictures_are_made_once_and_measured(tmp_path):
-    sample = quality.SamplePipeline()
-    sample.settings |= {"num_inference_steps": 1, "height": 64, "width": 64}
+    options = {"height": 64, "width": 64, "steps": 2, "images_per_class": 1, "device": "cpu"}
+    base = quality.GenerateOptions(out="-", model=str(quality.PIPELINE), **options)
     arguments = argparse.Namespace(
-        work=tmp_path / "work", out=tmp_path, device="cpu", minutes=60, batch_size=12, model="m"
+        work=tmp_path / "work", out=tmp_path, device="cpu", minutes=60, rounds=1, quick=True
     )
-    arguments.images_per_class = arguments.references_per_class = 1
-    settings = [one for one in all_settings() if one.name in (UNMERGED, "kv-10", "tomesd-50")]
-    rows = quality.measure_pictures(sample, settings, arguments)
-    assert [row["setting"] for row in rows] == [one.name for one in settings]
-    assert read_rows(tmp_path / "quality.csv")[1]["images"] == "12"
-    assert len(read_rows(tmp_path / "quality_images.csv")) == 24
-    assert quality.measure_pictures(sample, settings, arguments) == []
-
-
-def images(psnr):
-    return [
-        {"file": f"{i}.png", "psnr": psnr + 2.0 * i, "ssim": 0.9, "feature_distance": 1.0}
-        for i in range(3)
-    ]
+    arguments.references_per_class = 1
+    pipe = quality.load_pipeline(base)
+    names = (UNMERGED, "kv-25", "reuse-2", "tomesd-50")
+    wanted = [one for one in recipes(256) if one.name in names]
+    rows = quality.measure_pictures(pipe, wanted, base, arguments)
+    assert [row["recipe"] for row in rows] == [one.name for one in wanted]
+    stored = {row["recipe"]: row for row in read_rows(tmp_path / "quality.csv")}
+    full = int(stored[UNMERGED]["products"])
+    costs = {name: int(stored[name]["products"]) / full for name in names}
+    assert costs == {UNMERGED: 1, "kv-25": 0.25, "reuse-2": 0.5, "tomesd-50": 0.25}
+    assert len(read_rows(tmp_path / "quality_images.csv")) == 48
+    assert quality.measure_pictures(pipe, wanted, base, arguments) == []
+    timed = quality.measure_times(pipe, wanted, base, arguments)
+    assert [row["repeats"] for row in timed] == ["2", "1", "1", "1"]
 
 
 def test_tables(tmp_path):
     machine = dict.fromkeys(MACHINE, "1")
-    base = dict.fromkeys(quality.COLUMNS, "") | machine | {"images": "3", "references": "9"}
-    rows = [base | {"setting": UNMERGED, "attention_cost": "1", "fid": "2", "keep_rate": "1"}]
-    for name, psnr in (("qkv-50", 40), ("tomesd-50", 30)):
-        row = {"setting": name, "attention_cost": "0.5", "keep_rate": "0.5"}
-        rows.append(base | row | quality.change_numbers(images(psnr)) | {"delta": 0.25})
-        rows[-1]["delta_se"] = 0.125
-        changes = [
-            {
-                "setting": name,
-                "file": one["file"],
-                "psnr_db": one["psnr"],
-                "ssim": 1,
-                "feature_distance": 1,
-            }
-            for one in images(psnr)
-        ]
-        append_rows(tmp_path / "quality_images.csv", quality.IMAGE_COLUMNS, changes)
+    base = dict.fromkeys(quality.COLUMNS, "") | machine
+    base |= {"size": "256", "images": "3", "references": "9", "named": "0.75"}
+    rows = [base | {"recipe": UNMERGED, "products": "200", "fid": "2"}]
+    for name, psnr in (("two-sided-12.5", 40), ("kv-25", 30), ("tomesd-50", 20)):
+        changes = [ImageChange(f"{i}.png", psnr + 2.0 * i, 0.9, 1.0) for i in range(3)]
+        row = {"recipe": name, "products": "50", "delta": "0.25", "delta_se": "0.125"}
+        rows.append(base | row | quality.change_numbers(changes))
+        append_rows(
+            tmp_path / "quality_images.csv",
+            quality.IMAGE_COLUMNS,
+            [
+                {"size": "256", "recipe": name, "file": one.file, "psnr_db": one.psnr}
+                for one in changes
+            ],
+        )
     append_rows(tmp_path / "quality.csv", quality.COLUMNS, rows)
     times = [
-        dict.fromkeys(quality.TIME_COLUMNS, "1") | {"setting": "qkv-50", "relative": "1.25"},
-        dict.fromkeys(quality.TIME_COLUMNS, "1") | {"setting": UNMERGED},
+        dict.fromkeys(quality.TIME_COLUMNS, "1")
+        | {"size": "256", "recipe": name, "relative": relative}
+        for name, relative in ((UNMERGED, "1"), ("two-sided-12.5", "1.25"), ("kv-25", "1.5"))
     ]
     append_rows(tmp_path / "quality_time.csv", quality.TIME_COLUMNS, times)
     text = quality_tables.quality(tmp_path)
-    assert "| qkv-50 | 50 % | 42.0 (40.0 to 44.0) | 42.0 ± 1.2 | 0.900 ± 0.000 |" in text
-    assert "| 0.25 ± 0.12 | 1.25 |" in text
-    assert "| 0.25 ± 0.12 | - |" in text  # tomesd was not timed
-    assert "| unmerged | 100 % | - | - | - | - | 2.00 (itself) | 1.00 |" in text
-    paired = quality_tables.paired(tmp_path)
-    assert "| qkv-50 minus tomesd-50 | +10.00 ± 0.00 | 3 of 3 |" in paired
+    assert "**256 px**: 3 pictures, 9 references; 1, 1 thread, torch 1, commit 1." in text
+    assert "| two-sided-12.5 | 25 % | 1.25 | 42.0 (40.0 to 44.0) | 40.0 | 42.0 ± 1.2 |" in text
+    assert "| 0.900 ± 0.000 | 1.00 ± 0.00 | 75 % | 0.2 ± 0.1 |" in text
+    assert "| tomesd-50 | 25 % | - | 22.0" in text  # was not timed
+    assert "| unmerged | 100 % | 1.00 | - | - | - | - | - | 75 % | 2.0 (itself) |" in text
+    assert "| 256 px | two-sided-12.5 minus kv-25 | +10.0 ± 0.0 | 3 of 3 |" in (
+        quality_tables.paired(tmp_path)
+    )
+    lines = quality_tables.frontier_table(tmp_path).splitlines()[2:]
+    assert lines == ["| 256 px | two-sided-12.5 | 1.25 | 42.0 | 42.0 ± 1.2 | 75 % | 0.2 ± 0.1 |"]
     plot_quality(tmp_path)
     assert (tmp_path / "quality.png").stat().st_size > 10_000
 
@@ -131,6 +161,6 @@ def test_tables(tmp_path):
     step = dict.fromkeys(UNET_COLUMNS, "1") | {"benchmark": STEP, "case": "sd15-512"}
     step |= {"contestant": "tomesd-50", "speedup": "1.254"}
     append_rows(tmp_path / "unet.csv", UNET_COLUMNS, [step])
-    text = quality_tables.presets(tmp_path)
-    assert "| the `tomesd` package | 50 % | 1.25x | - | 0 | +0.2 ± 0.1 |" in text
-    assert "ATC as in its paper | 50 % | - | - | +10.0 ± 0.0 dB | +0.2 ± 0.1 |" in text
+    assert "| `tomesd-50` | 25 % | 1.25x | - | - | 22.0 ± 1.2 | 0.2 ± 0.1 |" in (
+        quality_tables.presets(tmp_path)
+    )

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import pytest
 import torch
+from benchmarks.cases import CASES, QUICK, build
 from benchmarks.contestants import CONTESTANTS
 from benchmarks.self_attention import SelfAttentionCalls
-from benchmarks.unet_calls import CASES, QUICK, UNetCalls, finest_transformers
 from diffusers import UNet2DConditionModel
 
 from sd_tokenmerge import apply_patch
+from sd_tokenmerge.bench.calls import finest_transformers
 
 
 @pytest.fixture
 def calls():
-    return UNetCalls(QUICK)
+    return build(QUICK)
 
 
 def hooks_of(model):

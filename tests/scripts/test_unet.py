@@ -9,18 +9,20 @@ from dataclasses import dataclass
 import pytest
 import torch
 from benchmarks import unet
-from benchmarks.contestants import CONTESTANTS, Contestant, Precomputed, oracle_of
-from benchmarks.gate import require_sound
+from benchmarks.cases import QUICK, build
+from benchmarks.contestants import CONTESTANTS, oracle_of
 from benchmarks.rows import append_rows
-from benchmarks.unet_calls import QUICK, UNetCalls, timed_step
 
 from sd_tokenmerge import PRESETS, apply_patch
+from sd_tokenmerge.bench.calls import timed_step
+from sd_tokenmerge.bench.contestants import Contestant, Precomputed
+from sd_tokenmerge.bench.gate import UnsoundError, require_sound
 from tests.tiny_models import call_unet, tiny_unet
 
 
 @pytest.fixture
 def calls():
-    return UNetCalls(QUICK, batch=1)
+    return build(QUICK, batch=1)
 
 
 def test_contestants_know_how_long_partitions_are_kept():
@@ -99,7 +101,7 @@ class Faulty(Contestant):
     ],
 )
 def test_the_gate_stops_what_is_wrong(calls, name, message):
-    with pytest.raises(SystemExit, match=message):
+    with pytest.raises(UnsoundError, match=message):
         require_sound(calls, [Faulty(name)])
 
 

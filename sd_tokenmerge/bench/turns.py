@@ -6,7 +6,6 @@ each turn is compared with the mean of these two.
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -119,7 +118,6 @@ def take_turns(
         spent = time.perf_counter() - started
         if number + 1 >= least and spent * (number + 1.9) / (number + 1) > seconds:
             break
-    print(f"{number + 1} rounds in {spent:.0f} s", file=sys.stderr)
     return timings
 
 

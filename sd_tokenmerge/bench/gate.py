@@ -1,15 +1,14 @@
-"""Checks of a patched UNet before it is timed."""
+"""Checks of a patched UNet before it is timed. Imports only `calls`, as the package explains."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 import torch
 
-from benchmarks.unet_calls import UNetCalls
+from sd_tokenmerge.bench.calls import UNetCalls
 
 SMALL = (24, 16)
 """Height and width of the latents in these checks."""
@@ -26,11 +25,15 @@ class Patcher(Protocol):
         """Patches the UNet for as long as the context lasts."""
 
 
+class UnsoundError(RuntimeError):
+    """A contestant that does not merge as it should."""
+
+
 def require_sound(calls: UNetCalls, contestants: Iterable[Patcher]) -> None:
     """Refuse to time contestants that do not merge as they should.
 
     Raises:
-        SystemExit: an output is not finite, merging did nothing, or removal does not restore the
+        UnsoundError: an output is not finite, merging did nothing, or removal does not restore the
             output to the last bit.
     """
     timestep = calls.timesteps()[10]
@@ -39,8 +42,8 @@ def require_sound(calls: UNetCalls, contestants: Iterable[Patcher]) -> None:
         with one.on(calls.unet):
             merged = calls.call(timestep, SMALL)
         if not merged.isfinite().all():
-            sys.exit(f"{one.name}: the output is not finite.")
+            raise UnsoundError(f"{one.name}: the output is not finite.")
         if torch.equal(merged, plain) != (one.name == "unpatched"):
-            sys.exit(f"{one.name}: merging did nothing.")
+            raise UnsoundError(f"{one.name}: merging did nothing.")
         if not torch.equal(calls.call(timestep, SMALL), plain):
-            sys.exit(f"{one.name}: removing the patch does not restore the output.")
+            raise UnsoundError(f"{one.name}: removing the patch does not restore the output.")

@@ -3,7 +3,16 @@
 from __future__ import annotations
 
 import pytest
-from benchmarks.turns import Cost, Timings, percentile, rotated, spread_columns, take_turns, timed
+
+from sd_tokenmerge.bench.turns import (
+    Cost,
+    Timings,
+    percentile,
+    rotated,
+    spread_columns,
+    take_turns,
+    timed,
+)
 
 
 @pytest.fixture

@@ -1,0 +1,89 @@
+"""Ways to generate pictures that `quality` compares: merging, and what users would do instead."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from benchmarks.caches import AttentionReuse, DeepCache
+from sd_tokenmerge import PRESETS, MergeConfig
+from sd_tokenmerge.bench.contestants import Tomesd
+from sd_tokenmerge.bench.recipes import Recipe
+
+UNMERGED = "unmerged"
+"""The recipe that the others are compared with."""
+DPM = "DPMSolverMultistep"
+TWO_SIDED, KV, Q, QKV = (
+    MergeConfig(merge=merge, features="keys") for merge in ("two-sided", "kv", "q", "qkv")
+)
+
+
+def merged(name: str, config: MergeConfig, *percents: float, refresh: int = 1) -> list[Recipe]:
+    """A recipe for each percentage of tokens kept."""
+    suffix = "" if refresh == 1 else f"-refresh-{refresh}"
+    config = replace(config, refresh_every=refresh)
+    return [
+        Recipe(f"{name}-{kept:g}{suffix}", replace(config, keep_rate=kept / 100))
+        for kept in percents
+    ]
+
+
+def instead(steps: tuple[int, ...], dpm: tuple[int, ...], every: tuple[int, ...]) -> list[Recipe]:
+    """Without merging: fewer steps, another scheduler, outputs reused over steps."""
+    return [
+        *(Recipe(f"steps-{n}", steps=n) for n in steps),
+        *(Recipe(f"dpm-{n}", steps=n, scheduler=DPM) for n in dpm),
+        *(Recipe(f"reuse-{n}", modification=AttentionReuse(n)) for n in every),
+        *(Recipe(f"deepcache-{n}", modification=DeepCache(n)) for n in every),
+    ]
+
+
+def with_fewer_steps(config: MergeConfig, kept: float, *steps: int) -> list[Recipe]:
+    """Merging at a percentage of tokens kept, with partitions for two steps, in fewer steps."""
+    (full,) = merged(config.merge, config, kept, refresh=2)
+    return [replace(full, name=f"steps-{n}-{full.name}", steps=n) for n in steps]
+
+
+def recipes(size: int) -> list[Recipe]:
+    """Every recipe for pictures of `size` pixels, most important first; fewer above 256."""
+    main = [
+        Recipe(UNMERGED),
+        *instead((22, 20, 18, 15, 12), (20, 15, 10), (2, 3)),
+        *(Recipe(f"preset-{name}", config) for name, config in PRESETS.items()),
+        Recipe("tomesd-50", modification=Tomesd(0.5)),
+        *merged("two-sided", TWO_SIDED, 25, 12.5, 5),
+        *merged("two-sided", TWO_SIDED, 25, 12.5, refresh=2),
+        *merged("two-sided", TWO_SIDED, 12.5, refresh=3),
+        *merged("two-sided-tome-sd", replace(TWO_SIDED, method="tome-sd"), 25),
+        *merged("kv", KV, 25, 12.5),
+        *merged("kv", KV, 25, refresh=2),
+        *merged("kv-zeroth", replace(KV, first_order=False), 25),
+        *merged("qkv", QKV, 50),
+        *with_fewer_steps(TWO_SIDED, 25, 20, 15),
+        *with_fewer_steps(TWO_SIDED, 12.5, 20, 15),
+    ]
+    if size > 256:
+        return main
+    complete, pairs = "atc:linkage=complete", "lotm:neighbours=grid"
+    return [
+        *main,
+        *instead((), (12,), (5,)),
+        Recipe("deepcache-2-branch-1", modification=DeepCache(2, branch=1)),
+        Recipe("tomesd-25", modification=Tomesd(0.25)),
+        *merged("two-sided", TWO_SIDED, 25, refresh=3),
+        *merged("two-sided", TWO_SIDED, 25, 12.5, refresh=5),
+        *merged("two-sided", TWO_SIDED, 5, refresh=2),
+        *merged("two-sided-complete", replace(TWO_SIDED, method=complete), 25, 12.5),
+        *merged("two-sided-tome-sd", replace(TWO_SIDED, method="tome-sd"), 25, refresh=2),
+        *merged("two-sided-pairs", replace(TWO_SIDED, method=pairs), 50),
+        *merged("two-sided-grid", replace(TWO_SIDED, method="grid"), 25),
+        *merged("kv", KV, 50),
+        *merged("kv", KV, 25, refresh=3),
+        *merged("kv", KV, 25, refresh=5),
+        *merged("kv-zeroth", replace(KV, first_order=False), 50, 12.5),
+        *merged("kv-tome-sd", replace(KV, method="tome-sd"), 25),
+        *merged("kv-pairs", replace(KV, method=pairs), 50),
+        *merged("kv-grid", replace(KV, method="grid"), 25),
+        *merged("q", Q, 25),
+        *merged("qkv", QKV, 25),
+        *with_fewer_steps(KV, 25, 20, 15),
+    ]

@@ -1,0 +1,99 @@
+"""`sd-tokenmerge bench`: whether merging pays on this machine, for one model and size."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from statistics import mean
+from typing import Annotated, Any
+
+import typer
+
+from sd_tokenmerge.cli.columns import in_columns
+from sd_tokenmerge.cli.errors import UserError, generation_errors, interruption, user_errors
+from sd_tokenmerge.cli.field_options import given_values, with_options
+from sd_tokenmerge.cli.generate import AsJson, Size, read_size
+from sd_tokenmerge.sampling.options import GenerateOptions
+
+_OPTIONS = (
+    *("out", "classes", "prompts", "steps", "guidance_scale", "seed"),
+    *("model", "model_config", "revision", "variant", "dtype", "device", "vae", "lora"),
+    *("attention_backend", "scheduler", "local_files_only"),
+)
+_EVERY_S = 10.0
+
+
+@with_options(GenerateOptions, only=_OPTIONS)
+def bench_command(
+    *,
+    size: Size = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="One round of UNet calls, one picture for each recipe.")
+    ] = False,
+    as_json: AsJson = False,
+    **values: Any,
+) -> None:
+    """Measure on this machine whether merging pays for a model.
+
+    Times calls of the UNet in turns: unpatched, under each preset, with merging that costs nothing
+    to choose (oracle), and under the tomesd package if it is installed. Then generates two pictures
+    with all steps, with fewer steps, and by each preset, and compares. Writes bench.json, plot.png,
+    contact_sheet.jpg and the pictures.
+
+    May be stopped at any moment; the same command resumes. Nothing else should run meanwhile.
+    """
+    with user_errors(TypeError, ValueError):
+        given = given_values(GenerateOptions, values) | read_size(values | {"size": size})
+        options = GenerateOptions(**given)
+
+    from sd_tokenmerge.cli.quiet import quiet_libraries
+
+    quiet_libraries()
+
+    from sd_tokenmerge.bench.gate import UnsoundError
+    from sd_tokenmerge.bench.run import PLOT, RECORD, SHEET, run_bench
+
+    try:
+        with generation_errors(), user_errors(ValueError):
+            content = run_bench(options, quick=quick, report=_TimeLeft())
+    except UnsoundError as error:
+        raise UserError(f"{error} Nothing was timed.", exit_code=1) from error
+    except OSError as error:
+        raise interruption(error) from error
+    print(json.dumps(content, indent=2) if as_json else _tables(content))
+    files = ", ".join(str(Path(options.out, name)) for name in (RECORD, PLOT, SHEET))
+    print(f"Written: {files}.", file=sys.stderr)
+
+
+class _TimeLeft:
+    """Prints the progress and the time left, at most every few seconds."""
+
+    def __init__(self) -> None:
+        self._first: tuple[float, float] | None = None
+        self._printed = time.monotonic()
+
+    def __call__(self, what: str, share: float) -> None:
+        from sd_tokenmerge.cli.progress import format_duration
+
+        now = time.monotonic()
+        if self._first is None:
+            self._first = share, now
+        first, started = self._first
+        if now - self._printed < _EVERY_S or share <= first:
+            return
+        self._printed = now
+        left = (1 - share) * (now - started) / (share - first)
+        print(f"{what}: {share:.0%}, {format_duration(left)} left", file=sys.stderr)
+
+
+def _tables(content: dict[str, Any]) -> str:
+    calls = [["UNet call", "ms", "of unpatched"]]
+    for name, row in content["calls"].items():
+        calls.append([name, f"{1000 * row['seconds']:.1f}", f"{row['relative']:.2f}"])
+    pictures = [["picture", "s", "of full", "PSNR, dB"]]
+    for name, row in content["pictures"].items():
+        psnr = f"{mean(row['psnr_db']):.1f}" if row.get("psnr_db") else "-"
+        pictures.append([name, f"{row['seconds']:.2f}", f"{row['relative']:.2f}", psnr])
+    return "\n\n".join([in_columns(calls), in_columns(pictures), *content["verdict"]])
