@@ -1,6 +1,6 @@
 """Render pictures of the sample pipeline's world into a folder, for use as a reference set.
 
-    python scripts/render_sample_world.py --out demo/reference --images-per-class 40
+    python scripts/render_sample_world.py --out demo/full/reference --images-per-class 40
 
 Files are `{class}_{i}.png`. A folder that is there and complete is left alone.
 """

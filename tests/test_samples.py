@@ -10,6 +10,8 @@ from diffusers import StableDiffusionPipeline
 
 from sd_tokenmerge import apply_patch
 from sd_tokenmerge.sampling.imagenet import class_prompt
+from sd_tokenmerge.sampling.load import load_pipeline
+from sd_tokenmerge.sampling.options import GenerateOptions
 
 PIPELINE = Path(__file__).resolve().parents[1] / "samples" / "pipeline"
 
@@ -39,6 +41,10 @@ def test_it_is_small_and_says_how_it_is_run():
     settings = json.loads((PIPELINE / "sample.json").read_text())
     assert len(settings["classes"]) >= 12
     assert settings["size"] == 256
+
+
+def test_its_weights_fit():
+    load_pipeline(GenerateOptions(out="-", model=str(PIPELINE), device="cpu"))
 
 
 def test_a_ladybug_is_red(pipe):

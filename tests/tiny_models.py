@@ -9,7 +9,10 @@ A forward of a 16x16 latent takes tens of milliseconds.
 from __future__ import annotations
 
 import copy
+import json
 from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -142,7 +145,11 @@ def tiny_tokenizer() -> CLIPTokenizer:
     words = symbols + [symbol + "</w>" for symbol in symbols]
     words += ["<|startoftext|>", "<|endoftext|>"]
     vocab = {word: index for index, word in enumerate(words)}
-    return CLIPTokenizer(vocab=vocab, merges=[], model_max_length=77)
+    with TemporaryDirectory() as folder:  # transformers before 5 takes files only
+        vocab_file, merges_file = Path(folder, "vocab.json"), Path(folder, "merges.txt")
+        vocab_file.write_text(json.dumps(vocab))
+        merges_file.write_text("#version: 0.2\n")
+        return CLIPTokenizer(str(vocab_file), str(merges_file), model_max_length=77)
 
 
 def _text_config(**changes: Any) -> CLIPTextConfig:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 from diffusers import AutoencoderTiny, StableDiffusionPipeline
+from safetensors.torch import load_file, save_file
 from sample_world import CLASSES
 from transformers import CLIPTokenizer
 
@@ -45,11 +46,23 @@ def export_pipeline(
     )  # the tiny text encoder stays float32: transformers keeps file dtypes
     pipe.save_pretrained(partial)
     _drop_unread_config(partial / "vae" / "config.json", "block_out_channels")
+    name_text_weights(partial / "text_encoder" / "model.safetensors")
     for name in ("vocab.json", "merges.txt"):  # files that transformers before 5 reads
         shutil.copy(tokenizer_folder / name, partial / "tokenizer" / name)
     (partial / "sample.json").write_text(json.dumps(SETTINGS, indent=2) + "\n")
     shutil.rmtree(folder, ignore_errors=True)
     partial.rename(folder)
+
+
+def name_text_weights(path: Path) -> None:
+    """Name the text encoder's weights as in published models, which every transformers reads.
+
+    transformers 5 saves them without the prefix `text_model.`, and transformers 4 would then start
+    from random weights.
+    """
+    prefix = "text_model."
+    weights = {prefix + name.removeprefix(prefix): value for name, value in load_file(path).items()}
+    save_file(weights, path, metadata={"format": "pt"})
 
 
 def _drop_unread_config(path: Path, name: str) -> None:

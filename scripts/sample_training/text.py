@@ -48,10 +48,11 @@ def build_tokenizer(folder: Path) -> CLIPTokenizer:
     tokens += [token for token in ("".join(merge) for merge in merges) if token not in tokens]
     vocab = {token: index for index, token in enumerate(tokens + SPECIAL)}
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "vocab.json").write_text(json.dumps(vocab, ensure_ascii=False))
+    vocab_file, merges_file = folder / "vocab.json", folder / "merges.txt"
+    vocab_file.write_text(json.dumps(vocab, ensure_ascii=False))
     lines = ["#version: 0.2", *(" ".join(merge) for merge in merges)]
-    (folder / "merges.txt").write_text("\n".join(lines) + "\n")
-    return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=MAX_LENGTH)
+    merges_file.write_text("\n".join(lines) + "\n")
+    return CLIPTokenizer(str(vocab_file), str(merges_file), model_max_length=MAX_LENGTH)
 
 
 def build_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:

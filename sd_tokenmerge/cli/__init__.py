@@ -13,5 +13,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         arguments: words after the command's name; default: those of this process.
     """
     from sd_tokenmerge.cli.app import run
+    from sd_tokenmerge.cli.threads import wait_passively
 
+    wait_passively()
     sys.exit(run(sys.argv[1:] if arguments is None else arguments))

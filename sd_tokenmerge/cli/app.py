@@ -19,8 +19,8 @@ from typer.core import TyperGroup
 from sd_tokenmerge.cli.errors import UserError
 
 COMMANDS = (
-    *("generate", "sweep", "fid", "status", "overlay"),
-    *("methods", "sites", "reference", "bench"),
+    *("demo", "bench", "generate", "sweep", "fid", "status", "overlay"),
+    *("methods", "sites", "reference"),
 )
 """Subcommands: function `<name>_command` in `sd_tokenmerge/cli/<name>.py`.
 
@@ -29,7 +29,7 @@ These modules must not import torch at the top: `--help` imports them all.
 
 _PANELS_FROM_COLUMNS = 120
 
-# Public in typer only through a subclass; click's own classes moved inside typer in 0.16.
+# Public in typer only through a subclass.
 _UsageError: Any = typer.BadParameter.__base__
 _ClickException: Any = _UsageError.__base__
 

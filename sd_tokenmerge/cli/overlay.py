@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -19,13 +19,6 @@ if TYPE_CHECKING:
     from sd_tokenmerge.patching.recording import Recording
 
 _FILES = ("picture.png", "clusters.png", "clusters.gif")
-
-
-class _Shown(NamedTuple):
-    """What is drawn; None: the default."""
-
-    steps: list[int] | None
-    blocks: list[str] | None
 
 
 @with_options(
@@ -66,10 +59,8 @@ def overlay_command(
     if prompt is not None and values.get("classes") is not None:
         raise UserError("--prompt and --classes exclude each other, got both.")
     options = read_options(values | {"out": out, "size": size, "preset": preset})
-    shown = _Shown(
-        None if show_steps is None else _read_steps(show_steps),
-        None if show_blocks is None else show_blocks.split(","),
-    )
+    steps = None if show_steps is None else _read_steps(show_steps)
+    blocks = None if show_blocks is None else show_blocks.split(",")
     from sd_tokenmerge.cli.quiet import quiet_libraries
 
     quiet_libraries()
@@ -77,8 +68,8 @@ def overlay_command(
         with user_errors(OSError):
             Path(out).mkdir(parents=True, exist_ok=True)
         with generation_errors():
-            picture, recording = _generate(options, prompt, shown)
-        _write(Path(out), picture, recording, shown)
+            picture, recording = _generate(options, prompt, steps)
+        _write(Path(out), picture, recording, steps, blocks)
     except OSError as error:
         raise interruption(error) from error
     print("\n".join(str(Path(out, name)) for name in _FILES))
@@ -96,14 +87,12 @@ def _read_steps(text: str) -> list[int]:
 
 
 def _generate(
-    options: GenerateOptions, prompt: str | None, shown: _Shown
+    options: GenerateOptions, prompt: str | None, steps: list[int] | None
 ) -> tuple[Image.Image, Recording]:
-    import numpy as np
-    from PIL import Image
-
     from sd_tokenmerge.sampling.load import load_pipeline
     from sd_tokenmerge.sampling.merging import patched
     from sd_tokenmerge.sampling.plan import ImageJob, plan_images
+    from sd_tokenmerge.sampling.recorded import recorded_picture
     from sd_tokenmerge.sampling.resolve import resolve_options
     from sd_tokenmerge.sampling.sampler import Sampler
     from sd_tokenmerge.sampling.seeds import image_seed
@@ -114,33 +103,31 @@ def _generate(
             job = plan_images(resolved)[0]
         else:
             job = ImageJob(0, 0, image_seed(options.seed, 0, 0, options.seed_scheme), prompt)
-        for step in shown.steps or ():
+        for step in steps or ():
             if step >= resolved.steps:
                 raise UserError(f"--show-steps must be in [1, {resolved.steps}], got {step + 1}.")
         pipe = load_pipeline(resolved)
         sampler = Sampler(pipe, resolved)
         patch = patched(pipe, resolved)
-    with patch as handle, handle.record() as recording:
-        for block in shown.blocks or ():
-            if block not in recording.blocks:
-                merged = ", ".join(recording.blocks)
-                raise UserError(f"--show-blocks must be among {merged}, got {block!r}.")
-        pixels = sampler([job]).pixels[0]
-    if np.isnan(pixels.min()):
-        raise UserError("the picture has NaN pixels: try another --dtype.", exit_code=1)
-    return Image.fromarray((pixels * 255).round().astype(np.uint8)), recording
+    with patch as handle:
+        return recorded_picture(handle, sampler, job)
 
 
-def _write(folder: Path, picture: Image.Image, recording: Recording, shown: _Shown) -> None:
+def _write(
+    folder: Path,
+    picture: Image.Image,
+    recording: Recording,
+    steps: list[int] | None,
+    blocks: list[str] | None,
+) -> None:
     from sd_tokenmerge.report.overlay import (
         draw_cluster_frames,
         draw_cluster_grid,
         save_animation,
     )
 
-    blocks = shown.blocks
-    with user_errors(ValueError):
-        sheet = draw_cluster_grid(picture, recording, steps=shown.steps, blocks=blocks)
+    with user_errors(ValueError, flags={"block": "--show-blocks"}):
+        sheet = draw_cluster_grid(picture, recording, steps=steps, blocks=blocks)
         frames = draw_cluster_frames(picture, recording, None if blocks is None else blocks[0])
     picture.save(folder / "picture.png")
     sheet.save(folder / "clusters.png", optimize=True)

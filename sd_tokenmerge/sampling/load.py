@@ -17,13 +17,10 @@ from sd_tokenmerge.devices import resolve_device
 from sd_tokenmerge.patching.outline import Outline, load_outline
 from sd_tokenmerge.sampling.attention import set_attention
 from sd_tokenmerge.sampling.locate import locate_model, locate_part, split_lora
+from sd_tokenmerge.sampling.networks import DTYPE_ARGUMENT, load_network, network_class
 from sd_tokenmerge.sampling.options import GenerateOptions, ResolvedOptions
 from sd_tokenmerge.sampling.resolve import resolve_options
 from sd_tokenmerge.sampling.single_file import holds_sdxl, published_model
-
-# diffusers 0.40 renamed `torch_dtype` to `dtype`.
-_VERSION = tuple(int(part) for part in diffusers.__version__.split(".")[:2])
-_DTYPE_ARGUMENT = "dtype" if _VERSION >= (0, 40) else "torch_dtype"
 
 # What the loaders raise about damaged or foreign files, such as a model_index.json without classes.
 _LOADING_ERRORS = (
@@ -75,12 +72,24 @@ def _load_folder(path: Path, options: ResolvedOptions, dtype: torch.dtype) -> An
         checker: dict[str, Any] = {}
         if "safety_checker" in index and not options.safety_checker:
             checker = {"safety_checker": None, "requires_safety_checker": False}
+        classes = {
+            name: network_class(*entry)
+            for name, entry in index.items()
+            if isinstance(entry, list) and None not in entry and name not in checker
+        }
+    networks = {}
+    for name, cls in classes.items():
+        if cls is not None:
+            with _loading("model", f"{options.model}/{name}"):
+                networks[name] = load_network(cls, path / name, dtype, options.variant)
+    with _loading("model", options.model):
         return diffusers.DiffusionPipeline.from_pretrained(
             path,
             variant=options.variant,
             local_files_only=True,
-            **{_DTYPE_ARGUMENT: dtype},
+            **{DTYPE_ARGUMENT: dtype},
             **checker,
+            **networks,
         )
 
 
@@ -97,7 +106,7 @@ def _load_file(path: Path, options: ResolvedOptions, dtype: torch.dtype) -> Any:
                 str(path),
                 config=options.model_config,
                 local_files_only=options.local_files_only,
-                **{_DTYPE_ARGUMENT: dtype},
+                **{DTYPE_ARGUMENT: dtype},
                 **checker,
             )
     except ValueError as error:
@@ -190,7 +199,7 @@ def _set_vae(pipe: Any, options: ResolvedOptions, dtype: torch.dtype) -> None:
     if not name.startswith("Autoencoder"):
         raise ValueError(f"`vae` must be an autoencoder, got {name} in {path}.")
     with _loading("vae", options.vae):
-        pipe.vae = getattr(diffusers, name).from_pretrained(path, **{_DTYPE_ARGUMENT: dtype})
+        pipe.vae = load_network(getattr(diffusers, name), path, dtype)
 
 
 def _add_loras(pipe: Any, options: ResolvedOptions) -> None:
@@ -198,17 +207,27 @@ def _add_loras(pipe: Any, options: ResolvedOptions) -> None:
     for index, entry in enumerate(options.lora):
         name, scale = split_lora(entry)
         path = locate_part("lora", name, local_files_only=options.local_files_only)
-        folder, weight_name = (path, None) if path.is_dir() else (path.parent, path.name)
+        file = _only_weights(path) if path.is_dir() else path
         with _loading("lora", name):
             pipe.load_lora_weights(
-                str(folder),
-                weight_name=weight_name,
+                str(file.parent),
+                weight_name=file.name,
                 adapter_name=f"lora{index}",
                 local_files_only=True,
             )
         scales.append(scale)
     if scales:
         pipe.set_adapters([f"lora{index}" for index in range(len(scales))], scales)
+
+
+def _only_weights(folder: Path) -> Path:
+    files = list(folder.glob("*.safetensors"))
+    if len(files) != 1:
+        raise ValueError(
+            f"`lora` must be a .safetensors file or a folder with one, got {str(folder)!r} with "
+            f"{len(files)}."
+        )
+    return files[0]
 
 
 def _place(pipe: Any, options: ResolvedOptions) -> None:

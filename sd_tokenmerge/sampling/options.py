@@ -129,7 +129,7 @@ class GenerateOptions:
     model: str | None = option(
         "Hub id, diffusers folder or single-file checkpoint.",
         default=None,
-        when_none="the sample pipeline of the checkout",
+        when_none="the embedded sample pipeline",
         panel="Model",
         compared=False,
     )

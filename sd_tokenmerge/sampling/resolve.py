@@ -17,22 +17,24 @@ from sd_tokenmerge.sampling.options import (
     ResolvedOptions,
 )
 
-SAMPLE_PIPELINE = Path(__file__).parents[2] / "samples" / "pipeline"
-"""The embedded sample pipeline, in a checkout."""
+_PACKAGE = Path(__file__).parents[1]
+SAMPLE_PIPELINES = (_PACKAGE / "sample_pipeline", _PACKAGE.parent / "samples" / "pipeline")
+"""Where the embedded sample pipeline is: in an installed wheel, or in a checkout."""
 
 
 def default_model() -> str:
     """The embedded sample pipeline's folder.
 
     Raises:
-        ValueError: there is none, because this is not a checkout.
+        ValueError: there is none, because this is neither a wheel nor a checkout.
     """
-    if not (SAMPLE_PIPELINE / "model_index.json").is_file():
-        raise ValueError(
-            "`model` must be given: the sample pipeline, its default, exists only in a checkout "
-            f"of the repository (looked in {SAMPLE_PIPELINE})."
-        )
-    return str(SAMPLE_PIPELINE)
+    for folder in SAMPLE_PIPELINES:
+        if (folder / "model_index.json").is_file():
+            return str(folder)
+    raise ValueError(
+        "`model` must be given: the sample pipeline, its default, is in neither of "
+        f"{' and '.join(map(str, SAMPLE_PIPELINES))}."
+    )
 
 
 def resolve_options(options: GenerateOptions) -> ResolvedOptions:

@@ -55,9 +55,9 @@ def test_a_prompt_instead_of_a_class(tiny_model, tmp_path):
         (["--show-steps", "0"], 2, "--show-steps must be numbers from 1, such as 1,13,25, got '0'"),
         (["--show-steps", "a"], 2, "--show-steps must be numbers from 1, such as 1,13,25, got 'a'"),
         (["--show-steps", "3"], 2, "--show-steps must be in [1, 2], got 3."),
-        (["--show-blocks", "a"], 2, f"--show-blocks must be among {BLOCK}, "),
+        (["--show-blocks", "a"], 2, f"--show-blocks must be a merged block ({BLOCK}, "),
         (["--keep-rate", "1"], 2, "must have merged tokens in some step"),
-        (["--guidance-scale", "1e300"], 1, "the picture has NaN pixels"),
+        (["--guidance-scale", "1e300"], 1, "1 of 1 images have NaN pixels"),
     ],
 )
 def test_errors_are_one_line(tiny_model, tmp_path, capsys, arguments, code, message):

@@ -8,6 +8,7 @@ from typing import Any
 import diffusers
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from sd_tokenmerge.sampling.load import load_pipeline
 from sd_tokenmerge.sampling.locate import files_identity, split_lora
@@ -105,6 +106,14 @@ def test_loras_change_the_output_by_their_scales(tiny_model: Path, tmp_path: Pat
     assert torch.allclose(output(f"{file}@0.25", f"{file}@0.75"), full, atol=1e-5)
 
 
+@pytest.mark.parametrize("number", [0, 2])
+def test_a_lora_folder_must_hold_one_file(tiny_model: Path, tmp_path: Path, number: int) -> None:
+    for index in range(number):
+        (tmp_path / f"{index}.safetensors").touch()
+    with pytest.raises(ValueError, match=rf"`lora` must be .* got '{tmp_path}' with {number}\."):
+        load(tiny_model, lora=(str(tmp_path),))
+
+
 def save_lora(pipe: Any, folder: Path) -> None:
     from peft import LoraConfig
     from peft.utils import get_peft_model_state_dict
@@ -194,6 +203,39 @@ def test_damaged_weights_are_refused_on_one_line(copied_model: Path, damage: str
     with pytest.raises(ValueError, match=r"`model` .* cannot be loaded: ") as caught:
         load(copied_model)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("component", ["text_encoder", "unet", "vae"])
+@pytest.mark.parametrize("fault", ["missing", "unexpected", "another shape"])
+def test_weights_that_do_not_fit_are_refused(
+    copied_model: Path, component: str, fault: str
+) -> None:
+    path = next((copied_model / component).glob("*.safetensors"))
+    weights = load_file(path)
+    name = next(name for name, value in weights.items() if value.ndim >= 2)
+    if fault == "missing":
+        del weights[name]
+    elif fault == "unexpected":
+        name = "renamed.weight"
+        weights[name] = torch.zeros(1)
+    else:
+        weights[name] = weights[name][:-1].clone()
+    save_file(weights, path, metadata={"format": "pt"})
+    name = name.removeprefix("text_model.")
+    with pytest.raises(ValueError, match=rf"/{component}' cannot be loaded: .*{name}") as caught:
+        load(copied_model)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_chosen_autoencoder_must_have_all_its_weights(
+    tiny_model: Path, copied_model: Path
+) -> None:
+    path = next((copied_model / "vae").glob("*.safetensors"))
+    weights = load_file(path)
+    del weights["encoder.conv_in.weight"]
+    save_file(weights, path, metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=r"`vae` .* missing encoder\.conv_in\.weight"):
+        load(tiny_model, vae=str(copied_model / "vae"))
 
 
 def test_identity_is_that_of_the_content(tiny_model: Path, copied_model: Path) -> None:

@@ -158,16 +158,19 @@ def test_prompts_come_instead_of_the_models_classes(tmp_path: Path) -> None:
     assert resolve_options(options).classes is None
 
 
-def test_the_sample_pipeline_is_the_default_model_of_a_checkout(
+def test_the_sample_pipeline_is_the_default_model(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sd_tokenmerge.sampling.resolve.SAMPLE_PIPELINE", tmp_path)
+    installed, checkout = tmp_path / "installed", tmp_path / "checkout"
+    monkeypatch.setattr("sd_tokenmerge.sampling.resolve.SAMPLE_PIPELINES", (installed, checkout))
     with pytest.raises(ValueError, match="`model` must be given"):
         resolve_options(GenerateOptions(out="-", device="cpu"))
-    (tmp_path / "model_index.json").write_text("{}")
-    write_model(tmp_path, size=128)
-    resolved = resolve_options(GenerateOptions(out="-", device="cpu"))
-    assert (resolved.model, resolved.height) == (str(tmp_path), 128)
+    for folder, size in ((checkout, 128), (installed, 64)):
+        folder.mkdir()
+        (folder / "model_index.json").write_text("{}")
+        write_model(folder, size=size)
+        resolved = resolve_options(GenerateOptions(out="-", device="cpu"))
+        assert (resolved.model, resolved.height) == (str(folder), size)
 
 
 @pytest.mark.parametrize(

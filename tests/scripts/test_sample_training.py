@@ -1,11 +1,17 @@
 """The training's parts at a size that takes seconds."""
 
 import torch
+from safetensors.torch import load_file
 from sample_training.autoencoder import build_autoencoder, picture_batch
+from sample_training.denoiser import Denoiser
+from sample_training.export import export_pipeline
 from sample_training.loop import Schedule, Trainer
-from sample_training.text import build_tokenizer, world_prompts
+from sample_training.text import build_text_encoder, build_tokenizer, world_prompts
 from sample_world import CLASSES
 from torch import nn
+
+from sd_tokenmerge.sampling.load import load_pipeline
+from sd_tokenmerge.sampling.options import GenerateOptions
 
 
 def test_the_autoencoder_starts_as_a_thumbnail():
@@ -52,3 +58,20 @@ def test_an_interrupted_training_ends_where_an_uninterrupted_one_does(tmp_path):
     whole = train(tmp_path / "whole", None)
     resumed = train(tmp_path / "resumed", 3, 6, None)
     torch.testing.assert_close(whole.state_dict(), resumed.state_dict(), atol=0, rtol=0)
+
+
+def test_an_exported_pipeline_loads_with_the_names_of_published_weights(tmp_path):
+    tokenizer = build_tokenizer(tmp_path / "tokenizer")
+    denoiser = Denoiser(build_text_encoder(tokenizer))
+    tokens = torch.arange(8)[None]
+    with torch.no_grad():
+        expected = denoiser.text_encoder(tokens).last_hidden_state
+    folder = tmp_path / "pipeline"
+    export_pipeline(
+        build_autoencoder(), denoiser, tokenizer, tmp_path / "tokenizer", scaling=1.0, folder=folder
+    )
+    names = load_file(folder / "text_encoder" / "model.safetensors").keys()
+    assert {name.split(".")[0] for name in names} == {"text_model"}
+    loaded = load_pipeline(GenerateOptions(out="-", model=str(folder), device="cpu"))
+    with torch.no_grad():
+        assert torch.equal(loaded.text_encoder(tokens).last_hidden_state, expected)

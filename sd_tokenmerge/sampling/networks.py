@@ -1,0 +1,71 @@
+"""Load one network of a pipeline, and refuse weights that don't fit it."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+import transformers
+
+# diffusers 0.40 renamed `torch_dtype` to `dtype`.
+_VERSION = tuple(int(part) for part in diffusers.__version__.split(".")[:2])
+DTYPE_ARGUMENT = "dtype" if _VERSION >= (0, 40) else "torch_dtype"
+"""What diffusers calls the dtype of a pipeline or network."""
+
+
+def network_class(library: str, name: str) -> Any:
+    """The class of a component in a `model_index.json`, or None if it isn't a network.
+
+    Args:
+        library: `"diffusers"`, `"transformers"` or a module of `diffusers.pipelines`.
+        name: the class's name.
+    """
+    libraries = {"diffusers": diffusers, "transformers": transformers}
+    module = libraries.get(library) or getattr(diffusers.pipelines, library, None)
+    found = getattr(module, name, None)
+    is_network = isinstance(found, type) and issubclass(found, torch.nn.Module)
+    return found if is_network else None
+
+
+def load_network(cls: Any, folder: Path, dtype: torch.dtype, variant: str | None = None) -> Any:
+    """A network, in evaluation mode, with the weights in `folder`.
+
+    Of missing weights, diffusers and transformers only warn, and leave them random or without
+    values.
+
+    Args:
+        cls: the network's class, in diffusers or transformers.
+        folder: holds `config.json` and the weights.
+        dtype: that of the weights in memory.
+        variant: load the files of this variant, such as `"fp16"`, if there are any.
+
+    Raises:
+        ValueError: weights are missing, unexpected or of another shape.
+    """
+    options: dict[str, Any] = {"local_files_only": True, "output_loading_info": True}
+    if variant and any(variant in file.name.split(".")[1:-1] for file in folder.iterdir()):
+        options["variant"] = variant
+    if issubclass(cls, transformers.PreTrainedModel):
+        # Without `ignore_mismatched_sizes`, its error does not say which weights.
+        options |= {"dtype": dtype, "ignore_mismatched_sizes": True}
+    else:
+        options[DTYPE_ARGUMENT] = dtype
+    network, report = cls.from_pretrained(folder, **options)
+    faults = [
+        f"{fault} {_listed(report[f'{fault}_keys'])}"
+        for fault in ("missing", "unexpected", "mismatched")
+        if report[f"{fault}_keys"]
+    ]
+    if faults:
+        raise ValueError(f"its weights do not fit {cls.__name__}: {'; '.join(faults)}.")
+    return network
+
+
+def _listed(keys: Collection[Any], most: int = 3) -> str:
+    # A mismatch is reported as a tuple of name and shapes.
+    names = sorted(key if isinstance(key, str) else key[0] for key in keys)
+    rest = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + rest
