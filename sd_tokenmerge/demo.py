@@ -29,7 +29,7 @@ UNMERGED = "unmerged"
 FEWER_STEPS = (0.8, 0.6)
 """Fractions of the steps in the unmerged pictures with fewer steps."""
 
-_EVERY_NTH_CLASS = 2
+_PICTURES = 4
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,9 @@ def _unmerged(out: Path) -> ResolvedOptions:
         out=str(out / UNMERGED), merging=None, images_per_class=1, batch_size=2
     )
     resolved = resolve_options(options)
-    return replace(resolved, classes=(resolved.classes or ())[::_EVERY_NTH_CLASS])
+    classes = resolved.classes or ()
+    step = -(-len(classes) // _PICTURES)
+    return replace(resolved, classes=classes[::step])
 
 
 def _settings(out: Path, unmerged: ResolvedOptions) -> dict[str, ResolvedOptions]:

@@ -20,7 +20,7 @@ FOLDERS = ["unmerged", *PRESETS, "4-steps", "3-steps"]
 def sample(tiny_model, tmp_path_factory):
     folder = tmp_path_factory.mktemp("sample") / "pipeline"
     shutil.copytree(tiny_model, folder)
-    settings = {"classes": [1, 5, 18], "size": 64, "steps": 5, "guidance_scale": 3.0}
+    settings = {"classes": [1, 5, 18, 20, 25], "size": 64, "steps": 5, "guidance_scale": 3.0}
     (folder / "sample.json").write_text(json.dumps(settings))
     return folder
 
@@ -46,7 +46,7 @@ def test_pictures_table_and_clusters(tmp_path, capsys, monkeypatch):
     assert [row[-3] for row in cells] == ["5"] * (1 + len(PRESETS)) + ["4", "3"]
     for row, folder in zip(cells[1:], FOLDERS[1:], strict=True):
         ratios = []
-        for name in ("1_0.png", "18_0.png"):
+        for name in ("1_0.png", "18_0.png", "25_0.png"):
             error = (pixels(out / folder / name) - pixels(out / "unmerged" / name)) ** 2
             ratios.append(10 * np.log10(255**2 / error.mean()))
         assert float(row[-2]) == pytest.approx(np.mean(ratios), abs=0.06)
