@@ -80,7 +80,7 @@ def run_bench(
 
 
 def choose_pictures(options: GenerateOptions, quick: bool) -> ResolvedOptions:
-    """Options with everything filled in: at most two pictures, one for each class or prompt."""
+    """Options with everything filled in: one picture for each class or prompt, by default two."""
     resolved = resolve_options(replace(options, merging=None, images_per_class=1, batch_size=1))
     if options.classes is None and options.prompts is None:
         known = resolved.classes or ()
@@ -110,7 +110,9 @@ def describe_conditions(base: ResolvedOptions, quick: bool) -> dict[str, Any]:
 
 def make_recipes(steps: int, quick: bool) -> list[Recipe]:
     """The full recipe, fewer steps, the presets, and the tomesd package if it is there."""
-    counts = dict.fromkeys(max(1, round(share * steps)) for share in FEWER[:: 2 if quick else 1])
+    counts = dict.fromkeys(
+        max(1, round(share * steps)) for share in (FEWER[1::2] if quick else FEWER)
+    )
     recipes = [
         Recipe(FULL),
         *(Recipe(f"steps-{count}", steps=count) for count in counts if count < steps),
@@ -139,7 +141,8 @@ class Record:
         if not self._path.exists():
             return
         found = read_json(self._path)
-        if not isinstance(found, dict) or not {"conditions", "rounds"} <= found.keys():
+        parts = (found.get("conditions"), found.get("rounds")) if isinstance(found, dict) else ()
+        if [type(part) for part in parts] != [dict, list]:
             raise ValueError(f"{self._path} is damaged: remove it, or use another `out`.")
         for name, value in conditions.items():
             if (before := found["conditions"].get(name)) != value:

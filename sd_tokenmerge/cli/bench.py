@@ -62,6 +62,9 @@ def bench_command(
         raise UserError(f"{error} Nothing was timed.", exit_code=1) from error
     except OSError as error:
         raise interruption(error) from error
+    except KeyboardInterrupt as error:
+        message = "interrupted. Run the same command again to continue."
+        raise UserError(message, exit_code=130) from error
     print(json.dumps(content, indent=2) if as_json else _tables(content))
     files = ", ".join(str(Path(options.out, name)) for name in (RECORD, PLOT, SHEET))
     print(f"Written: {files}.", file=sys.stderr)

@@ -28,6 +28,7 @@ def test_interrupted_resumed_and_done(command, tmp_path, capsys, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(bench.Recipe, "generate", interrupted)
         assert run(command) == 130
+    assert "interrupted. Run the same command again to continue." in capsys.readouterr().err
     assert "preset-paper" in started
     before = json.loads((tmp_path / "b" / "bench.json").read_text())
     assert "verdict" not in before
@@ -62,9 +63,10 @@ def test_interrupted_resumed_and_done(command, tmp_path, capsys, monkeypatch):
     assert "with another guidance_scale: 7.5, now 2.0." in capsys.readouterr().err
 
 
-def test_a_damaged_record_is_refused(command, tmp_path, capsys):
+@pytest.mark.parametrize("text", ["[]", "{}", '{"conditions": 1, "rounds": []}'])
+def test_a_damaged_record_is_refused(text, command, tmp_path, capsys):
     (tmp_path / "b").mkdir()
-    (tmp_path / "b" / "bench.json").write_text("[]")
+    (tmp_path / "b" / "bench.json").write_text(text)
     assert run(command) == 2
     assert "bench.json is damaged: remove it, or use another --out." in capsys.readouterr().err
 
