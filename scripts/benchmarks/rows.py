@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[2]
 STORE = ROOT / "docs" / "benchmarks"
 
 MACHINE = ("device", "threads", "load", "torch", "versions", "commit", "date")
-PACKAGES = ("diffusers", "tomesd", "numpy", "scipy", "scikit-learn", "fastcluster")
+PACKAGES = ("diffusers", "tomesd", "DeepCache", "numpy", "scipy", "scikit-learn", "fastcluster")
 
 Row = Mapping[str, object]
 
