@@ -33,6 +33,7 @@ def attend(
     first_order: bool,
     query_partition: Partition | None = None,
     scale: float | None = None,
+    key_bias: Tensor | None = None,
 ) -> Tensor:
     """Merged attention, `[B, H, N, D] -> [B, H, N, D]`.
 
@@ -53,11 +54,19 @@ def attend(
         first_order: whether m has the first-order term. Needs `sizes` and cluster means.
         query_partition: the clusters of the queries for `"two-sided"`; None: `partition`.
         scale: factor on the products of queries and keys; None: `1 / sqrt(D)`.
+        key_bias: added to the logits of each key, `[B, 1, 1, N]`; equal for all tokens of a
+            cluster, such as -inf for padding in clusters of its own.
     """
-    bias = partition.log_sizes(query.dtype)[:, None, None] if sizes else None
     if merge == "q":
-        output = scaled_dot_product_attention(_merge(partition, query), key, value, scale=scale)
+        output = scaled_dot_product_attention(
+            _merge(partition, query), key, value, attn_mask=key_bias, scale=scale
+        )
         return _unmerge(partition, output)
+
+    bias = partition.log_sizes(query.dtype)[:, None, None] if sizes else None
+    if key_bias is not None:
+        of_clusters = _merge(partition, key_bias.transpose(-1, -2)).transpose(-1, -2)
+        bias = of_clusters if bias is None else bias + of_clusters
 
     keys, values = _merge(partition, key), _merge(partition, value)
     slope = None
@@ -75,7 +84,7 @@ def attend(
         return output
     query_partition = query_partition or partition
     queries = _merge(query_partition, query)
-    exact = scaled_dot_product_attention(queries, key, value, scale=scale)
+    exact = scaled_dot_product_attention(queries, key, value, attn_mask=key_bias, scale=scale)
     return output + _unmerge(query_partition, exact - attend_to_clusters(queries))
 
 

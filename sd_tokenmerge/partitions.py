@@ -103,6 +103,25 @@ class Partition:
         tokens = merged.flatten(0, 1).index_select(0, self._segments.rows)
         return tokens.view(*self.labels.shape, merged.shape[-1])
 
+    def with_singletons(self, before: int, after: int) -> Partition:
+        """This partition with further tokens before and after its own, each a cluster by itself.
+
+        The new clusters come after the K of this partition.
+        """
+        if before == after == 0:
+            return self
+        batch, num_tokens = self.labels.shape
+        total = before + num_tokens + after
+        new = torch.arange(self.num_clusters, self.num_clusters + before + after)
+        new = new.to(self.labels.device).expand(batch, -1)
+        labels = torch.cat((new[:, :before], self.labels, new[:, before:]), 1)
+        representatives = None
+        if self.representatives is not None:
+            places = torch.arange(total, device=self.labels.device).expand(batch, -1)
+            alone = torch.cat((places[:, :before], places[:, before + num_tokens :]), 1)
+            representatives = torch.cat((self.representatives + before, alone), 1)
+        return Partition(labels, self.num_clusters + before + after, representatives)
+
     def check(self) -> Partition:
         """Check the values of labels and representatives, waiting for the device; returns self.
 

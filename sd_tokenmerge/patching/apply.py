@@ -85,7 +85,7 @@ def apply_patch(
     if native is not None:
         require_reachable(parsed, targets, *native)
     for target in targets:
-        require_mergeable(target.site.attention, config)
+        require_mergeable(target.site.attention, config, target.site)
     present = find_patch(denoiser)
     if present is not None and not replace:
         raise RuntimeError(

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from functools import cache, partial
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -19,7 +20,7 @@ from sd_tokenmerge.config import MergeConfig
 from sd_tokenmerge.patching.block import MergedBlock, SelfAttentionInputs
 from sd_tokenmerge.patching.features import project_keys, project_queries
 from sd_tokenmerge.patching.interception import Interception
-from sd_tokenmerge.patching.sites import incompatibility
+from sd_tokenmerge.patching.sites import Site, incompatibility
 
 
 class MergedAttention:
@@ -30,18 +31,12 @@ class MergedAttention:
     _unmerged_class: type
     scale: float
 
-    def __call__(
-        self,
-        hidden_states: Tensor,
-        encoder_hidden_states: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        **kwargs: Any,
-    ) -> Tensor:
+    def __call__(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
         """Attend to clusters instead of to tokens, `[B, N, C] -> [B, N, C]`."""
         block = self._merged_block
-        run: Callable[..., Tensor] = partial(super().__call__, **kwargs)  # type: ignore[misc]
-        require_mergeable(self, block.config)
-        if block.config.merge != "qkv":
+        run: Callable[..., Any] = super().__call__  # type: ignore[misc]
+        require_mergeable(self, block.config, block)
+        if block.config.merge != "qkv" or not block.merges_input:
             outputs: list[Tensor] = []
 
             def attend_to_clusters(*arguments: Any, **options: Any) -> Tensor:
@@ -49,7 +44,7 @@ class MergedAttention:
                 return outputs[-1]
 
             with Interception(attend_to_clusters):
-                output = run(hidden_states, encoder_hidden_states, attention_mask)
+                output = run(hidden_states, *args, **kwargs)
             if len(outputs) != 1:
                 raise RuntimeError(
                     "a merged self-attention must call torch's scaled_dot_product_attention once, "
@@ -68,8 +63,11 @@ class MergedAttention:
         )
         partition = block.choose(inputs)
         if partition is None:
-            return run(hidden_states, encoder_hidden_states, attention_mask)
-        if encoder_hidden_states is not None or attention_mask is not None:
+            return run(hidden_states, *args, **kwargs)
+        keys, mask = (
+            kwargs.pop(name, None) for name in ("encoder_hidden_states", "attention_mask")
+        )
+        if args or keys is not None or mask is not None:
             raise ValueError(
                 "a merged self-attention must get neither `encoder_hidden_states` nor "
                 "`attention_mask`, got one of them."
@@ -78,7 +76,7 @@ class MergedAttention:
         if block.config.weights_keys:
             # ToMe (Bolya et al., 2023), "proportional attention": softmax(Q K^T / sqrt(d) + log s)
             bias = partition.log_sizes(merged.dtype).unsqueeze(1)
-        return partition.unmerge(run(merged, attention_mask=bias))
+        return partition.unmerge(run(merged, attention_mask=bias, **kwargs))
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         return _new_merged, (self._unmerged_class,), self.__dict__
@@ -119,11 +117,13 @@ def _attend(
     **options: Any,
 ) -> Tensor:
     """Merged attention in place of a processor's `scaled_dot_product_attention`."""
+    length = query.shape[2]
+    image = block.image_tokens(length)
     inputs = SelfAttentionInputs(
         query.shape[0],
-        query.shape[2],
-        query=lambda: query,
-        key=lambda: key,
+        image.stop - image.start,
+        query=lambda: query[:, :, image],
+        key=lambda: key[:, :, image],
         scale=query.shape[-1] ** -0.5 if scale is None else scale,
     )
     partition = block.choose(inputs)
@@ -131,30 +131,45 @@ def _attend(
         return F.scaled_dot_product_attention(
             query, key, value, attn_mask=attn_mask, scale=scale, **options
         )
-    if key.shape != query.shape or attn_mask is not None or any(options.values()):
+    is_key_mask = attn_mask is None or (
+        block.has_text and attn_mask.ndim == 4 and attn_mask.shape[1:] == (1, 1, length)
+    )
+    if key.shape != query.shape or not is_key_mask or any(options.values()):
         raise ValueError(
-            "a merged self-attention must attend to its own tokens, without a mask or dropout, "
-            f"got queries {list(query.shape)}, keys {list(key.shape)} and "
-            f"{'a' if attn_mask is not None else 'no'} mask."
+            "a merged self-attention must attend to its own tokens, without dropout and with no "
+            f"mask but one of text tokens, got queries {list(query.shape)}, keys "
+            f"{list(key.shape)} and "
+            f"{'no mask' if attn_mask is None else f'a mask {list(attn_mask.shape)}'}."
         )
+    if attn_mask is not None and attn_mask.dtype == torch.bool:
+        attn_mask = torch.zeros_like(attn_mask, dtype=query.dtype).masked_fill(
+            ~attn_mask, -torch.inf
+        )
+    image = block.image_tokens(length, partition.labels.shape[1])  # no grid in a recomputation
     return attend(
         query,
         key,
         value,
-        partition,
+        partition.with_singletons(image.start, length - image.stop),
         merge=block.config.merge,
         sizes=block.config.weights_keys,
         first_order=block.corrects_to_first_order,
         scale=scale,
+        key_bias=attn_mask,
     )
 
 
-def require_mergeable(attention: Any, config: MergeConfig) -> None:
+def require_mergeable(attention: Any, config: MergeConfig, place: Site | MergedBlock) -> None:
     """Refuse an attention that can't be merged as `config` says.
+
+    Args:
+        attention: the attention.
+        config: how tokens are merged.
+        place: where it is.
 
     Raises:
         RuntimeError: a modification of the attention is incompatible with merging.
     """
-    reason = incompatibility(attention, config)
+    reason = incompatibility(attention, config, place.processors, place.merges_input)
     if reason is not None:
         raise RuntimeError(f"token merging can't be combined with this model as it is: {reason}")

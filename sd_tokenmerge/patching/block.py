@@ -6,7 +6,7 @@ record them.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,12 +19,20 @@ from sd_tokenmerge.keep_rates import KeepRate
 from sd_tokenmerge.methods.base import Grid
 from sd_tokenmerge.partitions import Partition, clusters_to_keep
 from sd_tokenmerge.patching.compiled import choose_in_graph, is_in_backward
+from sd_tokenmerge.patching.families import ReadGrid
 from sd_tokenmerge.patching.features import received_attention
 from sd_tokenmerge.patching.one_thread import OneThread
 from sd_tokenmerge.patching.reuse import BlockPartitions, PartitionReuse
+from sd_tokenmerge.patching.sites import Site
 
 Arguments = tuple[Any, ...]
 Keywords = dict[str, Any]
+
+
+def read_image_grid(model: Any, args: Arguments, kwargs: Mapping[str, Any]) -> Grid:
+    """The grid of a UNet's inner transformer: its input is an image, `[B, C, H, W]`."""
+    image = args[0] if args else kwargs["hidden_states"]
+    return Grid(image.shape[-2], image.shape[-1])
 
 
 class GridRecorder:
@@ -39,19 +47,27 @@ class GridRecorder:
     grid: Grid | None = None
     last_grid: Grid | None = None
 
-    def __init__(self) -> None:
+    def __init__(self, read: ReadGrid) -> None:
+        """Record what `read` returns."""
         self.thread = OneThread()
+        self._read = read
 
     def begin(self, module: Any, args: Arguments, kwargs: Keywords) -> None:
-        """Forward pre-hook of the transformer: its input is an image, `[B, C, H, W]`."""
+        """Forward pre-hook of the transformer."""
         self.thread.enter()
-        image = args[0] if args else kwargs["hidden_states"]
-        self.grid = self.last_grid = Grid(image.shape[-2], image.shape[-1])
+        self.grid = self.last_grid = self._read(module, args, kwargs)
 
     def end(self, module: Any, args: Arguments, output: Any) -> None:
         """Forward hook of the transformer."""
         self.thread.require()
         self.grid = None
+
+
+class DenoiserGridRecorder(GridRecorder):
+    """A recorder on the denoiser itself, which runs outside of its compiled graph."""
+
+    begin = torch.compiler.disable(GridRecorder.begin)  # type: ignore[no-untyped-call]
+    end = torch.compiler.disable(GridRecorder.end)  # type: ignore[no-untyped-call]
 
 
 @dataclass(frozen=True)
@@ -82,6 +98,8 @@ class MergedBlock:
         path: the block's name.
         partitions: the block's partitions.
         recorder: records the grid of the block's transformer.
+        merges_input: of the block's `Site`.
+        processors: of the block's `Site`.
         rate: the keep rate in this call of the denoiser.
     """
 
@@ -93,6 +111,7 @@ class MergedBlock:
         recorder: GridRecorder,
         keep_rate: KeepRate,
         depth: float,
+        site: Site,
     ) -> None:
         """Merge in one block.
 
@@ -103,12 +122,16 @@ class MergedBlock:
             recorder: of the block's transformer.
             keep_rate: fraction of the tokens that is kept.
             depth: the block's place among the merged blocks, in [0, 1].
+            site: the self-attention; not kept, as it holds modules.
         """
         self.config = config
         self.corrects_to_first_order = config.corrects_to_first_order
         self.reuse = reuse
         self.partitions = partitions
         self.recorder = recorder
+        self.merges_input = site.merges_input
+        self.processors = site.processors
+        self._order = site.order
         self.path = partitions.path
         self.keep_rate = keep_rate
         self._depth = depth
@@ -130,6 +153,29 @@ class MergedBlock:
         """Forward pre-hook of the block: ToMe-SD and ATC cluster its input, before the norm."""
         self._require_one_thread()
         self._input = args[0] if args else kwargs["hidden_states"]
+
+    @property
+    def has_text(self) -> bool:
+        """Whether text tokens join the image's in the attention."""
+        return self._order != "image"
+
+    def image_tokens(self, length: int, num_tokens: int | None = None) -> slice:
+        """The place of the image's tokens among those of the attention.
+
+        Args:
+            length: how many tokens the attention has, text included.
+            num_tokens: how many are the image's; None: those of the transformer's grid.
+        """
+        if num_tokens is None:
+            grid = self.recorder.grid
+            num_tokens = length if grid is None else grid.num_tokens
+        if self._order == "image" or num_tokens > length:
+            return slice(0, length)
+        return (
+            slice(0, num_tokens)
+            if self._order == "image-text"
+            else slice(length - num_tokens, length)
+        )
 
     def choose(self, inputs: SelfAttentionInputs) -> Partition | None:
         """The partition of the attention's tokens; None to keep every token.
@@ -193,7 +239,8 @@ class MergedBlock:
                     return inputs.key().mean(1), scores
                 if block_input is None:
                     raise RuntimeError(f"{self.path} must run its self-attention itself.")
-                return block_input.detach(), scores
+                image = self.image_tokens(block_input.shape[1])
+                return block_input[:, image].detach(), scores
 
         if torch.compiler.is_compiling():
             method, ticket = self.reuse.method, self.partitions.ticket

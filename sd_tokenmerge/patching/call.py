@@ -76,17 +76,26 @@ class CallLog:
     """Creates the `DenoiserCall` of each call, by comparing it with the call before."""
 
     def __init__(
-        self, scheduler: SchedulerOf, *, needs_step: bool, needs_progress: bool, needs_values: bool
+        self,
+        scheduler: SchedulerOf,
+        *,
+        scale: float = 1.0,
+        needs_step: bool,
+        needs_progress: bool,
+        needs_values: bool,
     ) -> None:
         """Start without a call.
 
         Args:
             scheduler: of the pipeline.
+            scale: the scheduler's timesteps are this times the denoiser's; unless it is 1, up to
+                rounding.
             needs_step: whether `step` and `number` are used.
             needs_progress: whether `progress` is used.
             needs_values: whether `timesteps` are used.
         """
         self._scheduler = scheduler
+        self._scale = scale
         self._needs = (needs_step, needs_progress, needs_values)
         self._previous: _Position | None = None
         self._step = self._number = 0
@@ -144,7 +153,9 @@ class CallLog:
             distance = int(timestep.storage_offset() - timesteps.storage_offset())
             return distance // int(timesteps.stride(0))
         values = self._list(timesteps)
-        value = max(self._read(timestep))  # the noisiest image of a batch decides
+        value = max(self._read(timestep)) * self._scale  # the noisiest image of a batch decides
+        if self._scale != 1:
+            value = _nearest(value, values)
         if value not in values:
             raise RuntimeError(
                 "the denoiser must be called with one of the scheduler's timesteps, so that "
@@ -170,6 +181,13 @@ class CallLog:
     def __getstate__(self) -> dict[str, Any]:
         """A copy starts without calls."""
         return self.__dict__ | {"_previous": None, "_step": 0, "_number": 0, "_listed": None}
+
+
+def _nearest(value: float, values: list[float]) -> float:
+    """The entry of `values` that was rounded to `value`; `value` itself if none is near enough."""
+    first, *others = sorted(set(values), key=lambda known: abs(known - value))
+    is_near = not others or 4 * abs(first - value) < abs(others[0] - value)
+    return first if is_near else value
 
 
 class _Position(NamedTuple):

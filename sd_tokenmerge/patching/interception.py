@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
@@ -30,6 +31,8 @@ class Interception(TorchFunctionMode):
         """Called for every function of torch."""
         if function is _ATTENTION:
             function = self._attend
+        elif function is Tensor.unflatten:
+            function = torch.unflatten  # dynamo can't trace the method while a mode is active
         return function(*args, **(kwargs or {}))
 
 

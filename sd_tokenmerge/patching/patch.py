@@ -14,9 +14,17 @@ from sd_tokenmerge.config import MergeConfig
 from sd_tokenmerge.methods.base import Method
 from sd_tokenmerge.partitions import clusters_to_keep
 from sd_tokenmerge.patching.attention import MergedAttention, attach, detach
-from sd_tokenmerge.patching.block import Arguments, GridRecorder, Keywords, MergedBlock
+from sd_tokenmerge.patching.block import (
+    Arguments,
+    DenoiserGridRecorder,
+    GridRecorder,
+    Keywords,
+    MergedBlock,
+    read_image_grid,
+)
 from sd_tokenmerge.patching.call import CallLog, SchedulerOf
 from sd_tokenmerge.patching.compiled import is_in_backward, register
+from sd_tokenmerge.patching.families import find_family
 from sd_tokenmerge.patching.recording import Recording
 from sd_tokenmerge.patching.report import BlockReport, Report
 from sd_tokenmerge.patching.reuse import PartitionReuse
@@ -55,8 +63,11 @@ class Patch:
         )
         register(self._reuse)
         self._varying = any(rate.varies_over_steps for rate in config.keep_rates)
+        family = find_family(denoiser)
+        self._timestep_place = 1 if family is None else family.timestep
         self._calls = CallLog(
             scheduler,
+            scale=1.0 if family is None else family.timestep_scale,
             needs_step=config.refresh_every > 1,
             needs_progress=self._varying,
             needs_values=method.uses_seed,
@@ -66,11 +77,16 @@ class Patch:
 
     def attach_to(self, denoiser: nn.Module, targets: list[Target]) -> None:
         """Attach the hooks; the arguments are those of `__init__`."""
+        family = find_family(denoiser)
         recorders: dict[nn.Module, GridRecorder] = {}
         for partitions, target in zip(self._reuse.blocks, targets, strict=True):
             site = target.site
             if site.transformer not in recorders:
-                recorder = recorders[site.transformer] = GridRecorder()
+                recorder = recorders[site.transformer] = (
+                    GridRecorder(read_image_grid)
+                    if family is None
+                    else DenoiserGridRecorder(family.grid)
+                )
                 self._add_pre_hook(site.transformer, recorder.begin)
                 self._hooks.append(site.transformer.register_forward_hook(recorder.end))
             block = MergedBlock(
@@ -80,6 +96,7 @@ class Patch:
                 recorders[site.transformer],
                 target.keep_rate,
                 target.depth,
+                site,
             )
             self._blocks[site.path] = block
             self._add_pre_hook(site.block, block.record_input)
@@ -107,7 +124,8 @@ class Patch:
                 "partitions depend on the denoising step: checkpoint its blocks instead, with "
                 "enable_gradient_checkpointing()."
             )
-        call = self._calls.begin(args[1] if len(args) > 1 else kwargs["timestep"])
+        place = self._timestep_place
+        call = self._calls.begin(args[place] if len(args) > place else kwargs["timestep"])
         self._reuse.begin_call(call)
         if call.progress is not None:
             for block in self._blocks.values():

@@ -6,33 +6,37 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from diffusers.models.attention import BasicTransformerBlock
-from diffusers.models.attention_processor import (
-    AttnProcessor,
-    AttnProcessor2_0,
-    CustomDiffusionAttnProcessor2_0,
-    FusedAttnProcessor2_0,
-    SlicedAttnProcessor,
-    XFormersAttnProcessor,
-)
 from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from torch import nn
 
 from sd_tokenmerge.config import MergeConfig
 from sd_tokenmerge.methods.base import Grid
+from sd_tokenmerge.patching.families import FAMILIES, Family, Order, find_family
+
+_TAKE_BIAS = (
+    "AttnProcessor",
+    "AttnProcessor2_0",
+    "FusedAttnProcessor2_0",
+    "SlicedAttnProcessor",
+    "XFormersAttnProcessor",
+)
 
 
 @dataclass(frozen=True, eq=False)
 class Site:
-    """A transformer block of a denoiser with its self-attention.
+    """A self-attention over image tokens in a transformer block of a denoiser.
 
     Attributes:
-        path: the block's name in the denoiser.
+        path: the block's name in the denoiser; with the attention's name if the block has two.
         level: how many times the image was halved before it gets here; 0 is the finest.
         heads: attention heads.
         channels: C of the block's tokens.
-        transformer: the `Transformer2DModel` around the block, where height and width are known.
-        block: the `BasicTransformerBlock`.
-        attention: the block's self-attention.
+        transformer: the module around the block, where height and width are known.
+        block: the transformer block.
+        attention: the self-attention.
+        order: of image and text tokens in its sequence.
+        processors: names of the processors that all forms of merging work with.
+        merges_input: whether `merge="qkv"` merges the attention's input; see `Attentions`.
     """
 
     path: str
@@ -42,24 +46,43 @@ class Site:
     transformer: Any = field(repr=False)
     block: Any = field(repr=False)
     attention: Any = field(repr=False)
+    order: Order = "image"
+    processors: tuple[str, ...] = (
+        "AttnProcessor2_0",
+        "FusedAttnProcessor2_0",
+        "CustomDiffusionAttnProcessor2_0",
+    )
+    merges_input: bool = True
 
 
 def find_denoiser(model: object) -> nn.Module:
-    """The uncompiled UNet of a pipeline, or `model` itself if it is a UNet or a ControlNet.
+    """The uncompiled UNet or transformer of a pipeline, or `model` itself if it is one.
 
     Raises:
-        TypeError: `model` is neither of them.
+        TypeError: `model` is no denoiser and has none, has two, or its class is not supported.
     """
-    denoiser = getattr(model, "unet", model)
-    if denoiser is None and model is not None:
-        raise TypeError(f"`pipe` must have a UNet, got a {type(model).__name__} without one.")
-    denoiser = getattr(denoiser, "_orig_mod", denoiser)  # what torch.compile(unet) wraps
-    if not isinstance(denoiser, nn.Module) or not hasattr(denoiser, "down_blocks"):
+    if getattr(model, "transformer_2", None) is not None:
         raise TypeError(
-            "`pipe` must be a pipeline with a UNet as its `unet`, a UNet or a ControlNet, "
-            f"got {type(model).__name__}."
+            f"`pipe` must have one denoiser, got a {type(model).__name__} with two: patch its "
+            "`transformer` and its `transformer_2`."
         )
-    return denoiser
+    slots = [name for name in ("unet", "transformer") if hasattr(model, name)]
+    if slots and all(getattr(model, name) is None for name in slots):
+        raise TypeError(
+            f"`pipe` must have a denoiser, got a {type(model).__name__} without its {slots[0]}."
+        )
+    denoiser: Any = getattr(model, "unet", None) or getattr(model, "transformer", None) or model
+    denoiser = getattr(denoiser, "_orig_mod", denoiser)  # what torch.compile(unet) wraps
+    is_supported = isinstance(denoiser, nn.Module) and (
+        hasattr(denoiser, "down_blocks") or find_family(denoiser) is not None
+    )
+    if not is_supported:
+        found = "" if denoiser is model else f" with a {type(denoiser).__name__}"
+        raise TypeError(
+            "`pipe` must be a pipeline with a UNet or a supported transformer, or such a model "
+            f"itself ({', '.join(FAMILIES)}), got a {type(model).__name__}{found}."
+        )
+    return denoiser  # type: ignore[no-any-return]
 
 
 def find_sites(denoiser: nn.Module) -> list[Site]:
@@ -70,6 +93,38 @@ def find_sites(denoiser: nn.Module) -> list[Site]:
     Raises:
         ValueError: a transformer is outside the down, mid and up blocks, so its level is unknown.
     """
+    family = find_family(denoiser)
+    return _in_unet(denoiser) if family is None else _in_transformer(denoiser, family)
+
+
+def _in_transformer(denoiser: Any, family: Family) -> list[Site]:
+    sites = []
+    for blocks in dict.fromkeys(attentions.blocks for attentions in family.attentions):
+        rows = [row for row in family.attentions if row.blocks == blocks]
+        for index, block in enumerate(getattr(denoiser, blocks)):
+            block = getattr(block, "_orig_mod", block)
+            for row in rows:
+                attention = getattr(block, row.attention, None)
+                if attention is not None:
+                    path = f"{blocks}.{index}" + (f".{row.attention}" if len(rows) > 1 else "")
+                    sites.append(
+                        Site(
+                            path=path,
+                            level=0,
+                            heads=attention.heads,
+                            channels=attention.to_q.in_features,
+                            transformer=denoiser,
+                            block=block,
+                            attention=attention,
+                            order=row.order,
+                            processors=(row.processor,),
+                            merges_input=row.merges_input,
+                        )
+                    )
+    return sites
+
+
+def _in_unet(denoiser: nn.Module) -> list[Site]:
     sites = []
     for name, transformer in denoiser.named_modules():
         if not isinstance(transformer, Transformer2DModel) or not transformer.is_input_continuous:
@@ -129,12 +184,20 @@ def native_latent_size(denoiser: nn.Module) -> tuple[int, int] | None:
     return height, width
 
 
-def incompatibility(attention: Any, config: MergeConfig) -> str | None:
+def incompatibility(
+    attention: Any, config: MergeConfig, processors: tuple[str, ...], merges_input: bool
+) -> str | None:
     """Why an attention can't be merged as `config` says, as a sentence; None if it can.
 
-    With `merge="qkv"`, any processor works, as it is called on fewer tokens; only a bias on the
-    logits is misread or ignored by many. Other forms replace the processor's one call of
-    `scaled_dot_product_attention`.
+    If `merge="qkv"` merges its input, any processor works, as it is called on fewer tokens; only a
+    bias on the logits is misread or ignored by many. Otherwise the processor's one call of
+    `scaled_dot_product_attention` is replaced.
+
+    Args:
+        attention: the attention.
+        config: how tokens are merged.
+        processors: of its `Site`.
+        merges_input: of its `Site`.
     """
     processor = attention.processor
     cache_name = _cache_over_steps(attention)
@@ -143,29 +206,31 @@ def incompatibility(attention: Any, config: MergeConfig) -> str | None:
             f"the cache {cache_name!r} on a self-attention would replay merged tokens under "
             "another partition: remove one of the two."
         )
-    if type(processor).__name__ == "CrossAttnStoreProcessor":
+    names = {kind.__name__ for kind in type(processor).__mro__}
+    if "CrossAttnStoreProcessor" in names:
         return "self-attention guidance needs the attention of all tokens of this block."
-    if config.merge != "qkv":
-        is_supported = isinstance(processor, _CALL_SDPA)
-    else:
-        is_supported = not config.weights_keys or isinstance(processor, _TAKE_BIAS)
-    if not is_supported:
+    backend = getattr(processor, "_attention_backend", None)
+    if str(getattr(backend, "value", backend)) not in ("None", "native"):
         return (
-            "only merge='qkv' without proportional attention works with the processor "
-            f"{type(processor).__name__}: call unet.set_attn_processor(AttnProcessor2_0()), or "
-            "use that form of merging."
+            f"the attention backend {backend} can't be replaced: set_attention_backend('native')."
         )
+    if getattr(processor, "_parallel_config", None) is not None:
+        return "context parallelism splits the tokens that are merged."
+    if not merges_input:
+        if names.isdisjoint(processors):
+            return (
+                f"its attentions must have the processor {processors[0]}, got "
+                f"{type(processor).__name__}."
+            )
+    elif config.merge != "qkv" or config.weights_keys:
+        supported = processors if config.merge != "qkv" else _TAKE_BIAS
+        if names.isdisjoint(supported):
+            return (
+                "only merge='qkv' without proportional attention works with the processor "
+                f"{type(processor).__name__}: call unet.set_attn_processor(AttnProcessor2_0()), or "
+                "use that form of merging."
+            )
     return None
-
-
-_CALL_SDPA = (AttnProcessor2_0, FusedAttnProcessor2_0, CustomDiffusionAttnProcessor2_0)
-_TAKE_BIAS = (
-    AttnProcessor,
-    AttnProcessor2_0,
-    FusedAttnProcessor2_0,
-    SlicedAttnProcessor,
-    XFormersAttnProcessor,
-)
 
 
 def _cache_over_steps(attention: Any) -> str | None:

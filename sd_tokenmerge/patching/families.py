@@ -1,0 +1,183 @@
+"""Diffusers' transformers: which attentions they have, and where image tokens lie in a sequence.
+
+A row per model class. Classes are named, not imported: not every version of diffusers has all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, Literal
+
+from torch import Tensor, nn
+
+from sd_tokenmerge.methods.base import Grid
+
+ReadGrid = Callable[[Any, tuple[Any, ...], Mapping[str, Any]], Grid]
+"""The token grid of a call, from the model and its arguments."""
+Order = Literal["image", "image-text", "text-image"]
+"""What an attention's sequence consists of."""
+
+
+@dataclass(frozen=True)
+class Attentions:
+    """The self-attentions over image tokens in one list of blocks.
+
+    Attributes:
+        blocks: the list's name in the model.
+        attention: the attention's name in each block; blocks without it are passed over.
+        order: of its tokens.
+        processor: the class of its default processor, the only one that is supported.
+        merges_input: whether `merge="qkv"` merges the attention's input, as in a UNet; otherwise it
+            merges queries, keys and values, after norms and rotary embedding.
+    """
+
+    blocks: str
+    attention: str
+    order: Order
+    processor: str
+    merges_input: bool = False
+
+
+@dataclass(frozen=True)
+class Family:
+    """A model class.
+
+    Attributes:
+        attentions: in the order in which they run.
+        grid: reads the token grid of a call. Frames of a video are stacked vertically.
+        timestep: position of `timestep` among the arguments of `forward`.
+        timestep_scale: the scheduler's timesteps are this times the model's, up to rounding.
+    """
+
+    attentions: tuple[Attentions, ...]
+    grid: ReadGrid
+    timestep: int
+    timestep_scale: float = 1.0
+
+
+def find_family(denoiser: nn.Module) -> Family | None:
+    """The row of a transformer; None for any other model."""
+    for kind in type(denoiser).__mro__:
+        if kind.__name__ in FAMILIES:
+            return FAMILIES[kind.__name__]
+    return None
+
+
+def _of_image(model: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Grid:
+    """Latents `[B, C, H, W]`, divided into patches."""
+    *_, height, width = _argument(args, kwargs, 0, "hidden_states").shape
+    patch = model.config.patch_size
+    return Grid(height // patch, width // patch)
+
+
+def _of_video(model: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Grid:
+    """Latents `[B, C, F, H, W]`, divided into patches (frames, height, width)."""
+    *_, frames, height, width = _argument(args, kwargs, 0, "hidden_states").shape
+    patch = model.config.patch_size
+    return Grid(frames // patch[0] * (height // patch[1]), width // patch[2])
+
+
+def _of_frames_first(model: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Grid:
+    """Latents `[B, F, C, H, W]`, divided into patches."""
+    _, frames, _, height, width = _argument(args, kwargs, 0, "hidden_states").shape
+    patch, patch_t = model.config.patch_size, model.config.patch_size_t or 1
+    return Grid(frames // patch_t * (height // patch), width // patch)
+
+
+def _of_positions(model: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Grid:
+    """Packed tokens with positions (image, row, column), `[N, 3]`."""
+    positions: Tensor = _argument(args, kwargs, 4, "img_ids")
+    _, height, width = (positions.reshape(-1, positions.shape[-1]).amax(0) + 1).tolist()
+    return _require_filled(Grid(int(height), int(width)), args, kwargs)
+
+
+def _of_shapes(model: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Grid:
+    """Packed tokens with the shape of each sample's image (frames, height, width)."""
+    shape = _argument(args, kwargs, 4, "img_shapes")[0]
+    frames, height, width = shape[0] if isinstance(shape, list) else shape
+    return _require_filled(Grid(frames * height, width), args, kwargs)
+
+
+def _require_filled(grid: Grid, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Grid:
+    num_tokens = _argument(args, kwargs, 0, "hidden_states").shape[1]
+    if grid.num_tokens != num_tokens:
+        raise ValueError(
+            f"the image tokens must be those of one image of {grid.height}x{grid.width} tokens, "
+            f"got {num_tokens}: pipelines that add tokens of reference images are not supported."
+        )
+    return grid
+
+
+def _argument(args: tuple[Any, ...], kwargs: Mapping[str, Any], place: int, name: str) -> Any:
+    return args[place] if len(args) > place else kwargs[name]
+
+
+FAMILIES: Mapping[str, Family] = MappingProxyType(
+    {
+        "AuraFlowTransformer2DModel": Family(
+            (
+                Attentions(
+                    "joint_transformer_blocks", "attn", "text-image", "AuraFlowAttnProcessor2_0"
+                ),
+                Attentions(
+                    "single_transformer_blocks", "attn", "text-image", "AuraFlowAttnProcessor2_0"
+                ),
+            ),
+            _of_image,
+            timestep=2,
+            timestep_scale=1000,
+        ),
+        "CogVideoXTransformer3DModel": Family(
+            (Attentions("transformer_blocks", "attn1", "text-image", "CogVideoXAttnProcessor2_0"),),
+            _of_frames_first,
+            timestep=2,
+        ),
+        "FluxTransformer2DModel": Family(
+            (
+                Attentions("transformer_blocks", "attn", "text-image", "FluxAttnProcessor"),
+                Attentions("single_transformer_blocks", "attn", "text-image", "FluxAttnProcessor"),
+            ),
+            _of_positions,
+            timestep=3,
+            timestep_scale=1000,
+        ),
+        "HunyuanDiT2DModel": Family(
+            (Attentions("blocks", "attn1", "image", "HunyuanAttnProcessor2_0"),),
+            _of_image,
+            timestep=1,
+        ),
+        "PixArtTransformer2DModel": Family(
+            (
+                Attentions(
+                    "transformer_blocks", "attn1", "image", "AttnProcessor2_0", merges_input=True
+                ),
+            ),
+            _of_image,
+            timestep=2,
+        ),
+        "QwenImageTransformer2DModel": Family(
+            (
+                Attentions(
+                    "transformer_blocks", "attn", "text-image", "QwenDoubleStreamAttnProcessor2_0"
+                ),
+            ),
+            _of_shapes,
+            timestep=3,
+            timestep_scale=1000,
+        ),
+        "SD3Transformer2DModel": Family(
+            (
+                Attentions("transformer_blocks", "attn", "image-text", "JointAttnProcessor2_0"),
+                Attentions("transformer_blocks", "attn2", "image", "JointAttnProcessor2_0"),
+            ),
+            _of_image,
+            timestep=3,
+        ),
+        "WanTransformer3DModel": Family(
+            (Attentions("blocks", "attn1", "image", "WanAttnProcessor"),), _of_video, timestep=1
+        ),
+    }
+)
+"""The supported transformers by class."""
