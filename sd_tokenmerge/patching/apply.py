@@ -27,11 +27,11 @@ def apply_patch(
     replace: bool = False,
     **options: Any,
 ) -> PatchHandle:
-    """Merge tokens around the self-attentions of a pipeline's UNet.
+    """Merge tokens around the self-attentions of a pipeline's UNet or transformer.
 
         apply_patch(pipe)                                           # ATC as in its paper
         apply_patch(pipe, "tome-sd", keep_rate=0.4)
-        apply_patch(pipe, preset="fast")
+        apply_patch(pipe, preset="near-lossless")
         apply_patch(pipe, preset="fast", keep_rate=Linear(0.5, 0.1))
         apply_patch(pipe, MergeConfig("tome-sd", keep_rate=0.4))
 
@@ -40,23 +40,23 @@ def apply_patch(
     from two threads at a time: one of them gets a `RuntimeError`.
 
     Args:
-        pipe: a pipeline with a UNet (its ControlNet is left alone), a UNet, or a ControlNet. A keep
-            rate that changes over the steps needs a pipeline, because its scheduler knows the
-            steps.
+        pipe: a pipeline with a UNet or a supported transformer (its ControlNet is left alone), such
+            a model, or a ControlNet. A keep rate that changes over the steps needs a pipeline,
+            because its scheduler knows the steps.
         method: a method or its string, such as `"atc"` or `"atc:linkage=complete"`, or a whole
             `MergeConfig`; None: the preset's method.
         preset: a name from `PRESETS` that provides the options that are not given: `"paper"` (the
-            default; the papers' form), `"balanced"` or `"fast"`.
+            default; the papers' form), `"near-lossless"`, `"balanced"` or `"fast"`.
         replace: whether to replace a patch that is already there.
         options: fields of `MergeConfig`, such as `keep_rate`, `levels`, `merge`, `features`,
-            `refresh_every`, `share_layers`, `proportional_attention` and `seed`.
+            `refresh_every`, `share_layers`, `proportional_attention`, `first_order` and `seed`.
 
     Returns:
         A handle: `handle.report()`, `handle.remove()`; as a context manager it removes the patch at
         the end of the block.
 
     Raises:
-        TypeError: an argument is unknown or of the wrong type, or `pipe` has no UNet.
+        TypeError: an argument is unknown or of the wrong type, or `pipe` has no supported denoiser.
         ValueError: an argument is out of range, no block would be merged, or the method can't reach
             the keep rate at the size the UNet was made for (for other sizes, the call of the UNet
             raises it).

@@ -36,7 +36,10 @@ def test_other_options_replace_its_values() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--preset", "slow"], "--preset must be one of paper, balanced, fast, got 'slow'."),
+        (
+            ["--preset", "slow"],
+            "--preset must be one of paper, near-lossless, balanced, fast, got 'slow'.",
+        ),
         (["--preset", "fast", "--method", "none"], "--method none excludes --preset, got both."),
         (["--levels", "1", "--method", "none"], "--method none excludes --levels, got both."),
         (["--merge-seed", "-1"], "--merge-seed must be in [0, 2^63), got -1."),
