@@ -231,10 +231,12 @@ PRESETS: Mapping[str, MergeConfig] = MappingProxyType(
         "fast": MergeConfig(keep_rate=0.1, features="keys", merge="kv", refresh_every=5),
     }
 )
-"""Options that belong together: `"paper"` is the papers' form, for comparing methods;
-`"near-lossless"` computes 27 % of the attention's products, and new clusters every two steps;
-`"balanced"` 25 % and `"fast"` 10 %, and new clusters every five steps. `docs/benchmarks.md` shows what
-each costs and saves."""
+"""Options that belong together.
+
+`"paper"` is the papers' form, for comparing methods. `"near-lossless"` computes 27 % of the
+attention's products, and new clusters every two steps; `"balanced"` 25 % and `"fast"` 10 %, and new
+clusters every five steps. `docs/benchmarks.md` shows what each costs and saves.
+"""
 
 
 def make_config(method: Any = None, *, preset: str = "paper", **options: Any) -> MergeConfig:
