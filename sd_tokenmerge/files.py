@@ -60,7 +60,7 @@ def _renamed_when_complete(path: Path, temporary: Path) -> Iterator[BinaryIO]:
         os.replace(temporary, path)
     except BaseException as error:
         temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.filename is None:
+        if isinstance(error, OSError) and error.filename in (None, temporary, str(temporary)):
             error.filename = str(path)
         raise
     _sync_folder(path.parent)
@@ -98,6 +98,16 @@ def file_sha256(path: str | os.PathLike[str]) -> str:
     return digest.hexdigest()
 
 
+def read_regular_file(path: str | os.PathLike[str], max_bytes: int = -1) -> bytes:
+    """The bytes of a file, at most the first `max_bytes` unless that is -1.
+
+    Raises:
+        OSError: the file cannot be read, or is a folder, a pipe or a device.
+    """
+    with _open_regular_file(Path(path)) as file:
+        return file.read(max_bytes)
+
+
 def read_json(path: str | os.PathLike[str], *, max_bytes: int = 64 << 20) -> Any:
     """Read a JSON file that may have been damaged or edited by hand.
 
@@ -109,11 +119,24 @@ def read_json(path: str | os.PathLike[str], *, max_bytes: int = 64 << 20) -> Any
         ValueError: not valid JSON (see `parse_json`) or too large; the message names the file.
         OSError: the file cannot be read or is not a regular file.
     """
-    with _open_regular_file(Path(path)) as file:
-        data = file.read(max_bytes + 1)
+    data = read_regular_file(path, max_bytes + 1)
     if len(data) > max_bytes:
         raise ValueError(f"{os.fspath(path)} must be at most {max_bytes:,} bytes, but is larger.")
     return parse_json(data, os.fspath(path))
+
+
+def read_json_object(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read a JSON file that must hold an object; arguments and errors are those of `read_json`.
+
+    Raises:
+        ValueError: also if it holds another value.
+    """
+    content = read_json(path)
+    if not isinstance(content, dict):
+        raise ValueError(
+            f"{os.fspath(path)} must hold a JSON object, got {type(content).__name__}."
+        )
+    return content
 
 
 def parse_json(text: str | bytes, source: str) -> Any:

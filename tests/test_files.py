@@ -45,6 +45,14 @@ def test_failed_atomic_write_leaves_the_old_content(
     assert not temporary_path(path).exists()
 
 
+def test_a_failed_write_names_the_file_and_not_its_temporary_one(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    for path in (tmp_path / "folder", tmp_path / "missing" / "a"):
+        with pytest.raises(OSError, match="directory") as caught:
+            write_atomically(path, b"new")
+        assert caught.value.filename == str(path)
+
+
 def test_an_interrupted_block_leaves_the_old_content(tmp_path: Path) -> None:
     path = tmp_path / "a"
     path.write_bytes(b"old")

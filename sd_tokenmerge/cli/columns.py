@@ -6,6 +6,8 @@ from collections.abc import Collection, Sequence
 
 from tabulate import tabulate
 
+from sd_tokenmerge.report.captions import printable
+
 
 def in_columns(rows: Sequence[Sequence[str]], *, left: Collection[int] = (0,)) -> str:
     """Align rows, with two spaces between columns.
@@ -18,8 +20,3 @@ def in_columns(rows: Sequence[Sequence[str]], *, left: Collection[int] = (0,)) -
     cells = [[printable(text) for text in row] for row in rows]
     text = tabulate(cells, tablefmt="plain", disable_numparse=True, colalign=align)
     return "\n".join(line.rstrip() for line in text.split("\n"))
-
-
-def printable(text: str) -> str:
-    """Text with "?" in place of control characters, which would control the terminal."""
-    return "".join(character if character.isprintable() else "?" for character in text)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -27,16 +29,16 @@ if TYPE_CHECKING:
 def fid_command(
     *,
     reference: Annotated[
-        Path, typer.Argument(help="Folder of reference images, or an .npz file of statistics.")
+        str, typer.Argument(help="Folder of reference images, or an .npz file of statistics.")
     ],
     generated: Annotated[
-        Path | None,
+        str | None,
         typer.Argument(
             help="Folder of generated images, or an .npz file; optional with --save-statistics."
         ),
     ] = None,
     baseline: Annotated[
-        Path | None,
+        str | None,
         typer.Option(help="Unmerged images with the same names; adds the difference from them."),
     ] = None,
     no_cache: Annotated[
@@ -84,13 +86,11 @@ def fid_command(
     features = FeatureOptions(**given_values(FeatureOptions, values))
     with user_errors(), ExitStack() as stack:
         from sd_tokenmerge.fid.evaluate import compare
-        from sd_tokenmerge.fid.sources import load_set, require_one_set
+        from sd_tokenmerge.fid.sources import load_set, require_set, unfinished_run
 
         stack.callback(leave_group)
         progress = FeatureProgress()
         stack.callback(progress.stop)
-        if features.download_weights and features.extractor == "inception" and not features.weights:
-            _download()
         extraction = features.extraction() | {
             "batch_size": batch_size,
             "num_workers": workers,
@@ -99,12 +99,17 @@ def fid_command(
         }
         if no_cache:
             extraction["cache"] = False
+        notes = []
         sets = {"reference": reference, "generated": generated, "baseline": baseline}
-        for name, folder in sets.items():
-            if folder is not None:
-                require_one_set(name, folder)
+        for name, source in sets.items():
+            if source is not None:
+                require_set(name, source)
+                if (state := unfinished_run(source)) is not None:
+                    notes.append(f"{name}: the run is not complete: {state}.")
+        if features.download_weights and features.extractor == "inception" and not features.weights:
+            _download()
 
-        def load(source: Path) -> FeatureSet | Statistics:
+        def load(source: str) -> FeatureSet | Statistics:
             return load_set(source, assume_protocol=features.assume_protocol, **extraction)
 
         first = load(reference)
@@ -114,6 +119,7 @@ def fid_command(
             return
         if second is None:
             _save(first, save)
+            _print_notes(notes)
             return
         result = compare(
             first,
@@ -124,15 +130,20 @@ def fid_command(
             manifold=manifold,
             force=force,
         )
+        result = replace(result, warnings=(*notes, *result.warnings))
         change = None if force else _paired_change(baseline, generated, unmerged, second)
     if as_json:
         print(json.dumps(_to_json(result, change), indent=2))
         return
     from sd_tokenmerge.fid.comparison import format_comparison
 
-    for warning in result.warnings:
-        print(f"note: {warning}", file=sys.stderr)
+    _print_notes(result.warnings)
     print(format_comparison(result, change))
+
+
+def _print_notes(notes: Sequence[str]) -> None:
+    for note in notes:
+        print(f"note: {note}", file=sys.stderr)
 
 
 def _to_json(result: Comparison, change: PairedChange | None) -> dict[str, object]:
@@ -149,8 +160,8 @@ def _to_json(result: Comparison, change: PairedChange | None) -> dict[str, objec
 
 
 def _paired_change(
-    baseline: Path | None,
-    generated: Path | None,
+    baseline: str | None,
+    generated: str | None,
     original: FeatureSet | Statistics | None,
     changed: FeatureSet | Statistics,
 ) -> PairedChange | None:
@@ -160,7 +171,9 @@ def _paired_change(
 
     if not isinstance(original, FeatureSet) or not isinstance(changed, FeatureSet):
         return None
-    if baseline is None or generated is None or not (baseline.is_dir() and generated.is_dir()):
+    if baseline is None or generated is None:
+        return None
+    if not (Path(baseline).is_dir() and Path(generated).is_dir()):
         return None
     return paired_change(baseline, generated, features=(original, changed))
 

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sd_tokenmerge.cli.columns import in_columns, printable
+from sd_tokenmerge.cli.columns import in_columns
 from sd_tokenmerge.cli.errors import user_errors
+from sd_tokenmerge.report.captions import printable
 
 if TYPE_CHECKING:
     from sd_tokenmerge.sampling.status import RunStatus

@@ -45,11 +45,12 @@ class ImageError(ValueError):
     """An image file that cannot be used; the message names it."""
 
 
-def find_images(folder: str | os.PathLike[str]) -> list[Path]:
+def find_images(folder: str | os.PathLike[str], *, name: str = "folder") -> list[Path]:
     """List the images of a folder and its sub-folders.
 
     Args:
         folder: searched recursively, following links to folders (each real folder once).
+        name: what messages call the folder, such as an argument's name.
 
     Returns:
         Paths sorted by their POSIX path relative to `folder`: the order of features and of every
@@ -60,13 +61,13 @@ def find_images(folder: str | os.PathLike[str]) -> list[Path]:
     """
     root = Path(folder)
     if not root.exists():
-        raise ValueError(f"`folder` must be an existing folder, got {str(root)!r}.")
+        raise ValueError(f"`{name}` must be an existing folder, got {str(root)!r}.")
     if not root.is_dir():
-        raise ValueError(f"`folder` must be a folder, got the file {str(root)!r}.")
+        raise ValueError(f"`{name}` must be a folder, got the file {str(root)!r}.")
     paths = [path for path in _walk(root, set()) if path.suffix.lower() in SUFFIXES]
     if not paths:
         raise ValueError(
-            f"`folder` must hold images ({', '.join(sorted(SUFFIXES))}), "
+            f"`{name}` must hold images ({', '.join(sorted(SUFFIXES))}), "
             f"found none in {str(root)!r}."
         )
     return sorted(paths, key=lambda path: path.relative_to(root).as_posix())

@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, TypedDict
 import torch
 
 from sd_tokenmerge.fid.features import FeatureSet, extract_features
+from sd_tokenmerge.fid.images import find_images
 from sd_tokenmerge.fid.statistics import Statistics, load_statistics
-from sd_tokenmerge.sampling.status import find_runs
+from sd_tokenmerge.sampling.description import RUN_FILE, DescriptionError
+from sd_tokenmerge.sampling.status import find_runs, run_status
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -58,19 +60,50 @@ def load_set(
     return extract_features(path, **extraction)
 
 
-def require_one_set(name: str, folder: Path) -> None:
-    """Refuse a folder of several runs, or a sweep's folder with its plots, as one set of images.
+def require_set(name: str, source: str | os.PathLike[str]) -> None:
+    """Refuse what cannot be a set of images, before anything is loaded.
+
+    A folder of several runs is none, such as a sweep's folder with its plots.
 
     Args:
-        name: what the message calls the folder, such as an argument's name.
-        folder: may also be a file.
+        name: what messages call the source, such as an argument's name.
+        source: folder of images or `.npz` file.
 
     Raises:
-        ValueError: there are runs below the folder.
+        ValueError: the source does not exist, or is a folder without images or of several runs.
     """
-    others = [run for run in find_runs(folder) if run != folder] if folder.is_dir() else []
+    path = Path(source)
+    if not os.fspath(source) or not path.exists():  # an empty text would be the current folder
+        raise ValueError(
+            f"`{name}` must be a folder of images or an .npz file, got {os.fspath(source)!r}, "
+            f"which does not exist."
+        )
+    if path.suffix == ".npz" and not path.is_dir():
+        return
+    others = [run for run in find_runs(path) if run != path] if path.is_dir() else []
     if others:
         raise ValueError(
-            f"`{name}` must be one set of images, got {str(folder)!r} with runs in it: give the "
+            f"`{name}` must be one set of images, got {str(path)!r} with runs in it: give the "
             f"folder of one of them, such as {str(others[0])!r}."
         )
+    find_images(path, name=name)
+
+
+def unfinished_run(source: str | os.PathLike[str]) -> str | None:
+    """How far the run in a folder is, such as "3 of 4 images are done"; None if it is complete.
+
+    Also None for a file, and for a folder without a run that can be read.
+
+    Raises:
+        OSError: a file of the run cannot be read.
+    """
+    folder = Path(source)
+    if not (folder / RUN_FILE).is_file():
+        return None
+    try:
+        status = run_status(folder, hash_all=False)
+    except DescriptionError:  # or another program's run.json
+        return None
+    if status.is_complete:
+        return None
+    return "; ".join([f"{status.done} of {status.total} images are done", *status.findings])

@@ -11,7 +11,7 @@ import torch
 from diffusers import UNet2DConditionModel
 
 from sd_tokenmerge.config import MergeConfig
-from sd_tokenmerge.files import read_json
+from sd_tokenmerge.files import read_json_object
 from sd_tokenmerge.methods.base import Grid
 from sd_tokenmerge.partitions import clusters_to_keep
 from sd_tokenmerge.patching.sites import find_sites, level_grid, native_latent_size
@@ -61,7 +61,8 @@ def load_outline(
     try:
         with torch.device("meta"):
             unet = UNet2DConditionModel.from_config(unet_config)
-    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        native_latent_size(unet)
+    except Exception as error:  # diffusers and torch raise a dozen types on bad configurations
         raise ValueError(
             f"`model` {model!r} has a unet/config.json that diffusers {diffusers.__version__} "
             f"can't build a UNet from: {' '.join(str(error).split())}"
@@ -73,7 +74,13 @@ def load_outline(
 def _vae_scale_factor(model: str, revision: str | None, local_files_only: bool) -> int:
     vae_config = _read_config(model, "vae/config.json", revision, local_files_only)
     # AutoencoderTiny, as in the sample pipeline, has separate channels for encoder and decoder.
-    channels = vae_config.get("block_out_channels") or vae_config["encoder_block_out_channels"]
+    names = ("block_out_channels", "encoder_block_out_channels")
+    channels = next((vae_config[name] for name in names if vae_config.get(name)), None)
+    if not isinstance(channels, list):
+        raise ValueError(
+            f"`model` must have an autoencoder with a list of {' or '.join(names)} in its "
+            f"vae/config.json, got {channels!r} in {model!r}."
+        )
     return int(2 ** (len(channels) - 1))
 
 
@@ -186,7 +193,4 @@ def _read_config(
                 f"({reason})."
             ) from error
         path = Path(downloaded)
-    config = read_json(path)
-    if not isinstance(config, dict):
-        raise ValueError(f"{path} must hold a JSON object, got {type(config).__name__}.")
-    return config
+    return read_json_object(path)

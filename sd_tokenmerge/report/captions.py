@@ -1,4 +1,4 @@
-"""Captions below plots and pictures, broken into lines."""
+"""Names and captions in tables, plots and pictures: printable, and broken into lines."""
 
 from __future__ import annotations
 
@@ -21,3 +21,8 @@ def fold(caption: str, is_too_long: Callable[[str], bool]) -> list[str]:
         else:
             lines.append(part)
     return lines
+
+
+def printable(text: str) -> str:
+    """Text with "?" in place of control characters, which would control a terminal."""
+    return "".join(character if character.isprintable() else "?" for character in text)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import warnings
 from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING
@@ -120,9 +121,14 @@ def plot_change(rows: Sequence[SweepRow], *, caption: str = "") -> Figure:
 
 
 def png_bytes(figure: Figure) -> bytes:
-    """A figure as a PNG file; equal figures give equal bytes."""
+    """A figure as a PNG file; equal figures give equal bytes.
+
+    Characters that the font lacks, such as Chinese ones in a model's name, are drawn as boxes.
+    """
     out = io.BytesIO()
-    figure.savefig(out, format="png", dpi=160)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"Glyph .* missing from font", UserWarning)
+        figure.savefig(out, format="png", dpi=160)
     return out.getvalue()
 
 

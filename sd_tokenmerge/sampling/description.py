@@ -83,12 +83,17 @@ class Description:
             if not isinstance(rest[name], dict):
                 raise TypeError(f"`{name}` must be an object, got {rest[name]!r}.")
         new.options.compared()  # parses the method
-        texts = (new.model["pipeline"]["sha256"], new.device["type"], new.device["name"])
+        texts = [
+            *(new.plan_sha256, new.model["pipeline"]["sha256"], new.created, new.commit or ""),
+            *(new.device["type"], new.device["name"]),
+            *(new.versions[name] for name in _PACKAGES),
+        ]
         if not all(isinstance(text, str) for text in texts):
-            raise TypeError(f"a hash and the device must be texts, got {texts}.")
+            raise TypeError(f"hashes, versions and the like must be texts, got {texts}.")
         return new
 
 
+_PACKAGES = ("sd-tokenmerge", "torch", "diffusers", "transformers", "accelerate", "pillow")
 _SURROUNDINGS = ("created", "device", "versions", "commit")
 _MODEL_OPTIONS = {"pipeline": "model", "vae": "vae", "lora": "lora", "lora_scales": "lora"}
 
@@ -133,8 +138,7 @@ def surroundings(device: str) -> dict[str, Any]:
         },
         "versions": {
             "python": platform.python_version(),
-            **{name: version(name) for name in ("sd-tokenmerge", "torch", "diffusers")},
-            **{name: version(name) for name in ("transformers", "accelerate", "pillow")},
+            **{name: version(name) for name in _PACKAGES},
         },
         "commit": _commit(),
     }

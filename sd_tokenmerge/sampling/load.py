@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import pickle
+import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,24 +10,23 @@ from typing import Any
 
 import diffusers
 import torch
-from diffusers.loaders.single_file_utils import SingleFileComponentError
-from safetensors import SafetensorError
 
 from sd_tokenmerge.devices import resolve_device
+from sd_tokenmerge.files import read_json_object
 from sd_tokenmerge.patching.outline import Outline, load_outline
 from sd_tokenmerge.sampling.attention import set_attention
-from sd_tokenmerge.sampling.locate import locate_model, locate_part, split_lora
+from sd_tokenmerge.sampling.locate import (
+    locate_model,
+    locate_part,
+    read_model_index,
+    split_lora,
+)
 from sd_tokenmerge.sampling.networks import DTYPE_ARGUMENT, load_network, network_class
 from sd_tokenmerge.sampling.options import GenerateOptions, ResolvedOptions
 from sd_tokenmerge.sampling.resolve import resolve_options
 from sd_tokenmerge.sampling.single_file import holds_sdxl, published_model
 
-# What the loaders raise about damaged or foreign files, such as a model_index.json without classes.
-_LOADING_ERRORS = (
-    *(OSError, ValueError, RuntimeError),
-    *(AttributeError, ImportError, KeyError, TypeError),
-    *(SafetensorError, SingleFileComponentError, pickle.UnpicklingError),
-)
+_OPTIONAL_PARTS = ("safety_checker", "feature_extractor", "image_encoder")
 
 
 def load_pipeline(options: GenerateOptions) -> Any:
@@ -54,6 +53,11 @@ def load_pipeline(options: GenerateOptions) -> Any:
         raise ValueError(
             f"`model` must be a Stable Diffusion pipeline with a UNet, got {type(pipe).__name__}."
         )
+    if "image" in inspect.signature(pipe.__call__).parameters:
+        raise ValueError(
+            f"`model` must be a text-to-image pipeline, got {type(pipe).__name__}, which starts "
+            f"from an image."
+        )
     pipe.set_progress_bar_config(disable=True)
     set_scheduler(pipe, resolved.scheduler)
     _set_vae(pipe, resolved, dtype)
@@ -66,9 +70,10 @@ def load_pipeline(options: GenerateOptions) -> Any:
 
 
 def _load_folder(path: Path, options: ResolvedOptions, dtype: torch.dtype) -> Any:
+    index = read_model_index(path)
+    _require_pipeline(index, path)
     with _loading("model", options.model):
         # Only the pipelines of Stable Diffusion 1 and 2 take a safety checker.
-        index = diffusers.DiffusionPipeline.load_config(path)
         checker: dict[str, Any] = {}
         if "safety_checker" in index and not options.safety_checker:
             checker = {"safety_checker": None, "requires_safety_checker": False}
@@ -91,6 +96,23 @@ def _load_folder(path: Path, options: ResolvedOptions, dtype: torch.dtype) -> An
             **checker,
             **networks,
         )
+
+
+def _require_pipeline(index: dict[str, Any], path: Path) -> None:
+    """Refuse a pipeline that diffusers does not have, and missing or damaged components."""
+    name = index.get("_class_name")
+    if not isinstance(name, str) or not hasattr(diffusers, name):
+        raise ValueError(
+            f"`model` must be a pipeline of diffusers {diffusers.__version__}, got {name!r} in "
+            f"{path / 'model_index.json'}."
+        )
+    for part, entry in index.items():
+        if not isinstance(entry, list) or None in entry or part in _OPTIONAL_PARTS:
+            continue
+        if not (path / part).is_dir():
+            raise ValueError(f"`model` must hold a folder {part!r}, got {str(path)!r} without it.")
+        if (config := path / part / "config.json").exists():
+            read_json_object(config)
 
 
 def _load_file(path: Path, options: ResolvedOptions, dtype: torch.dtype) -> Any:
@@ -163,7 +185,7 @@ def _loading(argument: str, name: str) -> Iterator[None]:
         yield
     except torch.OutOfMemoryError:
         raise
-    except _LOADING_ERRORS as error:
+    except Exception as error:  # the loaders raise a dozen types on damaged files
         reason = _first_line(error)
         raise ValueError(f"`{argument}` {name!r} cannot be loaded: {reason}") from error
 
@@ -215,6 +237,7 @@ def _add_loras(pipe: Any, options: ResolvedOptions) -> None:
                 adapter_name=f"lora{index}",
                 local_files_only=True,
             )
+            pipe.set_adapters(f"lora{index}")  # fails if nothing in the file was for this model
         scales.append(scale)
     if scales:
         pipe.set_adapters([f"lora{index}" for index in range(len(scales))], scales)

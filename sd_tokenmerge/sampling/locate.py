@@ -10,7 +10,7 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
-from sd_tokenmerge.files import file_sha256, read_json
+from sd_tokenmerge.files import file_sha256, read_json_object
 from sd_tokenmerge.sampling.options import ResolvedOptions
 
 CHECKPOINT_SUFFIXES = (".safetensors", ".ckpt")
@@ -128,13 +128,26 @@ def files_identity(path: Path) -> dict[str, Any]:
     return {"sha256": digest, "files": hashes}
 
 
+def read_model_index(folder: Path) -> dict[str, Any]:
+    """The `model_index.json` of a diffusers folder; its components are folders in this one.
+
+    Raises:
+        ValueError: it is damaged, or names a folder elsewhere.
+        OSError: it cannot be read.
+    """
+    file = folder / "model_index.json"
+    index = read_json_object(file)
+    for name in index:
+        if Path(name).name != name:
+            raise ValueError(f"{file} must name folders beside it, got {name!r}.")
+    return index
+
+
 def _model_files(folder: Path) -> list[Path]:
     index = folder / "model_index.json"
     folders = [folder]
     if index.is_file():
-        parts = read_json(index)
-        if not isinstance(parts, dict):
-            raise ValueError(f"{index} must hold a JSON object, got {type(parts).__name__}.")
+        parts = read_model_index(folder)
         folders = [folder / name for name, value in parts.items() if isinstance(value, list)]
     suffixes = {".json", ".txt", ".model", ".safetensors", ".bin", ".ckpt"}
     found = [file for part in folders for file in part.rglob("*") if file.suffix in suffixes]

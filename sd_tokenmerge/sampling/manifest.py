@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from stat import S_ISREG
 
-from sd_tokenmerge.files import file_sha256, parse_json, write_atomically
+from sd_tokenmerge.files import file_sha256, parse_json, read_regular_file, write_atomically
 from sd_tokenmerge.sampling.plan import ImageJob
 
 MANIFEST = "manifest.jsonl"
@@ -140,11 +140,11 @@ def load_manifest(files: Iterable[Path]) -> ManifestContent:
     """Read manifests, damaged ones included.
 
     Raises:
-        OSError: one cannot be read.
+        OSError: one cannot be read or is not a regular file.
     """
     content = ManifestContent([], [], [])
     for path in files:
-        *lines, rest = path.read_bytes().split(b"\n")
+        *lines, rest = read_regular_file(path).split(b"\n")
         for number, line in enumerate(lines, start=1):
             try:
                 content.records.append(ImageRecord(**parse_json(line, path.name)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
-from sd_tokenmerge.files import parse_json
+from sd_tokenmerge.files import parse_json, read_regular_file
 
 
 class Prompt(NamedTuple):
@@ -30,7 +30,7 @@ def read_prompts(path: str | Path) -> list[Prompt]:
     if path.suffix not in (".txt", ".jsonl"):
         raise ValueError(f"`prompts` must be a .txt or .jsonl file, got {str(path)!r}.")
     try:
-        text = path.read_bytes().decode("utf-8-sig")
+        text = read_regular_file(path).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"`prompts` must be UTF-8 text, got {str(path)!r} ({error}).") from None
     if not text:
@@ -57,8 +57,8 @@ def _parse_json(line: str) -> Prompt:
         raise ValueError(f'must be {{"prompt": text, "seed": number}}, got {line!r}.')
     seed = entry.get("seed")
     if seed is not None and (type(seed) is not int or not 0 <= seed < 2**62):
-        raise ValueError(f"`seed` must be an integer in [0, 2^62), got {seed!r}.")
+        raise ValueError(f'"seed" must be an integer in [0, 2^62), got {seed!r}.')
     text = entry.get("prompt")
     if not isinstance(text, str):
-        raise ValueError(f"`prompt` must be text, got {text!r}.")
+        raise ValueError(f'"prompt" must be text, got {text!r}.')
     return Prompt(_parse_text(text).text, seed)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from sd_tokenmerge.devices import best_device
-from sd_tokenmerge.files import read_json
+from sd_tokenmerge.files import read_json_object
 from sd_tokenmerge.sampling.imagenet import CLASSES
 from sd_tokenmerge.sampling.options import (
     PAPER_GUIDANCE,
@@ -76,10 +76,10 @@ def read_sample_settings(model: str) -> dict[str, Any]:
     path = Path(model) / "sample.json"
     if not path.is_file():
         return {}
-    content = read_json(path)
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} must hold a JSON object, got {type(content).__name__}.")
-    settings = {name: content[name] for name in ("steps", "guidance_scale") if name in content}
+    content = read_json_object(path)
+    settings: dict[str, Any] = {
+        name: content[name] for name in ("steps", "guidance_scale") if name in content
+    }
     if "size" in content:
         settings |= {"height": content["size"], "width": content["size"]}
     try:

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from sd_tokenmerge.files import path_inside, read_json, write_atomically
+from sd_tokenmerge.sampling.plan import MAX_IMAGES
 
 RUNS = "runs"
 """Folder of the run folders."""
@@ -32,6 +33,19 @@ class PlannedSetting:
     method: str
     keep_rate: float
     images: int
+
+    def __post_init__(self) -> None:
+        """Check what was read from a file.
+
+        Raises:
+            TypeError: a value is of the wrong type.
+            ValueError: a number is out of range.
+        """
+        texts = isinstance(self.folder, str) and isinstance(self.method, str)
+        if not texts or type(self.images) is not int or type(self.keep_rate) not in (int, float):
+            raise TypeError(f"{self} has a value of the wrong type")
+        if not 0 < self.keep_rate <= 1 or not 0 < self.images <= MAX_IMAGES:
+            raise ValueError(f"{self} has a number out of range")
 
 
 def require_sweep_folder(folder: Path) -> None:
@@ -70,10 +84,6 @@ def read_plan(folder: Path) -> list[PlannedSetting]:
         settings = [PlannedSetting(**setting) for setting in document["settings"]]
         for setting in settings:
             path_inside(folder / RUNS, setting.folder)
-            for value, kind in ((setting.method, str), (setting.images, int)):
-                if not isinstance(value, kind):
-                    raise TypeError(f"{value!r} is of the wrong type")
-            float(setting.keep_rate)
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(
             f"{path} is damaged ({error}). Run the sweep again to write a new one."
@@ -84,10 +94,11 @@ def read_plan(folder: Path) -> list[PlannedSetting]:
 def count_tabulated(folder: Path) -> int:
     """Number of settings in the tables; 0 if a table is missing or damaged."""
     try:
-        rows = len(read_json(folder / "table.json")["rows"])
+        rows = read_json(folder / "table.json")["rows"]
     except (OSError, ValueError, KeyError, TypeError):
         return 0
-    return rows if all((folder / name).is_file() for name in TABLES) else 0
+    is_whole = isinstance(rows, list) and all((folder / name).is_file() for name in TABLES)
+    return len(rows) if is_whole else 0
 
 
 def write_results(folder: Path, files: Mapping[str, bytes]) -> None:

@@ -15,7 +15,7 @@ from sd_tokenmerge.fid.features import FeatureSet, extract_features
 from sd_tokenmerge.fid.images import find_images
 from sd_tokenmerge.fid.options import FeatureOptions
 from sd_tokenmerge.fid.preprocess import find_protocol
-from sd_tokenmerge.fid.sources import require_one_set
+from sd_tokenmerge.fid.sources import require_set, unfinished_run
 from sd_tokenmerge.fid.storage import default_cache_folder
 from sd_tokenmerge.report.rows import SweepRow
 from sd_tokenmerge.sampling.manifest import ImageRecord, read_manifest
@@ -46,7 +46,7 @@ class Measurer:
         }
         self._unmerged: FeatureSet | None = None
         if options.reference is not None:
-            _require_reference(Path(options.reference))
+            _require_reference(options.reference)
             _require_extractor(options.features)
 
     def load_reference(self) -> None:
@@ -117,13 +117,10 @@ class Measurer:
         )
 
 
-def _require_reference(path: Path) -> None:
-    if not path.exists():
-        raise ValueError(
-            f"`reference` must be a folder of images or an .npz file, got {str(path)!r}, which "
-            f"does not exist."
-        )
-    require_one_set("reference", path)
+def _require_reference(source: str) -> None:
+    require_set("reference", source)
+    if (state := unfinished_run(source)) is not None:
+        raise ValueError(f"`reference` must be complete, got the run {source!r}: {state}.")
 
 
 def _require_extractor(options: FeatureOptions) -> None:

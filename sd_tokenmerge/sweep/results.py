@@ -11,6 +11,7 @@ from typing import Any
 
 from PIL import Image
 
+from sd_tokenmerge.report.captions import printable
 from sd_tokenmerge.report.cells import keep_rate_text
 from sd_tokenmerge.report.contact_sheet import PictureGrid, contact_sheet, side_by_side
 from sd_tokenmerge.report.plot import plot_change, plot_distance, png_bytes
@@ -160,7 +161,7 @@ def _made_with(runs: Sequence[Description]) -> dict[str, str]:
     options = runs[0].options
     merging = runs[-1].options.merging
     differing = {} if merging is None else merging.differing()
-    devices = sorted({f"{run.device['type']} {run.device['name']}" for run in runs})
+    devices = sorted({printable(f"{run.device['type']} {run.device['name']}") for run in runs})
     return {
         "model": f"{_short_name(str(options.model))} ({runs[0].model['pipeline']['sha256'][:8]})",
         "size": f"{options.width}x{options.height}",
@@ -189,7 +190,7 @@ def _versions(runs: Sequence[Description]) -> dict[str, str]:
 def _short_name(model: str) -> str:
     """A model's name; of an absolute path, which differs by machine, the last two parts."""
     path = Path(model)
-    return "/".join(path.parts[-2:]) if path.is_absolute() else model
+    return printable("/".join(path.parts[-2:]) if path.is_absolute() else model)
 
 
 def _short_commit(commit: str) -> str:

@@ -46,6 +46,7 @@ def test_each_command_names_its_own_flags(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    draw(0, 0).save("0.png")
     for command, message in {
         "generate --out x --method atk": "--method must be one of",
         "sweep --out x --methods atk": "--methods must be one of",

@@ -14,6 +14,7 @@ from sd_tokenmerge.cli.app import run
 from sd_tokenmerge.fid.evaluate import compare
 from tests.fid.pictures import blur, draw
 from tests.fid.toy import use_toy_extractor
+from tests.tiny_models import tiny_sd15
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -115,6 +116,27 @@ def test_several_runs_are_not_one_set(
     assert fid(folders["reference"], tmp_path / "runs" / "a", "--extractor", "toy") == 0
 
 
+def test_an_unfinished_run_is_noted(
+    folders: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tiny_sd15().save_pretrained(tmp_path / "tiny")
+    out = tmp_path / "run"
+    command = ["generate", "--model", str(tmp_path / "tiny"), "--classes", "3", "--size", "32"]
+    assert run([*command, "--steps", "1", "--device", "cpu", "--out", str(out)]) == 0
+    assert fid(folders["reference"], out, "--extractor", "toy") == 0
+    assert "not complete" not in capsys.readouterr().err
+    (out / "3_1.png").rename(out / "other.png")
+    note = (
+        "generated: the run is not complete: 1 of 2 images are done; "
+        "1 x recorded image that is not there: 3_1.png; "
+        "1 x picture that is not part of the run: other.png."
+    )
+    assert fid(folders["reference"], out, "--extractor", "toy") == 0
+    assert f"note: {note}\n" in capsys.readouterr().err
+    assert fid(folders["reference"], out, "--extractor", "toy", "--json") == 0
+    assert note in json.loads(capsys.readouterr().out)["warnings"]
+
+
 def test_statistics_can_be_saved_and_used(
     folders: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -157,6 +179,10 @@ def test_bad_input_is_one_line(
     assert "found none" in failure(capsys, good, tmp_path / "empty", *toy)
     assert "1.png' cannot be read" in failure(capsys, good, broken, *toy)
     assert "pt_inception-2015-12-05" in failure(capsys, good, good)
+    assert "`generated` must be a folder of images or" in failure(capsys, good, "/missing")
+    assert "`reference` must be a folder of images or" in failure(capsys, "", good)
+    assert "`generated` must hold images" in failure(capsys, good, tmp_path / "empty")
+    assert "--baseline must be a folder of" in failure(capsys, good, good, "--baseline", "/missing")
     assert "--extractor must be one of" in failure(capsys, good, good, "--extractor", "vgg")
     assert "--protocol must be one of" in failure(capsys, good, good, *toy, "--protocol", "x")
     assert "--precision must be" in failure(capsys, good, good, *toy, "--precision", "int8")

@@ -5,10 +5,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from sd_tokenmerge.fid.inception import FIDInceptionV3
 from sd_tokenmerge.fid.inception_weights import WeightsError, load_inception
 from tests.reference.fid_inception import random_state, slow_inception
+from tests.stored_json import MANY
 
 
 @pytest.fixture(scope="module")
@@ -135,6 +138,15 @@ def test_damaged_files_are_refused(tmp_path: Path) -> None:
     torch.save({1: torch.zeros(1)}, path)
     with pytest.raises(WeightsError, match="must hold a state dict: tensors by name"):
         load_inception(path)
+
+
+@MANY
+@given(data=st.binary(max_size=60) | st.sampled_from([b"", b"junk", b"PK\x03\x04"]))
+@example(b"junk")
+def test_any_bytes_are_refused(tmp_path: Path, data: bytes) -> None:
+    (tmp_path / "weights.pth").write_bytes(data)
+    with pytest.raises(WeightsError):
+        load_inception(tmp_path / "weights.pth")
 
 
 class _Mischief:

@@ -1,12 +1,17 @@
 from __future__ import annotations
 
 import json
+import shutil
+from contextlib import suppress
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from sd_tokenmerge import Linear, MergeConfig
 from sd_tokenmerge.patching.apply import apply_patch
 from sd_tokenmerge.patching.outline import load_outline, plan_sites
+from tests.stored_json import JSON, MANY, places, replaced
 from tests.tiny_models import tiny_sd15, tiny_sdxl, unet_inputs
 
 
@@ -143,3 +148,18 @@ def test_what_is_no_model_is_refused(tmp_path, tiny_folder):
     )
     with pytest.raises(ValueError, match="must have a UNet2DConditionModel, got a FluxTransf"):
         load_outline(str(tmp_path))
+
+
+@settings(MANY, max_examples=10)
+@given(data=st.data())
+@pytest.mark.parametrize("file", ["unet/config.json", "vae/config.json"])
+def test_any_value_at_any_place_of_a_configuration(tmp_path, tiny_folder, file, data):
+    for name in ("unet", "vae"):
+        (tmp_path / name).mkdir(exist_ok=True)
+        shutil.copy(tiny_folder / name / "config.json", tmp_path / name)
+    values = json.loads((tiny_folder / file).read_text())
+    # diffusers would build a million layers
+    path = data.draw(st.sampled_from([p for p in places(values) if "layers_per_block" not in p]))
+    (tmp_path / file).write_text(json.dumps(replaced(values, path, data.draw(JSON))))
+    with suppress(ValueError):
+        plan_sites(load_outline(str(tmp_path)), MergeConfig())

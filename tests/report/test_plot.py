@@ -112,3 +112,8 @@ def test_nine_methods_remain_distinguishable():
 def test_dollars_are_no_formula(make):
     rows = [replace(row, label=f"$\\frac{{ {row.label}$") for row in example_rows()]
     assert png_bytes(make(rows, caption="model ~/$HOME_{/$x"))
+
+
+@pytest.mark.filterwarnings("error")
+def test_characters_that_the_font_lacks_are_silent():
+    assert png_bytes(plot_distance(example_rows(), caption="model 模型"))

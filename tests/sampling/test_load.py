@@ -114,6 +114,16 @@ def test_a_lora_folder_must_hold_one_file(tiny_model: Path, tmp_path: Path, numb
         load(tiny_model, lora=(str(tmp_path),))
 
 
+@pytest.mark.parametrize("name", [None, "a", "unet.down.lora_A.weight"])
+def test_a_lora_of_another_model_is_refused_by_name(
+    tiny_model: Path, tmp_path: Path, name: str | None
+) -> None:
+    file = tmp_path / "foreign.safetensors"
+    save_file({} if name is None else {name: torch.zeros(2, 2)}, file)
+    with pytest.raises(ValueError, match=r"`lora` '.*foreign\.safetensors' cannot be loaded: "):
+        load(tiny_model, lora=(str(file),))
+
+
 def save_lora(pipe: Any, folder: Path) -> None:
     from peft import LoraConfig
     from peft.utils import get_peft_model_state_dict
@@ -183,12 +193,41 @@ def test_what_is_no_model_is_refused(tmp_path: Path) -> None:
 
 
 def test_other_pipelines_are_refused(copied_model: Path) -> None:
-    index = json.loads((copied_model / "model_index.json").read_text())
-    del index["unet"]
-    for content in (index, None, [], {"_class_name": "Nope"}, {}):
-        (copied_model / "model_index.json").write_text(json.dumps(content))
-        with pytest.raises(ValueError, match="`model`"):
+    file = copied_model / "model_index.json"
+    index = json.loads(file.read_text())
+    no_unet = {name: entry for name, entry in index.items() if name != "unet"}
+    for content, message in (
+        (no_unet, "`model` .* cannot be loaded: .*unet"),
+        (None, "model_index.json must hold a JSON object, got NoneType"),
+        ([], "model_index.json must hold a JSON object, got list"),
+        ({}, "`model` must be a pipeline of diffusers .*, got None in "),
+        (index | {"_class_name": "Nope"}, "`model` must be a pipeline of diffusers .*, got 'Nope'"),
+        (index | {"_class_name": "StableDiffusionImg2ImgPipeline"}, "must be a text-to-image pipe"),
+        (index | {"unet": [5]}, "`model` .* cannot be loaded: "),
+        (index | {"../vae": index["vae"]}, "must name folders beside it, got '../vae'"),
+    ):
+        file.write_text(json.dumps(content))
+        with pytest.raises(ValueError, match=message):
             load(copied_model)
+
+
+def test_damaged_components_are_refused_by_name(copied_model: Path) -> None:
+    file = copied_model / "unet" / "config.json"
+    config = json.loads(file.read_text())
+    for content, message in (
+        (None, "unet/config.json must hold a JSON object, got NoneType"),
+        (
+            config | {"attention_head_dim": 0},
+            "cannot be loaded: integer division or modulo by zero",
+        ),
+    ):
+        file.write_text(json.dumps(content))
+        with pytest.raises(ValueError, match=message):
+            load(copied_model)
+    file.write_text(json.dumps(config))
+    shutil.rmtree(copied_model / "tokenizer")
+    with pytest.raises(ValueError, match="`model` must hold a folder 'tokenizer', got "):
+        load(copied_model)
 
 
 @pytest.mark.parametrize("damage", ["cut", "gone", "garbage"])

@@ -151,3 +151,10 @@ def test_processes_and_shards_write_apart_and_are_united(tmp_path: Path) -> None
     unite_manifests(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == [MANIFEST]
     assert read_manifest(tmp_path) == everything
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+def test_a_pipe_is_refused_without_waiting(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / MANIFEST)
+    with pytest.raises(OSError, match="Not a regular file"):
+        read_manifest(tmp_path)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -28,10 +29,10 @@ def test_json_lines_may_give_seeds(tmp_path: Path) -> None:
         ("p.jsonl", "{", "p.jsonl, line 1: "),
         ("p.jsonl", "[1]", "line 1: must be"),
         ("p.jsonl", '{"prompt": "a", "sede": 1}', "line 1: must be"),
-        ("p.jsonl", '{"prompt": 1}', "`prompt` must be text, got 1"),
-        ("p.jsonl", '{"seed": 1}', "`prompt` must be text, got None"),
-        ("p.jsonl", '{"prompt": "a", "seed": -1}', "`seed` must be an integer"),
-        ("p.jsonl", '{"prompt": "a", "seed": true}', "`seed` must be an integer"),
+        ("p.jsonl", '{"prompt": 1}', '"prompt" must be text, got 1'),
+        ("p.jsonl", '{"seed": 1}', '"prompt" must be text, got None'),
+        ("p.jsonl", '{"prompt": "a", "seed": -1}', '"seed" must be an integer'),
+        ("p.jsonl", '{"prompt": "a", "seed": true}', '"seed" must be an integer'),
         ("p.jsonl", '{"prompt": " "}', "must not be blank"),
         ("p.jsonl", "[" * 100_000, "p.jsonl, line 1: "),
     ],
@@ -57,3 +58,12 @@ def test_other_encodings_are_refused_by_name(tmp_path: Path) -> None:
     path.write_bytes("Käfer".encode("latin-1"))
     with pytest.raises(ValueError, match=r"`prompts` must be UTF-8 text, got .*p\.txt"):
         read_prompts(path)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+def test_pipes_and_devices_are_refused_without_waiting(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.txt")
+    (tmp_path / "zero.jsonl").symlink_to("/dev/zero")
+    for name in ("pipe.txt", "zero.jsonl"):
+        with pytest.raises(OSError, match="Not a regular file"):
+            read_prompts(tmp_path / name)

@@ -546,6 +546,10 @@ def without(part: str, name: str) -> Callable[[str], str]:
     return change
 
 
+def changed(name: str, value: object) -> Callable[[str], str]:
+    return lambda text: json.dumps(json.loads(text) | {name: value})
+
+
 @pytest.mark.parametrize(
     ("damage", "problem"),
     [
@@ -556,6 +560,9 @@ def without(part: str, name: str) -> Callable[[str], str]:
         (lambda text: '{"format": 2, "options": 3}', "is damaged (without model)"),
         (without("plan", "sha256"), "is damaged (without sha256)"),
         (without("model", "pipeline"), "is damaged (without pipeline)"),
+        (changed("versions", {}), "is damaged (without sd-tokenmerge)"),
+        (changed("commit", ["a"]), "is damaged (hashes, versions and the like must be texts"),
+        (changed("created", 5), "is damaged (hashes, versions and the like must be texts"),
         (lambda text: '{"format": 99}', "was written by another version (of format 99, where"),
     ],
 )

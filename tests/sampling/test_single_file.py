@@ -61,6 +61,8 @@ def test_a_damaged_file_is_refused(checkpoint: Path, tiny_model: Path, tmp_path:
     cases = {
         "cut.safetensors": checkpoint.read_bytes()[:1000],
         "garbage.ckpt": b"garbage",
+        "junk.ckpt": b"junk",
+        "empty.ckpt": b"",
         "cut.ckpt": (tmp_path / "whole.ckpt").read_bytes()[:2000],
         "foreign.ckpt": (tmp_path / "whole.ckpt").read_bytes(),
     }

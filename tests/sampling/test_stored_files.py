@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from contextlib import nullcontext, suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from sd_tokenmerge.sampling.description import (
@@ -19,25 +20,15 @@ from sd_tokenmerge.sampling.description import (
     content_differences,
     option_differences,
     read_description,
+    surroundings,
 )
-from sd_tokenmerge.sampling.manifest import MANIFEST, load_manifest
+from sd_tokenmerge.sampling.locate import files_identity
+from sd_tokenmerge.sampling.manifest import MANIFEST, ImageRecord, load_manifest
 from sd_tokenmerge.sampling.options import GenerateOptions
 from sd_tokenmerge.sampling.plan import planned_files
 from sd_tokenmerge.sampling.prompts import read_prompts
 from sd_tokenmerge.sampling.resolve import read_sample_settings, resolve_options
-
-MANY = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=30)
-
-JSON = st.recursive(
-    st.none()
-    | st.booleans()
-    | st.integers()
-    | st.floats()
-    | st.text(max_size=8)
-    | st.sampled_from([-1, 0, 1, 10**30, 1e300, "0.5", "none", "../x", "/etc/passwd", "\ud800"]),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner),
-    max_leaves=6,
-)
+from tests.stored_json import JSON, MANY, places, replaced
 
 
 def description(model: str) -> dict[str, Any]:
@@ -50,21 +41,9 @@ def description(model: str) -> dict[str, Any]:
         model={"pipeline": files, "vae": None, "lora": [files], "lora_scales": [0.5]},
         created="2026-01-01T00:00:00+00:00",
         device={"type": "cpu", "name": "a CPU"},
-        versions={"torch": "2.13"},
+        versions=surroundings("cpu")["versions"],
         commit=None,
     ).to_json()
-
-
-def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-    """Every place in a JSON value."""
-    inner = value.items() if isinstance(value, dict) else ()
-    return [path, *(place for key, part in inner for place in places(part, (*path, key)))]
-
-
-def replaced(value: Any, path: tuple[Any, ...], new: Any) -> Any:
-    if not path:
-        return new
-    return value | {path[0]: replaced(value[path[0]], path[1:], new)}
 
 
 def test_a_description_survives_its_file(tmp_path: Path) -> None:
@@ -90,6 +69,9 @@ def test_any_value_at_any_place_of_a_description(tmp_path: Path, data: st.DataOb
     option_differences(read, good.options)
     content_differences(read, good)
     assert len(planned_files(read.options, read.num_images)) == read.num_images
+    texts = [read.created, read.commit or "", *read.device.values()]
+    texts += [read.versions[name] for name in good.versions if name != "python"]
+    "".join([*texts, read.model["pipeline"]["sha256"]])
 
 
 @MANY
@@ -103,6 +85,34 @@ def test_any_value_at_any_place_of_a_sample(tmp_path: Path, data: st.DataObject)
     except ValueError:
         return
     assert set(found) <= {"classes", "height", "width", "steps", "guidance_scale"}
+
+
+RECORD = ImageRecord("3_0.png", 3, 0, 30, "a shark", "0" * 64, 9, 1, 0.5)
+
+
+@MANY
+@given(data=st.data())
+def test_any_value_at_any_place_of_a_record(tmp_path: Path, data: st.DataObject) -> None:
+    values = asdict(RECORD)
+    path = data.draw(st.sampled_from(places(values)))
+    line = json.dumps(replaced(values, path, data.draw(JSON)))
+    (tmp_path / MANIFEST).write_text(line + "\n")
+    content = load_manifest([tmp_path / MANIFEST])
+    assert len(content.records) + len(content.damaged_lines) == 1
+    for record in content.records:
+        assert record.file == record.job.file
+        assert ImageRecord(**json.loads(record.to_line())) == record
+
+
+@MANY
+@given(data=st.data())
+def test_any_value_at_any_place_of_a_model_index(tmp_path: Path, data: st.DataObject) -> None:
+    values = {"_class_name": "StableDiffusionPipeline", "unet": ["diffusers", "UNet"]}
+    path = data.draw(st.sampled_from(places(values)))
+    index = replaced(values, path, data.draw(JSON))
+    (tmp_path / "model_index.json").write_text(json.dumps(index))
+    with suppress(ValueError):
+        assert all(".." not in name for name in files_identity(tmp_path)["files"])
 
 
 LINES: dict[str, Callable[[Path], Any]] = {

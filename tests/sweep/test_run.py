@@ -319,6 +319,7 @@ def several_runs(folder: Path, reference: Path) -> None:
     [
         (one_image, "`reference` must hold at least 2 images, got 1"),
         (truncated_image, "3.png' cannot be read"),
+        (lambda folder, reference: None, "`reference` must hold images"),
         (several_runs, "`reference` must be one set of images, got .* with runs in it"),
     ],
 )
@@ -330,6 +331,15 @@ def test_a_bad_reference_is_refused_before_anything_is_generated(
     spoil(bad, reference)
     options = make_sweep(reference=str(bad))
     with pytest.raises(ValueError, match=message):
+        run_sweep(options)
+    assert not folder_of(options).exists()
+
+
+def test_an_unfinished_run_is_no_reference(finished, make_sweep, tmp_path):
+    run = folder_of(finished) / "runs" / "unmerged"
+    (run / "3_0.png").unlink()
+    options = make_sweep(out=str(tmp_path / "other"), reference=str(run))
+    with pytest.raises(ValueError, match=r"`reference` must be complete, got .* 1 of 2 images are"):
         run_sweep(options)
     assert not folder_of(options).exists()
 
