@@ -17,6 +17,8 @@ _NUMBERED_CLUSTERS = 3
 _NUMBERED_SHARE = 1 / 64
 """Clusters with a smaller share of the tokens have no room for a number."""
 _TEXT = 11
+_NUMBER_SIZE = (16, 32)
+"""Height and width of a written number in pixels."""
 
 
 def draw_clusters(image: Image.Image, labels: NDArray[np.integer[Any]]) -> Image.Image:
@@ -85,17 +87,27 @@ def _border_colours(colours: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _write_sizes(drawn: Image.Image, labels: NDArray[np.integer[Any]]) -> None:
-    """Write the sizes of the largest clusters, each on the token nearest to the centre."""
+    """Write the sizes of the largest clusters, each on the token nearest to the centre.
+
+    Tokens where the number would overlap another one are passed over.
+    """
     draw = ImageDraw.Draw(drawn)
+    scale = np.divide((drawn.height, drawn.width), labels.shape)
     sizes = np.bincount(labels.ravel())
+    written: list[NDArray[np.float64]] = []
     for cluster in np.argsort(-sizes, kind="stable")[:_NUMBERED_CLUSTERS]:
         if sizes[cluster] < labels.size * _NUMBERED_SHARE:
             break
-        tokens = np.argwhere(labels == cluster)
-        nearest = tokens[((tokens - tokens.mean(0)) ** 2).sum(1).argmin()]
-        y, x = (nearest + 0.5) / labels.shape * (drawn.height, drawn.width)
+        tokens = (np.argwhere(labels == cluster) + 0.5) * scale
+        distances = ((tokens - tokens.mean(0)) ** 2).sum(1)
+        for other in written:
+            distances[(np.abs(tokens - other) < _NUMBER_SIZE).all(1)] = np.inf
+        if np.isinf(distances.min()):
+            continue
+        place = tokens[distances.argmin()]
+        written.append(place)
         draw.text(
-            (x, y),
+            (place[1], place[0]),
             f"{sizes[cluster]:,}",
             fill="white",
             font=label_font(_TEXT),

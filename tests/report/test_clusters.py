@@ -53,6 +53,15 @@ def test_the_three_largest_clusters_are_numbered_on_their_own_tokens():
     assert not (np.asarray(draw_clusters(Image.fromarray(pixels), few)) == 255).any()
 
 
+def test_numbers_do_not_overlap():
+    labels = np.zeros((9, 9), int)
+    labels[4, 3:6] = 1  # both clusters have the same centre
+    pixels = np.full((72, 72, 3), 100, np.uint8)
+    drawn = np.asarray(draw_clusters(Image.fromarray(pixels), labels))
+    white = (drawn == 255).all(-1).any(1)
+    assert np.diff(white.astype(int)).tolist().count(1) == 2, "two lines of digits"
+
+
 def test_unused_labels_are_allowed():
     labels = np.array([[0, 7]])
     picture = Image.fromarray(random_picture(8, 16))
