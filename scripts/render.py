@@ -1,4 +1,4 @@
-"""Fill the tables of the documents from the rows in docs/benchmarks/.
+"""Fill the tables of the documents from the rows in docs/benchmarks/, and from tests/conformance/.
 
     python scripts/render.py            rewrite the documents
     python scripts/render.py --check    fail if one differs from its rows
@@ -15,7 +15,7 @@ import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from benchmarks import against, clustering, compiled, fid, memory, quality_tables, unet
+from benchmarks import against, clustering, compiled, fid, memory, pipelines, quality_tables, unet
 from benchmarks.rows import ROOT, STORE
 
 FID_TABLES = (
@@ -33,6 +33,8 @@ TABLES: Mapping[str, Callable[[Path], str]] = {
     "presets": quality_tables.presets,
     "clustering": clustering.clustering_times,
     "costs": clustering.costs,
+    "pipelines": pipelines.outcomes("pipelines"),
+    "processors": pipelines.outcomes("processors"),
     **{f"fid-{name}": fid.measured(f"fid_{name}") for name in FID_TABLES},
 }
 """By name: a function from the store's folder to the text between the markers."""
