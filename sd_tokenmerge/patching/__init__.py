@@ -6,5 +6,6 @@ attention  merge, attend, unmerge                  report    what was merged
 block      a block's grid, input and partition     outline   a plan without weights
 call       one call of the denoiser                features  what methods cluster
 reuse      whether to compute a partition          compiled  the same under torch.compile
+installed  processors that pipelines install later
 recording  partitions kept to be looked at        one_thread calls from two threads at a time
 """

@@ -12,6 +12,7 @@ from sd_tokenmerge.config import MergeConfig, make_config
 from sd_tokenmerge.methods.base import Method
 from sd_tokenmerge.patching.attention import require_mergeable
 from sd_tokenmerge.patching.call import SchedulerOf
+from sd_tokenmerge.patching.installed import installed_processors
 from sd_tokenmerge.patching.patch import Patch, find_patch
 from sd_tokenmerge.patching.recording import Recording
 from sd_tokenmerge.patching.report import Report
@@ -85,7 +86,8 @@ def apply_patch(
     if native is not None:
         require_reachable(parsed, targets, *native)
     for target in targets:
-        require_mergeable(target.site.attention, config, target.site)
+        for installed in (None, *installed_processors(pipe, target.site.path)):
+            require_mergeable(target.site.attention, config, target.site, installed)
     present = find_patch(denoiser)
     if present is not None and not replace:
         raise RuntimeError(

@@ -159,17 +159,23 @@ def _attend(
     )
 
 
-def require_mergeable(attention: Any, config: MergeConfig, place: Site | MergedBlock) -> None:
+def require_mergeable(
+    attention: Any,
+    config: MergeConfig,
+    place: Site | MergedBlock,
+    installed: type | None = None,
+) -> None:
     """Refuse an attention that can't be merged as `config` says.
 
     Args:
         attention: the attention.
         config: how tokens are merged.
         place: where it is.
+        installed: the class of a processor that the pipeline will install; None: the attention's.
 
     Raises:
         RuntimeError: a modification of the attention is incompatible with merging.
     """
-    reason = incompatibility(attention, config, place.processors, place.merges_input)
+    reason = incompatibility(attention, config, place.processors, place.merges_input, installed)
     if reason is not None:
         raise RuntimeError(f"token merging can't be combined with this model as it is: {reason}")

@@ -185,7 +185,11 @@ def native_latent_size(denoiser: nn.Module) -> tuple[int, int] | None:
 
 
 def incompatibility(
-    attention: Any, config: MergeConfig, processors: tuple[str, ...], merges_input: bool
+    attention: Any,
+    config: MergeConfig,
+    processors: tuple[str, ...],
+    merges_input: bool,
+    installed: type | None = None,
 ) -> str | None:
     """Why an attention can't be merged as `config` says, as a sentence; None if it can.
 
@@ -198,15 +202,17 @@ def incompatibility(
         config: how tokens are merged.
         processors: of its `Site`.
         merges_input: of its `Site`.
+        installed: the class of a processor that the pipeline will install; None: the attention's.
     """
     processor = attention.processor
+    kind = type(processor) if installed is None else installed
     cache_name = _cache_over_steps(attention)
     if cache_name is not None:
         return (
             f"the cache {cache_name!r} on a self-attention would replay merged tokens under "
             "another partition: remove one of the two."
         )
-    names = {kind.__name__ for kind in type(processor).__mro__}
+    names = {base.__name__ for base in kind.__mro__}
     if "CrossAttnStoreProcessor" in names:
         return "self-attention guidance needs the attention of all tokens of this block."
     backend = getattr(processor, "_attention_backend", None)
@@ -227,8 +233,13 @@ def incompatibility(
         if names.isdisjoint(supported):
             return (
                 "only merge='qkv' without proportional attention works with the processor "
-                f"{type(processor).__name__}: call unet.set_attn_processor(AttnProcessor2_0()), or "
-                "use that form of merging."
+                f"{kind.__name__}"
+                + (
+                    ": call unet.set_attn_processor(AttnProcessor2_0()), or use that form of "
+                    "merging."
+                    if installed is None
+                    else ", which this pipeline installs when it is called."
+                )
             )
     return None
 

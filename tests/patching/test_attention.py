@@ -9,7 +9,11 @@ from typing import get_args
 import pytest
 import tomesd
 import torch
-from diffusers import StableDiffusionSAGPipeline, TextToVideoZeroPipeline
+from diffusers import (
+    StableDiffusionPAGPipeline,
+    StableDiffusionSAGPipeline,
+    TextToVideoZeroPipeline,
+)
 from diffusers.hooks import PyramidAttentionBroadcastConfig, apply_pyramid_attention_broadcast
 from diffusers.models.attention_processor import (
     AttnProcessor,
@@ -460,9 +464,26 @@ class TestRefusals:
         options = {"num_inference_steps": 2, "output_type": "latent"}
         apply_patch(pipe, "tome-sd")
         assert pipe("a dog", **options).images.isfinite().all()  # its map is the middle block's
-        apply_patch(pipe, "random", levels=4, replace=True)
+        with pytest.raises(RuntimeError, match="self-attention guidance needs"):
+            apply_patch(pipe, "random", levels=4, replace=True)
+        apply_patch(pipe.unet, "random", levels=4, replace=True)
         with pytest.raises(RuntimeError, match="self-attention guidance needs"):
             pipe("a dog", **options)
+
+    @pytest.mark.parametrize("options", OTHER_FORMS, ids=str)
+    def test_perturbed_attention_guidance(self, options):
+        """The pipeline installs its processors when it is called, in the layers that it names."""
+        pipe = StableDiffusionPAGPipeline(
+            **tiny_sd15().components, requires_safety_checker=False, pag_applied_layers=["mid"]
+        )
+        apply_patch(pipe, "tome-sd", **options).remove()
+        pipe.set_pag_applied_layers(["down_blocks.0"])
+        message = "the processor PAG.*, which this pipeline installs when it is called"
+        with pytest.raises(RuntimeError, match=message):
+            apply_patch(pipe, "tome-sd", **options)
+        apply_patch(pipe.unet, "tome-sd", **options)
+        with pytest.raises(RuntimeError, match="works with the processor PAG"):
+            pipe("a dog", num_inference_steps=2, output_type="latent")
 
     def test_keep_rate_out_of_reach_where_the_size_is_known_only_now(self):
         unet = tiny_unet()
