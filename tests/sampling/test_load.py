@@ -266,6 +266,14 @@ def test_weights_that_do_not_fit_are_refused(
     assert "\n" not in str(caught.value)
 
 
+def test_position_ids_of_older_checkpoints_are_no_fault(copied_model: Path) -> None:
+    path = copied_model / "text_encoder" / "model.safetensors"
+    weights = load_file(path)
+    weights["text_model.embeddings.position_ids"] = torch.arange(77)[None]
+    save_file(weights, path, metadata={"format": "pt"})
+    load(copied_model)
+
+
 def test_a_chosen_autoencoder_must_have_all_its_weights(
     tiny_model: Path, copied_model: Path
 ) -> None:
