@@ -12,7 +12,10 @@ from tests.conformance.outcomes import NOT_RUN, observe_pipeline, observe_proces
 
 TABLE = read_table()
 IN_DEFAULT_SUITE = {
-    "AnimateDiffPipeline",
+    "AttnProcessor2_0",
+    "CrossAttnStoreProcessor",
+    "CustomDiffusionAttnProcessor2_0",
+    "FusedAttnProcessor2_0",
     "StableDiffusionControlNetPipeline",
     "StableDiffusionImg2ImgPipeline",
     "StableDiffusionInpaintPipeline",
@@ -36,19 +39,20 @@ def test_all_that_diffusers_has_is_in_the_table(kind, found):
     )
 
 
-@pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize(
-    "name",
-    [
+def mostly_slow(names):
+    return [
         name if name in IN_DEFAULT_SUITE else pytest.param(name, marks=pytest.mark.slow)
-        for name in RUN
-    ],
-)
+        for name in names
+    ]
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", mostly_slow(RUN))
 def test_pipelines_do_what_the_table_says(name):
     assert observe_pipeline(name) == TABLE["pipelines"][name]
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("name", TABLE["processors"])
+@pytest.mark.parametrize("name", mostly_slow(TABLE["processors"]))
 def test_processors_do_what_the_table_says(name):
     assert observe_processor(name) == TABLE["processors"][name]
