@@ -41,7 +41,7 @@ def overlay_command(
         str | None,
         typer.Option(
             help="Blocks to draw, separated by commas; the first is animated. "
-            "Default: all merged blocks; see `sd-tokenmerge sites`."
+            "Default: up to five, first to last; see `sd-tokenmerge sites`."
         ),
     ] = None,
     size: Size = None,

@@ -158,7 +158,7 @@ class Patch:
         """
         if self._reuse.observer is not None:
             raise RuntimeError("a recording is already under way: only one is possible at a time.")
-        recording = Recording(tuple(self._blocks))
+        recording = Recording(tuple(self._blocks), self._timestep_place)
         hook = denoiser.register_forward_pre_hook(recording.begin_step, with_kwargs=True)
         self._reuse.observer = recording.add
         try:

@@ -50,8 +50,14 @@ class Recording:
         steps: the calls of the denoiser during the recording.
     """
 
-    def __init__(self, blocks: tuple[str, ...]) -> None:
-        """Start without steps."""
+    def __init__(self, blocks: tuple[str, ...], timestep_place: int = 1) -> None:
+        """Start without steps.
+
+        Args:
+            blocks: names of the merged blocks.
+            timestep_place: position of the timestep among the denoiser's arguments.
+        """
+        self._timestep_place = timestep_place
         self.blocks = blocks
         self.steps: list[RecordedStep] = []
         self._known: WeakKeyDictionary[Partition, RecordedPartition] = WeakKeyDictionary()
@@ -59,7 +65,8 @@ class Recording:
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def begin_step(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Forward pre-hook of the denoiser."""
-        timestep = args[1] if len(args) > 1 else kwargs["timestep"]
+        place = self._timestep_place
+        timestep = args[place] if len(args) > place else kwargs["timestep"]
         value = timestep.max() if isinstance(timestep, Tensor) else timestep
         self.steps.append(RecordedStep(float(value)))
 

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from sd_tokenmerge.patching.recording import Recording
 
 _TEXT = 11
-_ROWS = 5
+_SHOWN = 5
+"""Steps and blocks that are drawn by default."""
 _FRAME_MS, _LAST_FRAME_MS = 250, 1500
 
 
@@ -28,6 +29,7 @@ def draw_cluster_grid(
     steps: Sequence[int] | None = None,
     blocks: Sequence[str] | None = None,
     row: int = -1,
+    frame: tuple[int, int] = (0, 1),
 ) -> Image.Image:
     """Draw the clusters of chosen steps (down) and blocks (across) over a picture.
 
@@ -35,26 +37,30 @@ def draw_cluster_grid(
         image: the generated picture.
         recording: of the generation; see `PatchHandle.record`.
         steps: indices in `recording.steps`; None: five, from the first to the last.
-        blocks: names in `recording.blocks`; None: all.
+        blocks: names in `recording.blocks`; None: up to five, from the first to the last.
         row: of the batch that the denoiser gets. With classifier-free guidance, diffusers puts the
-            unconditional half first, so -1 is the last picture, with its prompt. For a video, each
-            frame is a row.
+            unconditional half first, so -1 is the last picture, with its prompt. A UNet for videos
+            gets each frame as a row.
+        frame: index of the frame, and number of frames, of a transformer that attends to the tokens
+            of several frames at once.
 
     Returns:
         The sheet, RGB. Cells of blocks that merged nothing in a step are empty.
 
     Raises:
-        ValueError: nothing was recorded, or there is no such step, block or row.
+        ValueError: nothing was recorded, there is no such step, block, row or frame, or the tokens
+            of a picture are not about square.
     """
     _require_steps(recording)
     count = len(recording.steps)
     if steps is None:
-        steps = sorted({round(i * (count - 1) / (_ROWS - 1)) for i in range(_ROWS)})
+        steps = _spread(count)
     for step in steps:
         if not 0 <= step < count:
             raise ValueError(f"`steps` must be in [0, {count}), got {step}.")
-    blocks = recording.blocks if blocks is None else blocks
-    cells = [[_cell(image, recording, s, block, row) for block in blocks] for s in steps]
+    if blocks is None:
+        blocks = [recording.blocks[i] for i in _spread(len(recording.blocks))]
+    cells = [[_cell(image, recording, s, block, row, frame) for block in blocks] for s in steps]
     grid = PictureGrid(
         heading="",
         rows=[f"step {s + 1}:t={recording.steps[s].timestep:.4g}" for s in steps],
@@ -70,7 +76,12 @@ def draw_cluster_grid(
 
 
 def draw_cluster_frames(
-    image: Image.Image, recording: Recording, block: str | None = None, *, row: int = -1
+    image: Image.Image,
+    recording: Recording,
+    block: str | None = None,
+    *,
+    row: int = -1,
+    frame: tuple[int, int] = (0, 1),
 ) -> list[Image.Image]:
     """Draw the clusters of one block, a picture for each step in which it merged.
 
@@ -79,16 +90,17 @@ def draw_cluster_frames(
         recording: of the generation.
         block: a name in `recording.blocks`; None: the first.
         row: as for `draw_cluster_grid`.
+        frame: as for `draw_cluster_grid`.
 
     Raises:
-        ValueError: nothing was recorded, or there is no such block or row, or it merged nothing.
+        ValueError: as for `draw_cluster_grid`, or the block merged nothing.
     """
     _require_steps(recording)
     block = recording.blocks[0] if block is None else block
     count = len(recording.steps)
     frames = []
     for step in range(count):
-        cell = _cell(image, recording, step, block, row)
+        cell = _cell(image, recording, step, block, row, frame)
         if cell is not None:
             timestep = recording.steps[step].timestep
             title = f"{_short(block)}, step {step + 1} of {count}, t={timestep:.4g}"
@@ -114,8 +126,18 @@ def _require_steps(recording: Recording) -> None:
         raise ValueError("`recording` must have steps: generate a picture inside its `with` block.")
 
 
+def _spread(count: int) -> list[int]:
+    """Indices from the first to the last of `count`."""
+    return sorted({round(i * (count - 1) / (_SHOWN - 1)) for i in range(_SHOWN)})
+
+
 def _cell(
-    image: Image.Image, recording: Recording, step: int, block: str, row: int
+    image: Image.Image,
+    recording: Recording,
+    step: int,
+    block: str,
+    row: int,
+    frame: tuple[int, int],
 ) -> Image.Image | None:
     if block not in recording.blocks:
         known = ", ".join(recording.blocks)
@@ -128,6 +150,19 @@ def _cell(
         raise ValueError(f"`row` must be in [-{batch}, {batch}), got {row}.")
     labels = recorded.labels[row]
     sizes = np.bincount(labels.ravel())
+    index, frames = frame
+    if frames < 1 or len(labels) % frames or not 0 <= index < frames:
+        raise ValueError(
+            f"`frame` must be an index and a number of frames that divides {len(labels)} rows of "
+            f"tokens, got {frame}."
+        )
+    labels = np.split(labels, frames)[index]
+    aspect = image.width / labels.shape[1] / (image.height / labels.shape[0])
+    if not 2 / 3 < aspect < 3 / 2:
+        raise ValueError(
+            f"`image` must have the shape of the {labels.shape[0]}x{labels.shape[1]} tokens, got "
+            f"{image.height}x{image.width} pixels; for a video, name its `frame`."
+        )
     text = f"{len(sizes):,} clusters of {sizes.min():,} to {sizes.max():,} tokens"
     return _with_line(draw_clusters(image, labels), text)
 

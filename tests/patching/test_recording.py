@@ -14,6 +14,7 @@ from tests.patching.spies import SpyMethod
 from tests.patching.test_compile import HOW, Backend, compiled, small_unet
 from tests.patching.test_reuse import Tape, generate, walk
 from tests.tiny_models import call_unet, tiny_sd15, tiny_unet
+from tests.tiny_transformers import inputs_of, tiny_transformer
 
 TIMESTEPS = torch.arange(500, 0, -100)
 
@@ -99,6 +100,17 @@ def test_recording_begun_after_compiling(how):
         assert ours.partitions.keys() == theirs.partitions.keys()
         for block, recorded in ours.partitions.items():
             np.testing.assert_array_equal(recorded.labels, theirs.partitions[block].labels)
+
+
+def test_transformers_take_the_timestep_in_another_place():
+    model, inputs = tiny_transformer("flux"), inputs_of("flux")
+    first = ("hidden_states", "encoder_hidden_states", "pooled_projections", "timestep")
+    positional = [inputs.pop(name) for name in first]
+    with apply_patch(model, "grid", merge="kv") as handle, handle.record() as recording:
+        model(*positional, **inputs)
+    (step,) = recording.steps
+    assert step.timestep == float(inputs_of("flux")["timestep"].max())
+    assert tuple(step.partitions) == recording.blocks
 
 
 def test_a_copy_is_not_recorded():

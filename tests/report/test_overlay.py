@@ -100,11 +100,29 @@ def test_a_frame_for_each_step_that_merged(recording, picture, tmp_path):
         ({"steps": [7]}, r"`steps` must be in \[0, 7\), got 7"),
         ({"blocks": ["mid_block"]}, "`block` must be a merged block"),
         ({"row": 2}, r"`row` must be in \[-2, 2\), got 2"),
+        ({"frame": (0, 3)}, "`frame` must be an index and a number of frames that divides 8 rows"),
+        ({"frame": (2, 2)}, "`frame` must be an index"),
+        ({"frame": (0, 2)}, "`image` must have the shape of the 4x8 tokens, got 64x64 pixels"),
     ],
 )
 def test_refusals(recording, picture, options, message):
     with pytest.raises(ValueError, match=message):
         draw_cluster_grid(picture, recording, **options)
+
+
+def test_a_frame_of_a_video(recording, picture):
+    frame = picture.crop((0, 0, 64, 32))
+    (drawn, *_) = draw_cluster_frames(frame, recording, frame=(1, 2))
+    labels = recording.steps[0].partitions[BLOCKS[0]].labels[-1]
+    assert len(places(drawn, draw_clusters(frame, labels[4:]))) == 1
+
+
+def test_by_default_five_blocks(picture):
+    blocks = tuple(f"transformer_blocks.{i}" for i in range(9))
+    made = Recording(blocks)
+    made.steps.append(RecordedStep(1.0, {block: partition(0) for block in blocks}))
+    chosen = draw_cluster_grid(picture, made, blocks=blocks[::2])
+    assert draw_cluster_grid(picture, made).tobytes() == chosen.tobytes()
 
 
 def test_nothing_to_draw(recording, picture):
