@@ -5,6 +5,8 @@ Every model has 8 x 6 image tokens (Wan and CogVideoX: two frames of 4 x 6), and
 
 from __future__ import annotations
 
+import inspect
+
 import diffusers
 import torch
 
@@ -145,7 +147,10 @@ def qwen_image():
         "encoder_hidden_states_mask": mask,
         "img_shapes": [[(1, HEIGHT, WIDTH)]] * 2,
     }
-    return diffusers.QwenImageTransformer2DModel, config, inputs
+    model = diffusers.QwenImageTransformer2DModel
+    if "txt_seq_lens" in inspect.signature(model.forward).parameters:  # older versions of diffusers
+        inputs["txt_seq_lens"] = [TEXT, TEXT]
+    return model, config, inputs
 
 
 def sd3():
