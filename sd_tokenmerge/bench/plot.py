@@ -91,7 +91,7 @@ def plot_against_time(
         frameon=False,
         fontsize=9,
     )
-    title = f"Up: closer to the full picture. Left: faster. Bars: {bars}"
+    title = f"Up: closer to the full picture. Left: faster.\nBars: {bars}"
     figure.suptitle(title, x=0.01, ha="left", size=11)
     figure.savefig(path, dpi=160)
 

@@ -174,15 +174,21 @@ class Work:
     report: Report
 
     def __post_init__(self) -> None:
-        """Plan the work, in calls of the UNet."""
+        """Plan what is left to do, in calls of the UNet."""
         self.recipes = make_recipes(self.base.steps, self.quick)
         self.contestants = preset_contestants()
         self._folder = Path(self.base.out) / PICTURES
-        self._num_pictures = len(plan_images(self.base))
-        self._turn = sum(min(one.refresh_every, 2) for one in self.contestants)
-        self._calls = self._turn * (1 if self.quick else ROUNDS)
-        steps = sum(recipe.steps or self.base.steps for recipe in self.recipes)
-        self._total = self._calls + steps * self._num_pictures
+        self._jobs = plan_images(self.base)
+        turn = sum(min(one.refresh_every, 2) for one in self.contestants)
+        rounds = (1 if self.quick else ROUNDS) - len(self.record.content["rounds"])
+        self._calls = 0 if self._is_timed else turn * rounds
+        missing = sum(
+            recipe.steps or self.base.steps
+            for recipe in self.recipes
+            for job in self._jobs
+            if not (self._folder / recipe.name / job.file).exists()
+        )
+        self._total = self._calls + missing
         self._done = 0.0
 
     @property
@@ -236,18 +242,18 @@ class Work:
             }
         )
         self.record.save()
-        self._done = len(rounds) * self._turn
 
     def generate(self, pipe: Any) -> None:
         """Generate one picture by every recipe, then the next; intact ones are kept."""
-        jobs = plan_images(self.base)[:1]
-        self.recipes[0].timed(pipe, replace(self.base, steps=2), jobs)  # a warm-up
-        for number in range(self._num_pictures):
-            part = replace(self.base, shard=f"{number + 1}/{self._num_pictures}")
+        shorter = replace(self.base, steps=2)
+        self.recipes[0].timed(pipe, shorter, self._jobs[:1])  # a warm-up
+        count = len(self._jobs)
+        for number in range(1, count + 1):
+            part = replace(self.base, shard=f"{number}/{count}")
             for recipe in self.recipes:
-                recipe.generate(pipe, part, self._folder)
-                name = f"picture {number + 1} of {self._num_pictures}, {recipe.name}"
-                self._advance(name, recipe.steps or self.base.steps)
+                if recipe.generate(pipe, part, self._folder).generated:
+                    steps = recipe.steps or self.base.steps
+                    self._advance(f"picture {number} of {count}, {recipe.name}", steps)
 
 
 def summarize(
