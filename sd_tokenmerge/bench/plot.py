@@ -21,6 +21,7 @@ KINDS = {
 }
 """Label, colour and marker of each kind of recipe."""
 
+TICKS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1, 1.5, 2, 3, 4, 6)
 MOST_NAMES = 12
 """With more points in a panel, only those on the frontier are named."""
 
@@ -54,9 +55,13 @@ class Point:
 
 
 def frontier(points: Sequence[Point]) -> list[Point]:
-    """The points that no other beats in both time and PSNR, fastest first."""
+    """The points that no other beats in both time and PSNR, fastest first.
+
+    The full recipe beats all that are no faster.
+    """
     best: list[Point] = []
-    for point in sorted(points, key=lambda point: (point.time, -point.psnr)):
+    faster = (point for point in points if point.time < 1)
+    for point in sorted(faster, key=lambda point: (point.time, -point.psnr)):
         if not best or point.psnr > best[-1].psnr:
             best.append(point)
     return best
@@ -112,7 +117,11 @@ def _draw(axes: Any, points: Sequence[Point], shown: dict[str, Any]) -> None:
     corners = [point.time for point in best], [point.psnr for point in best]
     (shown[""],) = axes.plot(*corners, color="0.3", linewidth=1.2, linestyle=(0, (5, 2)))
     axes.axvline(1.0, color="0.6", linewidth=0.8)
-    axes.set_xlim(left=0)
+    axes.set_xscale("log")
+    axes.set_xticks(TICKS, [f"{tick:g}" for tick in TICKS])
+    axes.minorticks_off()
+    times = [1.0, *(point.time for point in points)]
+    axes.set_xlim(0.7 * min(times), 1.1 * max(times))  # room for names on the left
     axes.grid(color="0.92")
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)

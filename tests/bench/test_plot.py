@@ -6,7 +6,7 @@ from sd_tokenmerge.bench.plot import Point, frontier, plot_against_time
 
 
 def test_the_frontier_has_what_no_other_beats():
-    places = {"a": (0.5, 30), "b": (0.6, 29), "c": (0.5, 28), "d": (0.9, 40)}
+    places = {"a": (0.5, 30), "b": (0.6, 29), "c": (0.5, 28), "d": (0.9, 40), "e": (1, 50)}
     points = [Point(name, time, psnr, psnr, psnr) for name, (time, psnr) in places.items()]
     assert [point.name for point in frontier(points)] == ["a", "d"]
     assert frontier([]) == []

@@ -140,20 +140,20 @@ def test_tables(tmp_path):
     times = [
         dict.fromkeys(quality.TIME_COLUMNS, "1")
         | {"size": "256", "recipe": name, "relative": relative}
-        for name, relative in ((UNMERGED, "1"), ("two-sided-12.5", "1.25"), ("kv-25", "1.5"))
+        for name, relative in ((UNMERGED, "1"), ("two-sided-12.5", "0.75"), ("kv-25", "0.8"))
     ]
     append_rows(tmp_path / "quality_time.csv", quality.TIME_COLUMNS, times)
     text = quality_tables.quality(tmp_path)
     assert "**256 px**: 3 pictures, 9 references; 1, 1 thread, torch 1, commit 1." in text
-    assert "| two-sided-12.5 | 25 % | 1.25 | 42.0 (40.0 to 44.0) | 40.0 | 42.0 ± 1.2 |" in text
+    assert "| two-sided-12.5 | 25 % | 0.75 | 42.0 (40.0 to 44.0) | 40.0 | 42.0 ± 1.2 |" in text
     assert "| 0.900 ± 0.000 | 1.00 ± 0.00 | 75 % | 0.2 ± 0.1 |" in text
     assert "| tomesd-50 | 25 % | - | 22.0" in text  # was not timed
     assert "| unmerged | 100 % | 1.00 | - | - | - | - | - | 75 % | 2.0 (itself) |" in text
     assert "| 256 px | two-sided-12.5 minus kv-25 | +10.0 ± 0.0 | 3 of 3 |" in (
         quality_tables.paired(tmp_path)
     )
-    lines = quality_tables.frontier_table(tmp_path).splitlines()[2:]
-    assert lines == ["| 256 px | two-sided-12.5 | 1.25 | 42.0 | 42.0 ± 1.2 | 75 % | 0.2 ± 0.1 |"]
+    lines = quality_tables.frontier_table(tmp_path).splitlines()[4:]
+    assert lines == ["| 256 px | two-sided-12.5 | 0.75 | 42.0 | 42.0 ± 1.2 | 75 % | 0.2 ± 0.1 |"]
     plot_quality(tmp_path)
     assert (tmp_path / "quality.png").stat().st_size > 10_000
 
