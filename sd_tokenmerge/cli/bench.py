@@ -38,9 +38,10 @@ def bench_command(
     """Measure on this machine whether merging pays for a model.
 
     Times calls of the UNet in turns: unpatched, under each preset, with merging that costs nothing
-    to choose (oracle), and under the tomesd package if it is installed. Then generates two pictures
-    with all steps, with fewer steps, and by each preset, and compares. Writes bench.json, plot.png,
-    contact_sheet.jpg and the pictures.
+    to choose (oracle), and under the tomesd package if it is installed. Then generates pictures
+    with all steps, with fewer steps, and by each preset, and compares them: one of each class or
+    prompt, by default of two classes. Writes bench.json, plot.png, contact_sheet.jpg and the
+    pictures.
 
     May be stopped at any moment; the same command resumes. Nothing else should run meanwhile.
     """
