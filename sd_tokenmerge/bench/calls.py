@@ -43,7 +43,8 @@ class UNetCalls:
             "return_dict": False,
         }
         if config.addition_embed_type == "text_time":
-            pooled = config.projection_class_embeddings_input_dim - 6 * 256
+            times = 6 * config.addition_time_embed_dim
+            pooled = config.projection_class_embeddings_input_dim - times
             sizes = torch.tensor([8.0 * height, 8.0 * width, 0, 0, 8.0 * height, 8.0 * width])
             keywords["added_cond_kwargs"] = {
                 "text_embeds": draw(self.batch, pooled),
