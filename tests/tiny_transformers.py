@@ -9,6 +9,7 @@ import inspect
 
 import diffusers
 import torch
+from torch import nn
 
 HEIGHT, WIDTH, TEXT = 8, 6, 5
 HEADS, DIM = 2, 16
@@ -77,6 +78,27 @@ def flux():
         "txt_ids": torch.zeros(TEXT, 3),
     }
     return diffusers.FluxTransformer2DModel, config, inputs
+
+
+def flux2():
+    config = {
+        "in_channels": 4,
+        "num_layers": 1,
+        "num_single_layers": 2,
+        "attention_head_dim": DIM,
+        "num_attention_heads": HEADS,
+        "joint_attention_dim": 24,
+        "timestep_guidance_channels": 8,
+        "axes_dims_rope": (4, 4, 4, 4),
+    }
+    _, _, inputs = flux()
+    del inputs["pooled_projections"]
+    inputs |= {
+        "img_ids": nn.functional.pad(inputs["img_ids"], (0, 1)).expand(2, -1, -1),
+        "txt_ids": torch.zeros(2, TEXT, 4),
+        "guidance": torch.ones(2),
+    }
+    return diffusers.Flux2Transformer2DModel, config, inputs
 
 
 def hunyuandit():
@@ -212,6 +234,8 @@ FAMILIES = {
     entry.__name__: entry
     for entry in (auraflow, cogvideox, flux, hunyuandit, pixart, qwen_image, sd3, sd35, wan)
 }
+if hasattr(diffusers, "Flux2Transformer2DModel"):  # since 0.36
+    FAMILIES["flux2"] = flux2
 
 
 def tiny_transformer(name):
@@ -226,6 +250,8 @@ def tiny_transformer(name):
             if hasattr(attention, "to_q"):
                 for layer in (attention.to_q, attention.to_k, attention.to_v):
                     layer.weight.mul_(4)
+            elif hasattr(attention, "to_qkv_mlp_proj"):
+                attention.to_qkv_mlp_proj.weight[: 3 * CHANNELS].mul_(4)
     return model
 
 

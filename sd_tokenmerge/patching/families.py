@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from types import MappingProxyType
 from typing import Any, Literal
 
@@ -28,7 +29,8 @@ class Attentions:
         blocks: the list's name in the model.
         attention: the attention's name in each block; blocks without it are passed over.
         order: of its tokens.
-        processor: the class of its default processor, the only one that is supported.
+        processor: the class of its default processor. Besides it, only its fused variant is
+            supported: the same name after "Fused".
         merges_input: whether `merge="qkv"` merges the attention's input, as in a UNet; otherwise it
             merges queries, keys and values, after norms and rotary embedding.
     """
@@ -86,10 +88,12 @@ def _of_frames_first(model: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any
     return Grid(frames // patch_t * (height // patch), width // patch)
 
 
-def _of_positions(model: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Grid:
-    """Packed tokens with positions (image, row, column), `[N, 3]`."""
-    positions: Tensor = _argument(args, kwargs, 4, "img_ids")
-    _, height, width = (positions.reshape(-1, positions.shape[-1]).amax(0) + 1).tolist()
+def _of_positions(
+    model: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], place: int = 4
+) -> Grid:
+    """Packed tokens with positions (image, row, column, ...), `[N, 3]` or `[B, N, 4]`."""
+    positions: Tensor = _argument(args, kwargs, place, "img_ids")
+    height, width = (positions[..., 1:3].flatten(0, -2).amax(0) + 1).tolist()
     return _require_filled(Grid(int(height), int(width)), args, kwargs)
 
 
@@ -141,6 +145,20 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
             ),
             _of_positions,
             timestep=3,
+            timestep_scale=1000,
+        ),
+        "Flux2Transformer2DModel": Family(
+            (
+                Attentions("transformer_blocks", "attn", "text-image", "Flux2AttnProcessor"),
+                Attentions(
+                    "single_transformer_blocks",
+                    "attn",
+                    "text-image",
+                    "Flux2ParallelSelfAttnProcessor",
+                ),
+            ),
+            partial(_of_positions, place=3),
+            timestep=2,
             timestep_scale=1000,
         ),
         "HunyuanDiT2DModel": Family(

@@ -41,9 +41,13 @@ def method_seed(seed: int, block: str, timesteps: tuple[float, ...]) -> int:
 
 
 class KeptPartition(NamedTuple):
-    """A partition that may be reused, with the grid, B and K that it was made for."""
+    """A partition that may be reused, with the grid, B, K and period that it was made for.
 
-    shape: tuple[Grid, int, int]
+    The period numbers the groups of `refresh_every` steps. A block that a cache skips in the first
+    step of a period must not reuse the partition of an earlier one.
+    """
+
+    made_for: tuple[Grid, int, int, int]
     partition: Partition
 
 
@@ -165,12 +169,11 @@ class PartitionReuse:
             if self.needs_call:
                 raise RuntimeError(f"{block.path} must be run by its denoiser.")
             call = DenoiserCall()
-        shape = (grid, batch, num_clusters)
+        made_for = (grid, batch, num_clusters, call.step // self.refresh_every)
         place = (call.number, call.runs[block.path])
         call.runs[block.path] += 1
-        refresh = block.source is None and call.step % self.refresh_every == 0
-        kept = None if refresh else (block.source or block).kept.get(place)
-        if kept is not None and kept.shape == shape:
+        kept = (block.source or block).kept.get(place)
+        if kept is not None and kept.made_for == made_for:
             block.times_reused += 1
             return kept.partition
         block.times_computed += 1
@@ -180,7 +183,7 @@ class PartitionReuse:
         self.thread.require()
         has_room = place in block.kept or len(block.kept) < _MAX_KEPT_RUNS
         if self._keeps and block.source is None and has_room:
-            block.kept[place] = KeptPartition(shape, partition)
+            block.kept[place] = KeptPartition(made_for, partition)
         return partition
 
     def __getstate__(self) -> dict[str, Any]:

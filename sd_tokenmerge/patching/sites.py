@@ -112,12 +112,12 @@ def _in_transformer(denoiser: Any, family: Family) -> list[Site]:
                             path=path,
                             level=0,
                             heads=attention.heads,
-                            channels=attention.to_q.in_features,
+                            channels=attention.inner_dim,
                             transformer=denoiser,
                             block=block,
                             attention=attention,
                             order=row.order,
-                            processors=(row.processor,),
+                            processors=(row.processor, f"Fused{row.processor}"),
                             merges_input=row.merges_input,
                         )
                     )
@@ -216,7 +216,8 @@ def incompatibility(
     if "CrossAttnStoreProcessor" in names:
         return "self-attention guidance needs the attention of all tokens of this block."
     backend = getattr(processor, "_attention_backend", None)
-    if str(getattr(backend, "value", backend)) not in ("None", "native"):
+    backend = getattr(backend, "value", backend)
+    if backend not in (None, "native"):
         return (
             f"the attention backend {backend} can't be replaced: set_attention_backend('native')."
         )
