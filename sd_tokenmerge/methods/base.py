@@ -49,6 +49,11 @@ class Method(ABC):
         return True
 
     @property
+    def uses_grid(self) -> bool:
+        """Whether the result depends on the grid's shape, not only on the number of tokens."""
+        return False
+
+    @property
     def uses_scores(self) -> bool:
         """Whether `scores` (the significance of each token) are required."""
         return False

@@ -30,6 +30,11 @@ class GridPooling(Method):
         """False."""
         return False
 
+    @property
+    def uses_grid(self) -> bool:
+        """True."""
+        return True
+
     def _cluster(
         self, tokens: Tensor, num_clusters: int, grid: Grid, seed: int, scores: Tensor | None
     ) -> Partition:

@@ -39,6 +39,11 @@ class LoTM(Method):
     name: ClassVar[str] = "lotm"
     neighbours: Literal["row", "grid"] = "row"
 
+    @property
+    def uses_grid(self) -> bool:
+        """True for pairs in two dimensions."""
+        return self.neighbours == "grid"
+
     def _cluster(
         self, tokens: Tensor, num_clusters: int, grid: Grid, seed: int, scores: Tensor | None
     ) -> Partition:

@@ -42,6 +42,11 @@ class ToMeSD(Method):
         """True with random destinations."""
         return self.random
 
+    @property
+    def uses_grid(self) -> bool:
+        """True."""
+        return True
+
     def smallest_num_clusters(self, grid: Grid) -> int:
         """The number of destinations; N if the grid is smaller than one cell."""
         cells = (grid.height // self.stride) * (grid.width // self.stride)

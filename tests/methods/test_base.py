@@ -89,3 +89,10 @@ def test_tokens_that_are_not_used_change_nothing(method):
     grid = Grid(6, 6)
     one, other = (run(method, random_tokens(2, grid, seed=seed), 25, grid) for seed in (0, 1))
     assert torch.equal(one.labels, other.labels) == (not method.uses_tokens)
+
+
+@pytest.mark.parametrize("method", VARIANTS, ids=str)
+def test_the_shape_of_a_grid_that_is_not_used_changes_nothing(method):
+    tokens = random_tokens(2, Grid(6, 6))
+    one, other = (run(method, tokens, 25, grid) for grid in (Grid(6, 6), Grid(4, 9)))
+    assert torch.equal(one.labels, other.labels) == (not method.uses_grid)
