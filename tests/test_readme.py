@@ -1,8 +1,9 @@
-"""The README's Python code runs as written, with a tiny pipeline in place of a trained one."""
+"""The documents' Python code runs as written, with a tiny pipeline in place of a trained one."""
 
 from __future__ import annotations
 
 import re
+from collections import Counter
 from functools import partial
 from pathlib import Path
 
@@ -13,12 +14,16 @@ from diffusers import StableDiffusionPipeline
 import sd_tokenmerge
 from tests.tiny_models import tiny_sd15
 
-README = Path(__file__).parents[1] / "README.md"
-BLOCKS = re.findall(r"^```python\n(.*?)^```", README.read_text(encoding="utf-8"), re.M | re.S)
+ROOT = Path(__file__).parents[1]
+CODES = [
+    (page, code)
+    for page in ("README.md", "docs/migrating.md")
+    for code in re.findall(r"^```python\n(.*?)^```", (ROOT / page).read_text("utf-8"), re.M | re.S)
+]
 
 
-@pytest.mark.parametrize("code", BLOCKS, ids=lambda code: code.splitlines()[0])
-def test_code_runs(code, monkeypatch, tmp_path):
+@pytest.mark.parametrize(("page", "code"), CODES)
+def test_code_runs(page, code, monkeypatch, tmp_path):
     pipe = tiny_sd15()
     pipe.to = lambda device: pipe
     monkeypatch.setattr(StableDiffusionPipeline, "from_pretrained", lambda name: pipe)
@@ -30,4 +35,4 @@ def test_code_runs(code, monkeypatch, tmp_path):
 
 
 def test_there_is_code():
-    assert len(BLOCKS) == 3
+    assert Counter(page for page, _ in CODES) == {"README.md": 3, "docs/migrating.md": 4}
