@@ -15,7 +15,17 @@ import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from benchmarks import against, clustering, compiled, fid, memory, pipelines, quality_tables, unet
+from benchmarks import (
+    against,
+    clustering,
+    compiled,
+    fid,
+    memory,
+    pipelines,
+    quality_tables,
+    transformer,
+    unet,
+)
 from benchmarks.rows import ROOT, STORE
 
 FID_TABLES = (
@@ -24,6 +34,7 @@ FID_TABLES = (
 TABLES: Mapping[str, Callable[[Path], str]] = {
     "unet": unet.step_times,
     "self-attention": unet.self_attention_times,
+    "transformer": transformer.block_times,
     "against": against.comparisons,
     "memory": memory.memory_use,
     "compile": compiled.compile_times,

@@ -18,6 +18,7 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 from benchmarks import against
 from benchmarks.cases import CASES
@@ -26,7 +27,6 @@ from benchmarks.markdown import MODEL, Row, case_tables, grouped, latest, spread
 from benchmarks.options import add_common_options, add_unet_options, build
 from benchmarks.rows import MACHINE, append_rows, describe_machine, read_rows
 from benchmarks.self_attention import SelfAttentionCalls
-from sd_tokenmerge.bench.calls import UNetCalls
 from sd_tokenmerge.bench.contestants import Step
 from sd_tokenmerge.bench.gate import require_sound
 from sd_tokenmerge.bench.turns import milliseconds, spread_columns, take_turns
@@ -79,10 +79,18 @@ def run(arguments: argparse.Namespace) -> str:
 
 
 def measure(
-    benchmark: str, calls: UNetCalls, contestants: list[Contestant], seconds: float, rounds: int
+    benchmark: str, calls: Any, contestants: list[Contestant], seconds: float, rounds: int
 ) -> list[dict[str, str]]:
-    """Let the contestants take turns; one row each, without the case."""
-    timed = calls if benchmark == STEP else SelfAttentionCalls(calls)
+    """Let the contestants take turns; one row each, without the case.
+
+    Args:
+        benchmark: in the rows; `SELF_ATTENTION` times only a part of each call.
+        calls: `UNetCalls`, or an object with the same attributes, `timesteps` and `timed`.
+        contestants: with `UNPATCHED` among them.
+        seconds: no round begins that would probably end later than this.
+        rounds: maximum number of rounds.
+    """
+    timed = SelfAttentionCalls(calls) if benchmark == SELF_ATTENTION else calls
     steps = {one.name: Step(timed, one) for one in contestants if one.name != UNPATCHED}
     unpatched = Step(timed, CONTESTANTS[UNPATCHED])
     timings = take_turns((UNPATCHED, unpatched), steps, seconds=seconds, rounds=rounds)
