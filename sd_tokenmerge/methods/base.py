@@ -16,7 +16,12 @@ _LARGEST = 1e15
 
 
 class Grid(NamedTuple):
-    """Height and width of an image in tokens, in row-major order."""
+    """Height and width of an image in tokens, in row-major order.
+
+    The frames of a video count as one image, stacked vertically: height is frames times rows. So
+    methods that use the grid work within frames, and see the last row of a frame and the first row
+    of the next as neighbours.
+    """
 
     height: int
     width: int
