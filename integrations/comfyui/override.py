@@ -24,6 +24,7 @@ _POSITIONAL = ("mask", "attn_precision", "skip_reshape", "skip_output_reshape")
 _IGNORED = ("transformer_options", "_inside_attn_wrapper", "low_precision_attention", "enable_gqa")
 """Arguments that change no result here; grouped queries are refused by their keys' shape."""
 _PATCH_SIZES = (1, 2)
+"""Sides of a token in latent pixels; tried in this order."""
 
 logger = logging.getLogger(__name__)
 
