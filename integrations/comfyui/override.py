@@ -7,7 +7,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, get_args
 
 from torch import Tensor
 
@@ -17,7 +17,8 @@ from sd_tokenmerge.methods import Grid
 from sd_tokenmerge.partitions import Partition, clusters_to_keep
 from sd_tokenmerge.patching.features import received_attention
 
-FORMS = ("kv", "two-sided")
+Form = Literal["kv", "two-sided"]
+FORMS: tuple[Form, ...] = get_args(Form)
 
 _POSITIONAL = ("mask", "attn_precision", "skip_reshape", "skip_output_reshape")
 """ComfyUI's attention functions take these by position or name, after q, k, v and heads."""
@@ -70,7 +71,7 @@ class MergedAttention:
         self,
         method: str = "atc",
         keep_rate: float = 0.25,
-        merge: str = "kv",
+        merge: Form = "kv",
         refresh_every: int = 5,
         min_tokens: int = 1024,
         previous: Callable[..., Tensor] | None = None,
@@ -278,4 +279,4 @@ class MergedAttention:
 
 def _split_heads(tokens: Tensor, heads: int) -> Tensor:
     """`[B, N, H * D] -> [B, H, N, D]`."""
-    return tokens.unflatten(-1, (heads, -1)).transpose(1, 2)
+    return tokens.reshape(*tokens.shape[:2], heads, -1).transpose(1, 2)
