@@ -12,9 +12,9 @@ import diffusers
 import torch
 
 from sd_tokenmerge.devices import resolve_device
-from sd_tokenmerge.files import read_json_object
 from sd_tokenmerge.patching.outline import Outline, load_outline
 from sd_tokenmerge.sampling.attention import set_attention
+from sd_tokenmerge.sampling.component_config import require_config, require_tokenizer
 from sd_tokenmerge.sampling.locate import (
     locate_model,
     locate_part,
@@ -58,6 +58,8 @@ def load_pipeline(options: GenerateOptions) -> Any:
             f"`model` must be a text-to-image pipeline, got {type(pipe).__name__}, which starts "
             f"from an image."
         )
+    for suffix in ("", "_2"):
+        require_tokenizer(pipe, suffix, resolved.model)
     pipe.set_progress_bar_config(disable=True)
     set_scheduler(pipe, resolved.scheduler)
     _set_vae(pipe, resolved, dtype)
@@ -111,8 +113,15 @@ def _require_pipeline(index: dict[str, Any], path: Path) -> None:
             continue
         if not (path / part).is_dir():
             raise ValueError(f"`model` must hold a folder {part!r}, got {str(path)!r} without it.")
-        if (config := path / part / "config.json").exists():
-            read_json_object(config)
+        for file in ("config.json", "scheduler_config.json"):
+            if (config := path / part / file).exists():
+                require_config(_diffusers_class(entry), config)
+
+
+def _diffusers_class(entry: list[Any]) -> Any:
+    """The class that an entry of a `model_index.json` names, or None if it is not diffusers'."""
+    is_pair = len(entry) == 2 and entry[0] == "diffusers" and isinstance(entry[1], str)
+    return getattr(diffusers, entry[1], None) if is_pair else None
 
 
 def _load_file(path: Path, options: ResolvedOptions, dtype: torch.dtype) -> Any:
@@ -220,6 +229,7 @@ def _set_vae(pipe: Any, options: ResolvedOptions, dtype: torch.dtype) -> None:
         name = str(diffusers.AutoencoderKL.load_config(path).get("_class_name", "no class"))
     if not name.startswith("Autoencoder"):
         raise ValueError(f"`vae` must be an autoencoder, got {name} in {path}.")
+    require_config(getattr(diffusers, name, None), path / "config.json")
     with _loading("vae", options.vae):
         pipe.vae = load_network(getattr(diffusers, name), path, dtype)
 

@@ -9,6 +9,9 @@ from typing import Any
 import diffusers
 import torch
 import transformers
+from safetensors import SafetensorError, safe_open
+
+from sd_tokenmerge.files import read_json_object
 
 # diffusers 0.40 renamed `torch_dtype` to `dtype`.
 _VERSION = tuple(int(part) for part in diffusers.__version__.split(".")[:2])
@@ -43,8 +46,10 @@ def load_network(cls: Any, folder: Path, dtype: torch.dtype, variant: str | None
         variant: load the files of this variant, such as `"fp16"`, if there are any.
 
     Raises:
-        ValueError: weights are missing, unexpected or of another shape.
+        ValueError: weights are missing, unexpected, of another shape, or integers.
     """
+    if "quantization_config" not in read_json_object(folder / "config.json"):
+        _refuse_integers(folder)
     options: dict[str, Any] = {"local_files_only": True, "output_loading_info": True}
     if variant and any(variant in file.name.split(".")[1:-1] for file in folder.iterdir()):
         options["variant"] = variant
@@ -62,6 +67,27 @@ def load_network(cls: Any, folder: Path, dtype: torch.dtype, variant: str | None
     if faults:
         raise ValueError(f"its weights do not fit {cls.__name__}: {'; '.join(faults)}.")
     return network
+
+
+def _refuse_integers(folder: Path) -> None:
+    """Refuse integer weights, which the loaders would cast to `dtype` without a word."""
+    for path in folder.glob("*.safetensors"):
+        try:
+            with safe_open(path, framework="pt") as file:
+                names = file.keys()  # noqa: SIM118: it is no mapping
+                types = {name: file.get_slice(name).get_dtype() for name in names}
+        except (SafetensorError, OSError):
+            continue  # an unused variant, or the loader reports it
+        integers = [
+            name
+            for name, dtype in types.items()
+            if not dtype.startswith(("F", "BF")) and not name.endswith("position_ids")
+        ]
+        if integers:
+            raise ValueError(
+                f"its weights must be floating point numbers, got {types[integers[0]]} for "
+                f"{_listed(integers)} in {path.name}."
+            )
 
 
 def _listed(keys: Collection[Any], most: int = 3) -> str:

@@ -230,6 +230,48 @@ def test_damaged_components_are_refused_by_name(copied_model: Path) -> None:
         load(copied_model)
 
 
+@pytest.mark.parametrize(
+    ("file", "change", "message"),
+    [
+        ("scheduler/scheduler_config.json", {"prediction_type": "x"}, "one of epsilon, .* got 'x'"),
+        ("scheduler/scheduler_config.json", {"beta_start": "x"}, "must be a number"),
+        ("scheduler/scheduler_config.json", {"beta_schedule": 1}, "must be text"),
+        ("vae/config.json", {"scaling_factor": "x"}, "must be a number, such as 0.18215, got 'x'"),
+        ("vae/config.json", {"scaling_factor": None}, "must be a number"),
+        ("vae/config.json", {"scaling_factor": [1]}, "must be a number"),
+        ("vae/config.json", {"layers_per_block": 10**30}, "must be below 1,048,576"),
+        ("unet/config.json", {"layers_per_block": [10**30] * 4}, "must be below 1,048,576"),
+        ("text_encoder/config.json", {"num_hidden_layers": 10**30}, "must be below 1,048,576"),
+        ("tokenizer/tokenizer_config.json", {"model_max_length": "x"}, r"in \[1, 77\].*got 'x'"),
+        ("tokenizer/tokenizer_config.json", {"model_max_length": 10**30}, r"in \[1, 77\]"),
+    ],
+)
+def test_settings_that_would_fail_only_during_generation(
+    copied_model: Path, file: str, change: dict[str, Any], message: str
+) -> None:
+    path = copied_model / file
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    (name,) = change
+    with pytest.raises(ValueError, match=rf"`{name}` .*{file}.* {message}") as caught:
+        load(copied_model)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_tokenizer_without_settings(copied_model: Path) -> None:
+    (copied_model / "tokenizer" / "tokenizer_config.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"`model_max_length` .*tokenizer_config\.json must be in"):
+        load(copied_model)
+
+
+@pytest.mark.parametrize("component", ["text_encoder", "unet", "vae"])
+def test_integer_weights_are_refused(copied_model: Path, component: str) -> None:
+    path = next((copied_model / component).glob("*.safetensors"))
+    weights = {name: value.to(torch.int32) for name, value in load_file(path).items()}
+    save_file(weights, path, metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=rf"/{component}' cannot be loaded: .* floating"):
+        load(copied_model)
+
+
 @pytest.mark.parametrize("damage", ["cut", "gone", "garbage"])
 def test_damaged_weights_are_refused_on_one_line(copied_model: Path, damage: str) -> None:
     weights = copied_model / "unet" / "diffusion_pytorch_model.safetensors"
