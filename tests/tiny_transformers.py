@@ -1,6 +1,7 @@
 """Transformers of diffusers' own classes, tiny and with random weights, and calls of them.
 
-Every model has 8 x 6 image tokens (Wan and CogVideoX: two frames of 4 x 6), and 5 text tokens.
+Every model has 8 x 6 image tokens (Wan and CogVideoX: two frames of 4 x 6), and 5 text tokens (512
+for image to video).
 """
 
 from __future__ import annotations
@@ -217,6 +218,16 @@ def wan():
     return diffusers.WanTransformer3DModel, config, inputs
 
 
+def wan_of_images():
+    """Image to video: its cross-attention is called for the text and for an image."""
+    model, config, inputs = wan()
+    inputs |= {
+        "encoder_hidden_states": draw(2, 512, 24, seed=1),
+        "encoder_hidden_states_image": draw(2, 257, 16, seed=2),
+    }
+    return model, config | {"image_dim": 16, "added_kv_proj_dim": CHANNELS}, inputs
+
+
 def image_inputs(channels):
     return {
         "hidden_states": draw(2, channels, 2 * HEIGHT, 2 * WIDTH),
@@ -232,7 +243,18 @@ def fractional():
 
 FAMILIES = {
     entry.__name__: entry
-    for entry in (auraflow, cogvideox, flux, hunyuandit, pixart, qwen_image, sd3, sd35, wan)
+    for entry in (
+        auraflow,
+        cogvideox,
+        flux,
+        hunyuandit,
+        pixart,
+        qwen_image,
+        sd3,
+        sd35,
+        wan,
+        wan_of_images,
+    )
 }
 if hasattr(diffusers, "Flux2Transformer2DModel"):  # since 0.36
     FAMILIES["flux2"] = flux2

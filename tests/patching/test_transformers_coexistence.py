@@ -323,6 +323,19 @@ def test_guidance_by_separate_calls_keeps_partitions_apart(name):
         assert torch.equal(together[place], output)
 
 
+def test_timesteps_of_each_token():
+    """Wan 2.2 gives the tokens of a known first frame timestep 0."""
+    owner = Owner(tiny_transformer("wan"))
+    handle = apply_patch(owner, "tome-sd", merge="two-sided", refresh_every=2)
+    for timestep in owner.scheduler.timesteps:
+        timesteps = timestep.repeat(2, HEIGHT * WIDTH)
+        timesteps[:, : HEIGHT * WIDTH // 2] = 0
+        for _ in range(2):
+            call_transformer(owner.transformer, "wan", timestep=timesteps)
+    for row in handle.report().rows:
+        assert (row.times_computed, row.times_reused) == (8, 8)
+
+
 @pytest.mark.parametrize("merge", ["kv", "two-sided"])
 def test_prompts_of_different_lengths(merge):
     """An image's output depends neither on the padding of its prompt nor on its neighbour's."""
