@@ -14,6 +14,7 @@ from typing import Any
 from sd_tokenmerge.bench.calls import UNetCalls
 from sd_tokenmerge.bench.contestants import UNPATCHED, Step, Tomesd, preset_contestants
 from sd_tokenmerge.bench.gate import require_sound
+from sd_tokenmerge.bench.page import bench_page
 from sd_tokenmerge.bench.plot import Point, plot_against_time
 from sd_tokenmerge.bench.recipes import Recipe
 from sd_tokenmerge.bench.turns import Cost, rotated, take_turns
@@ -22,6 +23,7 @@ from sd_tokenmerge.config import PRESETS
 from sd_tokenmerge.fid.image_change import paired_change
 from sd_tokenmerge.files import read_json, write_atomically
 from sd_tokenmerge.report.contact_sheet import PictureGrid, contact_sheet
+from sd_tokenmerge.report.page import Picture, page_html
 from sd_tokenmerge.sampling.description import surroundings
 from sd_tokenmerge.sampling.load import load_pipeline
 from sd_tokenmerge.sampling.manifest import read_manifest
@@ -29,7 +31,8 @@ from sd_tokenmerge.sampling.options import GenerateOptions, ResolvedOptions
 from sd_tokenmerge.sampling.plan import plan_images
 from sd_tokenmerge.sampling.resolve import resolve_options
 
-RECORD, PLOT, SHEET, PICTURES = "bench.json", "plot.png", "contact_sheet.jpg", "pictures"
+RECORD, PLOT, SHEET, PAGE = "bench.json", "plot.png", "contact_sheet.jpg", "index.html"
+PICTURES = "pictures"
 FULL = "full"
 ROUNDS = 5
 ENOUGH_S = 60.0
@@ -51,7 +54,8 @@ def run_bench(
 
     Args:
         options: the model, size, steps and classes or prompts (default: two of the model's
-            classes); `options.out` is the folder for pictures, `RECORD`, `PLOT` and `SHEET`.
+            classes); `options.out` is the folder for pictures, `RECORD`, `PLOT`, `SHEET` and
+            `PAGE`.
         quick: one round of UNet calls and one picture for each recipe.
         report: receives the progress.
 
@@ -76,6 +80,11 @@ def run_bench(
     record.content |= summarize(record.content["rounds"], work.recipes, folder / PICTURES)
     record.save()
     write_pictures(folder, base, record.content["pictures"])
+    pictures = [
+        Picture.read("Closeness against time", folder / PLOT, is_plot=True),
+        Picture.read("Same seed, and time relative to all steps unmerged", folder / SHEET),
+    ]
+    write_atomically(folder / PAGE, page_html(bench_page(record.content, pictures)))
     return record.content
 
 

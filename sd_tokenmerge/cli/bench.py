@@ -6,7 +6,6 @@ import json
 import sys
 import time
 from pathlib import Path
-from statistics import mean
 from typing import Annotated, Any
 
 import typer
@@ -40,8 +39,8 @@ def bench_command(
     Times calls of the UNet in turns: unpatched, under each preset, with merging that costs nothing
     to choose (oracle), and under the tomesd package if it is installed. Then generates pictures
     with all steps, with fewer steps, and by each preset, and compares them: one of each class or
-    prompt, by default of two classes. Writes bench.json, plot.png, contact_sheet.jpg and the
-    pictures.
+    prompt, by default of two classes. Writes index.html, which shows everything, bench.json,
+    plot.png, contact_sheet.jpg and the pictures.
 
     May be stopped at any moment; the same command resumes. Nothing else should run meanwhile.
     """
@@ -54,7 +53,8 @@ def bench_command(
     quiet_libraries()
 
     from sd_tokenmerge.bench.gate import UnsoundError
-    from sd_tokenmerge.bench.run import PLOT, RECORD, SHEET, run_bench
+    from sd_tokenmerge.bench.page import bench_tables
+    from sd_tokenmerge.bench.run import PAGE, PLOT, RECORD, SHEET, run_bench
 
     try:
         with generation_errors(), user_errors(ValueError):
@@ -66,8 +66,14 @@ def bench_command(
     except KeyboardInterrupt as error:
         message = "interrupted. Run the same command again to continue."
         raise UserError(message, exit_code=130) from error
-    print(json.dumps(content, indent=2) if as_json else _tables(content))
-    files = ", ".join(str(Path(options.out, name)) for name in (RECORD, PLOT, SHEET))
+    if as_json:
+        print(json.dumps(content, indent=2))
+    else:
+        tables = [
+            in_columns([table.header, *filter(None, table.body)]) for table in bench_tables(content)
+        ]
+        print("\n\n".join([*tables, *content["verdict"]]))
+    files = ", ".join(str(Path(options.out, name)) for name in (RECORD, PLOT, SHEET, PAGE))
     print(f"Written: {files}.", file=sys.stderr)
 
 
@@ -90,14 +96,3 @@ class _TimeLeft:
         self._printed = now
         left = (1 - share) * (now - started) / (share - first)
         print(f"{what}: {share:.0%}, {format_duration(left)} left", file=sys.stderr)
-
-
-def _tables(content: dict[str, Any]) -> str:
-    calls = [["UNet call", "ms", "of unpatched"]]
-    for name, row in content["calls"].items():
-        calls.append([name, f"{1000 * row['seconds']:.1f}", f"{row['relative']:.2f}"])
-    pictures = [["picture", "s", "of full", "PSNR, dB"]]
-    for name, row in content["pictures"].items():
-        psnr = f"{mean(row['psnr_db']):.1f}" if row.get("psnr_db") else "-"
-        pictures.append([name, f"{row['seconds']:.2f}", f"{row['relative']:.2f}", psnr])
-    return "\n\n".join([in_columns(calls), in_columns(pictures), *content["verdict"]])

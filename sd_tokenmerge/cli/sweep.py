@@ -73,8 +73,8 @@ def sweep_command(
     """Compare methods and keep rates: images, distances, tables, plots.
 
     Generates every setting into a run folder of its own, the unmerged pipeline first, measures it,
-    and writes table.md, .csv, .json, .tex, distance.png, change.png, contact_sheet.jpg and
-    side_by_side.png. The defaults are Table 2 of the ATC paper.
+    and writes index.html, which shows everything, table.md, .csv, .json, .tex, distance.png,
+    change.png, contact_sheet.jpg and side_by_side.png. The defaults are Table 2 of the ATC paper.
 
     May be stopped at any moment; the same command resumes. Several processes share the work:
     `accelerate launch -m sd_tokenmerge sweep ...`. Jobs of a cluster can each generate a --shard

@@ -28,7 +28,7 @@ SUFFIXES = frozenset(
 _FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # some others start programs
 _16_BIT_MODES = ("I;16", "I;16B", "I;16L", "I;16N")
 _16_BIT_AS_INTEGER = ("PNG", "PPM")  # Pillow opens 16-bit grey as "I": PGM, and PNG before 11.0
-_DECODING_ERRORS = (  # what Pillow's decoders raise on damaged files
+DECODING_ERRORS = (  # what Pillow's decoders raise on damaged files
     OSError,
     SyntaxError,
     ValueError,
@@ -113,7 +113,7 @@ def read_image(path: str | os.PathLike[str]) -> Image.Image:
     except UnidentifiedImageError as error:
         reason = "it is empty" if os.path.getsize(path) == 0 else "it is not an image"
         raise ImageError(f"{os.fspath(path)!r} cannot be read: {reason}.") from error
-    except _DECODING_ERRORS as error:
+    except DECODING_ERRORS as error:
         raise ImageError(f"{os.fspath(path)!r} cannot be read: {error}.") from error
 
 

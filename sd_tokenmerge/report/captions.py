@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from pathlib import Path
 
 
 def fold(caption: str, is_too_long: Callable[[str], bool]) -> list[str]:
@@ -26,3 +27,9 @@ def fold(caption: str, is_too_long: Callable[[str], bool]) -> list[str]:
 def printable(text: str) -> str:
     """Text with "?" in place of control characters, which would control a terminal."""
     return "".join(character if character.isprintable() else "?" for character in text)
+
+
+def short_name(model: str) -> str:
+    """A model's name; of an absolute path, which differs by machine, the last two parts."""
+    path = Path(model)
+    return printable("/".join(path.parts[-2:]) if path.is_absolute() else model)

@@ -14,7 +14,8 @@ RUNS = "runs"
 """Folder of the run folders."""
 SWEEP_FILE = "sweep.json"
 TABLES = ("table.md", "table.csv", "table.json", "table.tex")
-RESULT_FILES = (*TABLES, "distance.png", "change.png", "contact_sheet.jpg", "side_by_side.png")
+PICTURES = ("distance.png", "change.png", "contact_sheet.jpg", "side_by_side.png")
+RESULT_FILES = (*TABLES, *PICTURES, "index.html")
 """All result files of a sweep; it removes no others."""
 
 

@@ -11,9 +11,10 @@ from typing import Any
 
 from PIL import Image
 
-from sd_tokenmerge.report.captions import printable
-from sd_tokenmerge.report.cells import keep_rate_text
+from sd_tokenmerge.report.captions import printable, short_name
+from sd_tokenmerge.report.cells import keep_rate_text, listing, pivots
 from sd_tokenmerge.report.contact_sheet import PictureGrid, contact_sheet, side_by_side
+from sd_tokenmerge.report.page import Page, Picture, page_html
 from sd_tokenmerge.report.plot import plot_change, plot_distance, png_bytes
 from sd_tokenmerge.report.published import ATC_SOURCE, atc_table2
 from sd_tokenmerge.report.rows import SweepRow, conditions_sentence
@@ -23,6 +24,13 @@ from sd_tokenmerge.sampling.imagenet import CLASSES
 from sd_tokenmerge.sampling.manifest import ImageRecord, read_manifest
 from sd_tokenmerge.sweep.options import SweepOptions
 from sd_tokenmerge.sweep.settings import Setting
+
+_TITLES = {
+    "distance.png": "Distance to the reference",
+    "change.png": "Change from the unmerged pictures",
+    "contact_sheet.jpg": "All settings",
+    "side_by_side.png": "Unmerged beside merged",
+}
 
 
 @dataclass(frozen=True)
@@ -56,7 +64,13 @@ class Results:
 
     def files(self) -> dict[str, bytes]:
         """Every result by file name."""
-        return self.tables() | self._plots() | self._pictures()
+        plots, pictures = self._plots(), self._pictures()
+        return (
+            self.tables()
+            | plots
+            | pictures
+            | {"index.html": page_html(self._page(plots, pictures))}
+        )
 
     def tables(self) -> dict[str, bytes]:
         """The tables by file name."""
@@ -99,6 +113,20 @@ class Results:
                 caption=f"Merged by {chosen.label}. {caption}",
             )
         return {name: _encoded(picture, Path(name).suffix) for name, picture in drawn.items()}
+
+    def _page(self, plots: dict[str, bytes], pictures: dict[str, bytes]) -> Page:
+        return Page(
+            title=f"Token merging on {self.made_with['model']}",
+            lead=["Each setting generates the same pictures: prompts and seeds are equal."],
+            pictures=[
+                Picture(_TITLES[name], name, data, is_plot=name in plots)
+                for name, data in (plots | pictures).items()
+            ],
+            tables=[*pivots(self.rows, self.published), listing(self.rows)],
+            notes=self.notes,
+            settings=self.made_with | self.measured_on,
+            versions=self.versions,
+        )
 
 
 def make_results(
@@ -163,7 +191,7 @@ def _made_with(runs: Sequence[Description]) -> dict[str, str]:
     differing = {} if merging is None else merging.differing()
     devices = sorted({printable(f"{run.device['type']} {run.device['name']}") for run in runs})
     return {
-        "model": f"{_short_name(str(options.model))} ({runs[0].model['pipeline']['sha256'][:8]})",
+        "model": f"{short_name(str(options.model))} ({runs[0].model['pipeline']['sha256'][:8]})",
         "size": f"{options.width}x{options.height}",
         "steps": str(options.steps),
         "guidance": f"{options.guidance_scale:g}",
@@ -185,12 +213,6 @@ def _versions(runs: Sequence[Description]) -> dict[str, str]:
     if len(commits) > 2:
         commits = [f"{commits[0]} and {len(commits) - 1} others"]
     return versions | ({"commit": ", ".join(commits)} if commits else {})
-
-
-def _short_name(model: str) -> str:
-    """A model's name; of an absolute path, which differs by machine, the last two parts."""
-    path = Path(model)
-    return printable("/".join(path.parts[-2:]) if path.is_absolute() else model)
 
 
 def _short_commit(commit: str) -> str:

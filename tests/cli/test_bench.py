@@ -8,6 +8,7 @@ from PIL import Image
 from sd_tokenmerge.bench import run as bench
 from sd_tokenmerge.cli.app import run
 from sd_tokenmerge.config import PRESETS
+from tests.report.html_document import parse
 
 
 @pytest.fixture
@@ -50,6 +51,17 @@ def test_interrupted_resumed_and_done(command, tmp_path, capsys, monkeypatch):
         with Image.open(tmp_path / "b" / name) as image:
             assert image.width > 300
 
+    page = tmp_path / "b" / "index.html"
+    document = parse(page.read_bytes())
+    assert len(document.attributes("img", "src")) == 2
+    assert {*content["verdict"]} < {*document.texts("p")}
+    assert {*content["calls"], *content["pictures"]} < {*document.texts("th")}
+    assert {content["conditions"]["device"], *content["conditions"]["versions"].values()} < {
+        *document.texts("dd")
+    }
+    written = page.read_bytes()
+    page.unlink()
+
     def fail(*_):
         raise AssertionError("nothing is left to load")
 
@@ -58,6 +70,7 @@ def test_interrupted_resumed_and_done(command, tmp_path, capsys, monkeypatch):
     out = capsys.readouterr().out
     assert out.splitlines()[0].split() == ["UNet", "call", "ms", "of", "unpatched"]
     assert out.endswith("\n\n".join(content["verdict"]) + "\n")
+    assert page.read_bytes() == written
 
     assert run([*command, "--guidance-scale", "2"]) == 2
     assert "with another guidance_scale: 7.5, now 2.0." in capsys.readouterr().err

@@ -18,6 +18,7 @@ from sd_tokenmerge.cli.sweep import parse_keep_rates, parse_methods, sweep_comma
 from sd_tokenmerge.sampling.manifest import read_manifest
 from sd_tokenmerge.sampling.run import RunStopped
 from tests.fid.toy import use_toy_extractor
+from tests.report.html_document import parse
 from tests.tiny_models import tiny_sd15
 
 
@@ -64,6 +65,12 @@ def test_the_whole_job(command, tmp_path, capsys):
     for name in ("distance.png", "change.png", "contact_sheet.jpg", "side_by_side.png"):
         with Image.open(demo / name) as picture:
             picture.verify()
+    page = parse((demo / "index.html").read_bytes())
+    assert len(page.attributes("img", "src")) == 4
+    assert {"Distance to the reference", "All settings"} < {*page.attributes("img", "alt")}
+    assert {"tome-sd", "random"} < {*page.texts("th")}
+    versions = json.loads((demo / "table.json").read_text())["conditions"]
+    assert {versions["torch"], versions["model"]} < {*page.texts("dd")}
 
     written = {p: p.read_bytes() for p in demo.iterdir() if p.is_file()}
     assert run(command) == 0
