@@ -15,6 +15,8 @@ exponentials around k_c, pooled over the clusters (PISA, arXiv 2602.01077).
 
 from __future__ import annotations
 
+from typing import get_args
+
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
@@ -56,7 +58,16 @@ def attend(
         scale: factor on the products of queries and keys; None: `1 / sqrt(D)`.
         key_bias: added to the logits of each key, `[B, 1, 1, N]`; equal for all tokens of a
             cluster, such as -inf for padding in clusters of its own.
+
+    Raises:
+        TypeError: `partition` or `query_partition` is not a `Partition`.
+        ValueError: `merge` is unknown, or the tensors do not have the partition's form.
     """
+    if merge not in get_args(Merge):
+        raise ValueError(f"`merge` must be one of {', '.join(get_args(Merge))}, got {merge!r}.")
+    for name, given in (("partition", partition), ("query_partition", query_partition)):
+        if not isinstance(given, Partition) and (given is not None or name == "partition"):
+            raise TypeError(f"`{name}` must be a Partition, got {type(given).__name__}.")
     if merge == "q":
         output = scaled_dot_product_attention(
             _merge(partition, query), key, value, attn_mask=key_bias, scale=scale

@@ -193,6 +193,14 @@ def path_inside(folder: Path, name: str) -> Path:
     return path
 
 
+def describe_error(error: Exception) -> str:
+    """An exception's message on one line, with the file's name if the system left it out."""
+    if isinstance(error, OSError) and error.strerror:
+        name = f" `{error.filename}`" if error.filename is not None else ""
+        return f"{error.strerror}:{name}" if name else error.strerror
+    return " ".join(str(error).split()) or type(error).__name__
+
+
 def _open_regular_file(path: Path) -> BinaryIO:
     """Refuse pipes and devices, which may never end."""
     if path.exists() and not path.is_file():

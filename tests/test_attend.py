@@ -165,3 +165,22 @@ def test_gradients():
 
 def test_every_form_is_tested():
     assert {merge for merge, *_ in FORMS} == set(get_args(Merge))
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "message"),
+    [
+        ({"merge": "both"}, ValueError, "`merge` must be one of qkv, kv, q, two-sided, got 'both'"),
+        ({"partition": None}, TypeError, "`partition` must be a Partition, got NoneType"),
+        ({"query_partition": 3}, TypeError, "`query_partition` must be a Partition, got int"),
+    ],
+)
+def test_wrong_arguments_are_refused(given, error, message):
+    arguments = {
+        "partition": random_partition(),
+        "merge": "kv",
+        "sizes": True,
+        "first_order": False,
+    }
+    with pytest.raises(error, match=message):
+        attend(*heads(), **arguments | given)

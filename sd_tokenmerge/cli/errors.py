@@ -11,6 +11,8 @@ from contextlib import contextmanager
 
 import typer
 
+from sd_tokenmerge.files import describe_error
+
 
 class UserError(Exception):
     """An error that the user can solve; the command line prints it as `error: <message>`.
@@ -55,7 +57,7 @@ def user_errors(*types: type[Exception], flags: Mapping[str, str] | None = None)
         yield
     except reported as error:
         names_options = not isinstance(error, OSError)  # otherwise backticks hold a file's name
-        new = UserError(describe(error), names_options=names_options)
+        new = UserError(describe_error(error), names_options=names_options)
         new.name_flags(flags or {})
         raise new from error
 
@@ -96,15 +98,7 @@ def generation_errors() -> Iterator[None]:
 def interruption(error: OSError) -> UserError:
     """The error for a disk that fills up, or fails, during the work."""
     return UserError(
-        f"{describe(error)}. The stored images are intact; once this is solved, run the same "
+        f"{describe_error(error)}. The stored images are intact; once this is solved, run the same "
         f"command again.",
         exit_code=1,
     )
-
-
-def describe(error: Exception) -> str:
-    """An exception's message on one line, with the file's name if the system left it out."""
-    if isinstance(error, OSError) and error.strerror:
-        name = f" `{error.filename}`" if error.filename is not None else ""
-        return f"{error.strerror}:{name}" if name else error.strerror
-    return " ".join(str(error).split()) or type(error).__name__

@@ -51,7 +51,11 @@ def _print_runs(runs: tuple[RunStatus, ...], folder: Path) -> None:
     print(in_columns(rows, left=(0, 1, 7)))
     for run in runs:
         for finding in run.findings:
-            print(printable(f"{run.folder}: {finding}"))
+            print(printable(f"{run.folder}: {_with_flags(finding)}"))
+
+
+def _with_flags(finding: str) -> str:
+    return finding.replace("`overwrite`", "--overwrite").replace("`out`", "--out")
 
 
 def _print_sweep(sweep: SweepStatus) -> None:

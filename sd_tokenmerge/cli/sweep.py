@@ -13,7 +13,6 @@ import typer
 
 from sd_tokenmerge.cli.errors import (
     UserError,
-    describe,
     generation_errors,
     interruption,
     user_errors,
@@ -22,6 +21,7 @@ from sd_tokenmerge.cli.field_options import given_values, with_options
 from sd_tokenmerge.cli.generate import AsJson, Overwrite, Preset, Size, read_options
 from sd_tokenmerge.config import MergeConfig
 from sd_tokenmerge.fid.options import FeatureOptions
+from sd_tokenmerge.files import describe_error
 from sd_tokenmerge.processes import is_first_process, leave_group
 from sd_tokenmerge.sampling.options import GenerateOptions
 from sd_tokenmerge.sweep.options import PAPER_KEEP_RATES, PAPER_METHODS, SweepOptions
@@ -164,7 +164,7 @@ def _run(options: SweepOptions, overwrite: bool) -> SweepSummary | None:
             return run_sweep(options, overwrite=overwrite, progress=console)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise UserError(describe(error)) from error
+            raise UserError(describe_error(error)) from error
         raise interruption(error) from error
     finally:
         console.extracting.stop()

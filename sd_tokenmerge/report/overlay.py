@@ -51,7 +51,7 @@ def draw_cluster_grid(
         ValueError: nothing was recorded, there is no such step, block, row or frame, or the tokens
             of a picture are not about square.
     """
-    _require_steps(recording)
+    _require_inputs(image, recording)
     count = len(recording.steps)
     if steps is None:
         steps = _spread(count)
@@ -95,7 +95,7 @@ def draw_cluster_frames(
     Raises:
         ValueError: as for `draw_cluster_grid`, or the block merged nothing.
     """
-    _require_steps(recording)
+    _require_inputs(image, recording)
     block = recording.blocks[0] if block is None else block
     count = len(recording.steps)
     frames = []
@@ -121,7 +121,16 @@ def save_animation(frames: Sequence[Image.Image], path: str | Path) -> None:
     first.save(path, format="gif", save_all=True, append_images=others, duration=times, loop=0)
 
 
-def _require_steps(recording: Recording) -> None:
+def _require_inputs(image: Image.Image, recording: Recording) -> None:
+    from sd_tokenmerge.patching.recording import Recording
+
+    if not isinstance(image, Image.Image):
+        raise TypeError(f"`image` must be a PIL image, got {type(image).__name__}.")
+    if not isinstance(recording, Recording):
+        raise TypeError(
+            f"`recording` must be a Recording, got {type(recording).__name__}; see "
+            f"`PatchHandle.record`."
+        )
     if not recording.steps:
         raise ValueError("`recording` must have steps: generate a picture inside its `with` block.")
 

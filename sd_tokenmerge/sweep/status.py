@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from sd_tokenmerge.files import describe_error
 from sd_tokenmerge.sampling.description import RUN_FILE
 from sd_tokenmerge.sampling.status import RunStatus, find_runs, run_status
 from sd_tokenmerge.sweep.folder import (
@@ -72,7 +73,7 @@ def folder_status(folder: str | Path) -> FolderStatus:
         try:
             plan = read_plan(path)
         except (ValueError, OSError) as error:
-            sweeps.append(SweepStatus(str(path), 0, 0, (str(error),)))
+            sweeps.append(SweepStatus(str(path), 0, 0, (describe_error(error),)))
             continue
         sweeps.append(SweepStatus(str(path), len(plan), count_tabulated(path)))
         for setting in plan:
@@ -91,7 +92,9 @@ def _run_status(path: Path) -> RunStatus:
     try:
         return run_status(path)
     except (ValueError, OSError) as error:
-        return RunStatus(str(path), "?", "?", 0, 0, 0, 0, (str(error),), is_running=False)
+        return RunStatus(
+            str(path), "?", "?", 0, 0, 0, 0, (describe_error(error),), is_running=False
+        )
 
 
 def _not_begun(path: Path, setting: PlannedSetting) -> RunStatus:

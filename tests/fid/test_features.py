@@ -14,6 +14,8 @@ from typing import NoReturn
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
 from sd_tokenmerge.fid import extraction, storage
@@ -22,6 +24,7 @@ from sd_tokenmerge.fid.images import ImageError, read_image
 from sd_tokenmerge.fid.preprocess import PROTOCOLS
 from tests.fid.pictures import draw
 from tests.fid.toy import ToyNetwork, toy_extractor
+from tests.stored_json import MANY
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -151,6 +154,20 @@ def test_a_damaged_entry_is_computed_again(
     assert "A damaged cache entry is computed again" in caplog.text
     assert torch.equal(first.features, second.features)
     assert extract_features(picture_set, extractor=toy_extractor()).from_cache
+
+
+@MANY
+@given(data=st.data())
+def test_any_bytes_in_the_cache(picture_set: Path, tmp_path: Path, data: st.DataObject) -> None:
+    cache = tmp_path / "fuzzed"
+    options = {"extractor": toy_extractor(), "cache": cache}
+    first = extract_features(picture_set, **options)
+    (entry,) = entries(cache)
+    content = bytearray(entry.read_bytes())
+    for place in data.draw(st.lists(st.integers(0, len(content) - 1), max_size=3)):
+        content[place] ^= data.draw(st.integers(1, 255))
+    entry.write_bytes(data.draw(st.sampled_from([bytes(content)]) | st.binary(max_size=200)))
+    assert torch.equal(extract_features(picture_set, **options).features, first.features)
 
 
 def test_a_failed_write_leaves_nothing(

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from sd_tokenmerge.fid.reference import (
     MANIFEST,
@@ -17,6 +19,7 @@ from sd_tokenmerge.fid.reference import (
 )
 from sd_tokenmerge.sampling.imagenet import CLASSES, val_first_five
 from tests.fid.pictures import tiny_jpeg, write_validation_set
+from tests.stored_json import JSON, MANY, places, replaced
 
 KNOWN = val_first_five()
 CLASS_OF = {number: index for index, numbers in enumerate(KNOWN) for number in numbers}
@@ -103,6 +106,33 @@ def test_a_set_that_is_there_is_verified(val: Path, tmp_path: Path) -> None:
     (out / MANIFEST).write_text("")
     with pytest.raises(ValueError, match="does not list the 5,000"):
         verify_reference(out)
+
+
+@MANY
+@given(data=st.binary(max_size=200) | JSON.map(lambda value: json.dumps(value).encode()))
+def test_any_bytes_as_a_manifest(tmp_path: Path, data: bytes) -> None:
+    (tmp_path / MANIFEST).write_bytes(data)
+    with pytest.raises(ValueError, match=MANIFEST):
+        verify_reference(tmp_path)
+
+
+def expected_lines() -> list[dict[str, object]]:
+    return [
+        {"file": name(number), "class_index": index, "synset": "n", "sha256": "0" * 64}
+        for index, numbers in enumerate(KNOWN)
+        for number in numbers
+    ]
+
+
+@MANY
+@given(data=st.data())
+def test_any_value_at_any_place_of_a_manifest(tmp_path: Path, data: st.DataObject) -> None:
+    lines = expected_lines()
+    path = data.draw(st.sampled_from(places(lines[7])))
+    lines[7] = replaced(lines[7], path, data.draw(JSON))
+    (tmp_path / MANIFEST).write_text("".join(json.dumps(line) + "\n" for line in lines))
+    with pytest.raises(ValueError, match=r"manifest|5,000"):
+        verify_reference(tmp_path)
 
 
 def test_a_folder_that_is_something_else_is_left_alone(val: Path, tmp_path: Path) -> None:

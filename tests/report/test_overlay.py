@@ -125,6 +125,14 @@ def test_by_default_five_blocks(picture):
     assert draw_cluster_grid(picture, made).tobytes() == chosen.tobytes()
 
 
+@pytest.mark.parametrize("draw", [draw_cluster_grid, draw_cluster_frames])
+def test_other_types_are_refused(draw, recording, picture):
+    with pytest.raises(TypeError, match="`recording` must be a Recording, got NoneType"):
+        draw(picture, None)
+    with pytest.raises(TypeError, match="`image` must be a PIL image, got str"):
+        draw("picture.png", recording)
+
+
 def test_nothing_to_draw(recording, picture):
     for step in recording.steps:
         step.partitions.pop(BLOCKS[1], None)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -115,3 +116,14 @@ def test_names_cannot_control_the_terminal(tmp_path, capsys):
     out = capsys.readouterr().out
     assert "\x1b" not in out
     assert "?[31mred?line" in out
+
+
+def test_findings_name_flags_and_files(finished, capsys):
+    file = Path(finished.out) / "runs" / "unmerged" / "run.json"
+    file.write_text("junk")
+    assert run(["status", finished.out]) == 1
+    assert "with --overwrite or in another --out" in capsys.readouterr().out
+    file.unlink()
+    os.mkfifo(file)
+    assert run(["status", finished.out]) == 1
+    assert f"Not a regular file: `{file}`" in capsys.readouterr().out
