@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -341,10 +342,13 @@ def test_prompts_of_different_lengths(merge):
     """An image's output depends neither on the padding of its prompt nor on its neighbour's."""
     name, inputs = "qwen_image", inputs_of("qwen_image")
     model = tiny_transformer(name)
-    apply_patch(model, "tome-sd", merge=merge, keep_rate=0.3, first_order=False)
-    output = call_transformer(model, name)
     noisy = inputs["encoder_hidden_states"].clone()
     noisy[1, 3:] = 5.0
+    plain = call_transformer(model, name)
+    if not torch.equal(call_transformer(model, name, encoder_hidden_states=noisy), plain):
+        pytest.skip("this version of diffusers attends to padding")
+    apply_patch(model, "tome-sd", merge=merge, keep_rate=0.3, first_order=False)
+    output = call_transformer(model, name)
     assert torch.equal(call_transformer(model, name, encoder_hidden_states=noisy), output)
     for image, length in enumerate((5, 3)):
         alone = {
@@ -368,6 +372,8 @@ def test_prompts_of_different_lengths(merge):
 )
 def test_inputs_of_controlnets(name, argument):
     model = tiny_transformer(name)
+    if argument not in inspect.signature(model.forward).parameters:
+        pytest.skip("this version of diffusers has no ControlNet for it")
     residual = draw(2, HEIGHT * WIDTH, CHANNELS, seed=5)
     given = {argument: [residual]}
     plain = call_transformer(model, name, **given)
