@@ -82,7 +82,7 @@ def attend(
     keys, values = _merge(partition, key), _merge(partition, value)
     slope = None
     if first_order:
-        slope = _slope(key - _unmerge(partition, keys), value, scale)
+        slope = _slope(key - _unmerge(partition, keys), value, scale, key_bias)
 
     def attend_to_clusters(queries: Tensor) -> Tensor:
         output = scaled_dot_product_attention(queries, keys, values, attn_mask=bias, scale=scale)
@@ -99,11 +99,18 @@ def attend(
     return output + _unmerge(query_partition, exact - attend_to_clusters(queries))
 
 
-def _slope(deviations: Tensor, value: Tensor, scale: float | None) -> Tensor:
-    """H times the scale, `[B, H, D, D]`, from the keys' deviations from their clusters' means."""
+def _slope(
+    deviations: Tensor, value: Tensor, scale: float | None, key_bias: Tensor | None
+) -> Tensor:
+    """H times the scale, `[B, H, D, D]`, from the keys' deviations from their clusters' means.
+
+    H is a mean over the keys; with a bias, each counts as often as its exponential says.
+    """
     num_tokens, channels = deviations.shape[-2:]
     # on both factors, so that neither overflows nor underflows in half precision
-    root: float = num_tokens**-0.5
+    root: float | Tensor = num_tokens**-0.5
+    if key_bias is not None:
+        root = key_bias.softmax(-1).sqrt().transpose(-1, -2)
     slope: Tensor = (deviations * root).transpose(-1, -2) @ (value * root)
     return slope * (channels**-0.5 if scale is None else scale)
 

@@ -92,17 +92,8 @@ def masked_reference(tensors, labels, kept, merge, is_sized):
     present = [tensor[:, :, kept] for tensor in tensors]
     renumbered = labels[:, kept].unique(return_inverse=True)[1]
     output = torch.zeros_like(tensors[0], dtype=torch.float64)
-    output[:, :, kept] = pooled_over(present, renumbered, merge, is_sized, len(kept))
+    output[:, :, kept] = reference(*present, renumbered, merge, is_sized, is_sized)
     return output
-
-
-def pooled_over(tensors, labels, merge, is_sized, total):
-    """The reference with the first-order term pooled over `total` tokens, also the masked ones."""
-    if not is_sized:
-        return reference(*tensors, labels, merge, False, False)
-    plain = reference(*tensors, labels, merge, True, False)
-    corrected = reference(*tensors, labels, merge, True, True)
-    return plain + (corrected - plain) * (tensors[0].shape[2] / total)
 
 
 def clusters(batch):

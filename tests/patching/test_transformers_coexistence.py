@@ -347,7 +347,7 @@ def test_prompts_of_different_lengths(merge):
     plain = call_transformer(model, name)
     if not torch.equal(call_transformer(model, name, encoder_hidden_states=noisy), plain):
         pytest.skip("this version of diffusers attends to padding")
-    apply_patch(model, "tome-sd", merge=merge, keep_rate=0.3, first_order=False)
+    apply_patch(model, "tome-sd", merge=merge, keep_rate=0.3)
     output = call_transformer(model, name)
     assert torch.equal(call_transformer(model, name, encoder_hidden_states=noisy), output)
     for image, length in enumerate((5, 3)):
