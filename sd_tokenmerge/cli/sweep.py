@@ -64,7 +64,11 @@ def sweep_command(
     size: Size = None,
     preset: Preset = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print the plan with the expected time, and stop.")
+        bool,
+        typer.Option(
+            "--dry-run",
+            help="Print the plan with the expected time, and stop; opens no reference images.",
+        ),
     ] = False,
     overwrite: Overwrite = False,
     as_json: AsJson = False,

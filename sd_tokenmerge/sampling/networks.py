@@ -46,7 +46,8 @@ def load_network(cls: Any, folder: Path, dtype: torch.dtype, variant: str | None
         variant: load the files of this variant, such as `"fp16"`, if there are any.
 
     Raises:
-        ValueError: weights are missing, unexpected, of another shape, or integers.
+        ValueError: weights are missing, unexpected, of another shape, of integer type, or not
+            finite in `dtype`.
     """
     if "quantization_config" not in read_json_object(folder / "config.json"):
         _refuse_integers(folder)
@@ -66,6 +67,10 @@ def load_network(cls: Any, folder: Path, dtype: torch.dtype, variant: str | None
     ]
     if faults:
         raise ValueError(f"its weights do not fit {cls.__name__}: {'; '.join(faults)}.")
+    # Infinite pixels would not show: they are clamped to black and white.
+    infinite = [name for name, value in network.named_parameters() if not value.isfinite().all()]
+    if infinite:
+        raise ValueError(f"its weights must be finite in {dtype}, got {_listed(infinite)}.")
     return network
 
 
@@ -74,7 +79,7 @@ def _refuse_integers(folder: Path) -> None:
     for path in folder.glob("*.safetensors"):
         try:
             with safe_open(path, framework="pt") as file:
-                names = file.keys()  # noqa: SIM118: it is no mapping
+                names = list(file.keys())
                 types = {name: file.get_slice(name).get_dtype() for name in names}
         except (SafetensorError, OSError):
             continue  # an unused variant, or the loader reports it

@@ -90,7 +90,7 @@ class GenerateOptions:
         "Image height in pixels, a multiple of 8.",
         default=None,
         at_least=8,
-        below=65_536,
+        below=16_384,  # above, one feature map of the VAE exceeds any device
         when_none="--size",
         panel="Images",
     )
@@ -98,7 +98,7 @@ class GenerateOptions:
         "Image width in pixels, a multiple of 8.",
         default=None,
         at_least=8,
-        below=65_536,
+        below=16_384,  # above, one feature map of the VAE exceeds any device
         when_none="--size",
         panel="Images",
     )

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import errno
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -214,3 +216,20 @@ def test_a_baseline_of_other_size_needs_force(
 def test_importing_the_command_imports_no_torch() -> None:
     program = "import sys, sd_tokenmerge.cli.fid; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], cwd=REPOSITORY).returncode == 0
+
+
+def test_a_full_disk_is_one_line(
+    folders: dict[str, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    file = tmp_path / "set.npz"
+    toy = ("--extractor", "toy", "--no-cache")
+    line = failure(capsys, folders["reference"], "--save-statistics", file, *toy)
+    assert line == f"error: No space left on device: `{file}`"
+    assert not list(tmp_path.glob("*set.npz*"))

@@ -272,6 +272,18 @@ def test_integer_weights_are_refused(copied_model: Path, component: str) -> None
         load(copied_model)
 
 
+@pytest.mark.parametrize("value", [float("inf"), float("nan"), 1e30])
+def test_weights_that_are_not_finite_are_refused(copied_model: Path, value: float) -> None:
+    path = copied_model / "vae" / "diffusion_pytorch_model.safetensors"
+    weights = load_file(path)
+    weights["decoder.conv_out.bias"][0] = value
+    save_file(weights, path, metadata={"format": "pt"})
+    with pytest.raises(
+        ValueError, match=r"/vae' .* finite in torch\.float16, got decoder\.conv_out"
+    ):
+        load(copied_model, dtype="float16")
+
+
 @pytest.mark.parametrize("damage", ["cut", "gone", "garbage"])
 def test_damaged_weights_are_refused_on_one_line(copied_model: Path, damage: str) -> None:
     weights = copied_model / "unet" / "diffusion_pytorch_model.safetensors"

@@ -24,7 +24,7 @@ from sd_tokenmerge.sampling.resolve import resolve_options
         ({"steps": 0}, "`steps` must be in"),
         ({"steps": 10**9}, r"`steps` must be in \[1, 10000\), got 1000000000"),
         ({"height": 100}, "`height` must be a multiple of 8, got 100"),
-        ({"width": 0}, r"`width` must be in \[8, 65536\), got 0"),
+        ({"width": 0}, r"`width` must be in \[8, 16384\), got 0"),
         ({"width": 10**9}, "`width` must be in"),
         ({"images_per_class": 10**12, "seed_scheme": "hashed"}, "`images_per_class` must be in"),
         ({"seed": -1}, "`seed` must be in"),
