@@ -28,7 +28,7 @@ def sites_command(
 ) -> None:
     """Show where tokens would be merged: blocks, grids, tokens before and after.
 
-    Needs no weights: the UNet is built from its configuration alone. --json adds heads and
+    Needs no weights: the model is built from its configuration alone. --json adds heads and
     channels.
     """
     from sd_tokenmerge.cli.quiet import quiet_libraries

@@ -16,7 +16,7 @@ from sd_tokenmerge.patching.installed import installed_processors
 from sd_tokenmerge.patching.patch import Patch, find_patch
 from sd_tokenmerge.patching.recording import Recording
 from sd_tokenmerge.patching.report import Report
-from sd_tokenmerge.patching.sites import find_denoiser, native_latent_size
+from sd_tokenmerge.patching.sites import find_denoiser, native_grid
 from sd_tokenmerge.patching.targets import choose_targets, require_reachable
 
 
@@ -82,7 +82,7 @@ def apply_patch(
             "`keep_rate` changes over the steps, so `pipe` must be a pipeline, whose scheduler "
             f"knows the steps, got {type(pipe).__name__}."
         )
-    native = native_latent_size(denoiser)
+    native = native_grid(denoiser)
     if native is not None:
         require_reachable(parsed, targets, *native)
     for target in targets:

@@ -51,12 +51,16 @@ class Family:
         grid: reads the token grid of a call. Frames of a video are stacked vertically.
         timestep: position of `timestep` among the arguments of `forward`.
         timestep_scale: the scheduler's timesteps are this times the model's, up to rounding.
+        patch_size: latents per token, in height and width; None: that of the model's configuration.
+        makes_videos: whether the tokens are those of several frames.
     """
 
     attentions: tuple[Attentions, ...]
     grid: ReadGrid
     timestep: int
     timestep_scale: float = 1.0
+    patch_size: int | None = None
+    makes_videos: bool = False
 
 
 def find_family(denoiser: nn.Module) -> Family | None:
@@ -137,6 +141,7 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
             (Attentions("transformer_blocks", "attn1", "text-image", "CogVideoXAttnProcessor2_0"),),
             _of_frames_first,
             timestep=2,
+            makes_videos=True,
         ),
         "FluxTransformer2DModel": Family(
             (
@@ -146,6 +151,7 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
             _of_positions,
             timestep=3,
             timestep_scale=1000,
+            patch_size=2,  # the pipeline packs latents before the model, which has patch_size 1
         ),
         "Flux2Transformer2DModel": Family(
             (
@@ -160,6 +166,7 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
             partial(_of_positions, place=3),
             timestep=2,
             timestep_scale=1000,
+            patch_size=2,
         ),
         "HunyuanDiT2DModel": Family(
             (Attentions("blocks", "attn1", "image", "HunyuanAttnProcessor2_0"),),
@@ -194,8 +201,42 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
             timestep=3,
         ),
         "WanTransformer3DModel": Family(
-            (Attentions("blocks", "attn1", "image", "WanAttnProcessor"),), _of_video, timestep=1
+            (Attentions("blocks", "attn1", "image", "WanAttnProcessor"),),
+            _of_video,
+            timestep=1,
+            makes_videos=True,
         ),
     }
 )
 """The supported transformers by class."""
+
+
+def require_image_denoiser(slot: str, name: object, model: str) -> None:
+    """Refuse models that the commands can't generate images with.
+
+    Args:
+        slot: the denoiser's folder in the model, `"unet"` or `"transformer"`.
+        name: its class in the model's configuration.
+        model: what the user gave.
+
+    Raises:
+        ValueError: the class is not supported, or makes videos.
+    """
+    if slot == "unet":
+        if name != "UNet2DConditionModel":
+            raise ValueError(
+                f"`model` must have a UNet2DConditionModel, got a {name} in {model!r}."
+            )
+        return
+    images = [kind for kind, family in FAMILIES.items() if not family.makes_videos]
+    videos = [kind for kind, family in FAMILIES.items() if family.makes_videos]
+    if name in videos:
+        raise ValueError(
+            f"`model` must make images, got a {name} in {model!r}, which makes videos: patch its "
+            "pipeline with `apply_patch`."
+        )
+    if name not in images:
+        raise ValueError(
+            f"`model` must have one of these transformers: {', '.join(images)}, got a {name} in "
+            f"{model!r}."
+        )

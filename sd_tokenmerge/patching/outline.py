@@ -1,4 +1,4 @@
-"""A model's UNet without its weights, and what a patch would merge in it."""
+"""A model's denoiser without its weights, and what a patch would merge in it."""
 
 from __future__ import annotations
 
@@ -8,41 +8,43 @@ from typing import Any
 
 import diffusers
 import torch
-from diffusers import UNet2DConditionModel
 
 from sd_tokenmerge.config import MergeConfig
 from sd_tokenmerge.files import read_json_object
 from sd_tokenmerge.methods.base import Grid
 from sd_tokenmerge.partitions import clusters_to_keep
-from sd_tokenmerge.patching.sites import find_sites, level_grid, native_latent_size
+from sd_tokenmerge.patching.families import require_image_denoiser
+from sd_tokenmerge.patching.sites import find_sites, latents_per_token, level_grid, native_grid
 from sd_tokenmerge.patching.targets import choose_targets, require_reachable, require_sites
+
+_CONFIGS = ("unet/config.json", "transformer/config.json")
 
 
 @dataclass(frozen=True)
 class Outline:
-    """A pipeline's UNet and its scale, built from the configuration alone.
+    """A pipeline's denoiser and its scale, built from the configuration alone.
 
     Attributes:
-        unet: the UNet on the meta device.
-        vae_scale_factor: pixels per latent, in height and width.
+        denoiser: the UNet or transformer on the meta device.
+        pixels_per_token: pixels per token of level 0, in height and width.
     """
 
-    unet: UNet2DConditionModel
-    vae_scale_factor: int
+    denoiser: Any
+    pixels_per_token: int
 
     @property
     def native_size(self) -> tuple[int, int] | None:
-        """Height and width in pixels that the UNet was made for; None if its config has none."""
-        latent = native_latent_size(self.unet)
-        if latent is None:
+        """Height and width in pixels that the model was made for; None if its config has none."""
+        grid = native_grid(self.denoiser)
+        if grid is None:
             return None
-        return latent[0] * self.vae_scale_factor, latent[1] * self.vae_scale_factor
+        return grid.height * self.pixels_per_token, grid.width * self.pixels_per_token
 
 
 def load_outline(
     model: str, *, revision: str | None = None, local_files_only: bool = False
 ) -> Outline:
-    """Build the UNet of a model from its configuration; no weights are read or downloaded.
+    """Build the denoiser of a model from its configuration; no weights are read or downloaded.
 
     Args:
         model: diffusers folder, or hub id.
@@ -50,31 +52,43 @@ def load_outline(
         local_files_only: never access the hub.
 
     Raises:
-        ValueError: there is no such model, its UNet can't be built, or no block could be merged.
+        ValueError: there is no such model, its denoiser is not supported or can't be built, or no
+            block could be merged.
     """
-    unet_config = _read_config(model, "unet/config.json", revision, local_files_only)
-    if unet_config.get("_class_name", "UNet2DConditionModel") != "UNet2DConditionModel":
-        raise ValueError(
-            f"`model` must have a UNet2DConditionModel, got a {unet_config['_class_name']} "
-            f"in {model!r}."
-        )
+    file, config = _read_config(model, _CONFIGS, revision, local_files_only)
+    kind = _denoiser_class(model, file, config)
     try:
         with torch.device("meta"):
-            unet = UNet2DConditionModel.from_config(unet_config)
-        native_latent_size(unet)
+            denoiser = kind.from_config(config)
+        native_grid(denoiser)
+        patch = latents_per_token(denoiser)
     except Exception as error:  # diffusers and torch raise a dozen types on bad configurations
         raise ValueError(
-            f"`model` {model!r} has a unet/config.json that diffusers {diffusers.__version__} "
-            f"can't build a UNet from: {' '.join(str(error).split())}"
+            f"`model` {model!r} has a {file} that diffusers {diffusers.__version__} "
+            f"can't build a {kind.__name__} from: {' '.join(str(error).split())}"
         ) from error
-    require_sites(unet)
-    return Outline(unet.eval(), _vae_scale_factor(model, revision, local_files_only))
+    require_sites(denoiser)
+    scale = _vae_scale_factor(model, revision, local_files_only)
+    return Outline(denoiser.eval(), scale * patch)
+
+
+def _denoiser_class(model: str, file: str, config: dict[str, Any]) -> Any:
+    slot = file.partition("/")[0]
+    name = config.get("_class_name", "UNet2DConditionModel" if slot == "unet" else None)
+    require_image_denoiser(slot, name, model)
+    kind = getattr(diffusers, str(name), None)
+    if kind is None:
+        raise ValueError(
+            f"`model` must be one of diffusers {diffusers.__version__}, got a {name} in {model!r}."
+        )
+    return kind
 
 
 def _vae_scale_factor(model: str, revision: str | None, local_files_only: bool) -> int:
-    vae_config = _read_config(model, "vae/config.json", revision, local_files_only)
-    # AutoencoderTiny, as in the sample pipeline, has separate channels for encoder and decoder.
-    names = ("block_out_channels", "encoder_block_out_channels")
+    _, vae_config = _read_config(model, ("vae/config.json",), revision, local_files_only)
+    # AutoencoderTiny, as in the sample pipeline, has separate channels for encoder and decoder;
+    # Qwen-Image's autoencoder has multiples of a base.
+    names = ("block_out_channels", "encoder_block_out_channels", "dim_mult")
     channels = next((vae_config[name] for name in names if vae_config.get(name)), None)
     if not isinstance(channels, list):
         raise ValueError(
@@ -89,7 +103,7 @@ class PlannedSite:
     """One self-attention and what a patch would do to it.
 
     Attributes:
-        block: the block's name in the UNet.
+        block: the block's name in the denoiser.
         level: 0 is the finest resolution.
         heads: attention heads.
         channels: C of its tokens.
@@ -121,24 +135,24 @@ def plan_sites(
     Args:
         outline: the model.
         config: how tokens are merged; its keep rate must be the same in every step.
-        height: of the image in pixels; default: the size that the UNet was made for.
+        height: of the image in pixels; default: the size that the model was made for.
         width: likewise.
 
     Raises:
         ValueError: the keep rate changes over the steps, the size is unknown or not a multiple of
-            `vae_scale_factor`, no block would be merged, or the method can't reach the keep rate
+            `pixels_per_token`, no block would be merged, or the method can't reach the keep rate
             at this size.
     """
     for rate in config.keep_rates:
         if rate.varies_over_steps:
             raise ValueError(f"`keep_rate` must be the same in every step, got {rate}.")
-    latent = _latent_size(outline, height, width)
-    targets = choose_targets(outline.unet, config)
-    require_reachable(config.parsed_method, targets, *latent)
+    finest = _finest_grid(outline, height, width)
+    targets = choose_targets(outline.denoiser, config)
+    require_reachable(config.parsed_method, targets, *finest)
     rates = {target.site.path: target.keep_rate.at(0.0, target.depth) for target in targets}
     planned = []
-    for site in find_sites(outline.unet):
-        grid = level_grid(site.level, *latent)
+    for site in find_sites(outline.denoiser):
+        grid = level_grid(site.level, *finest)
         planned.append(
             PlannedSite(
                 block=site.path,
@@ -154,9 +168,9 @@ def plan_sites(
     return planned
 
 
-def _latent_size(outline: Outline, height: int | None, width: int | None) -> tuple[int, int]:
+def _finest_grid(outline: Outline, height: int | None, width: int | None) -> Grid:
     native = outline.native_size or (None, None)
-    scale = outline.vae_scale_factor
+    scale = outline.pixels_per_token
     size = []
     for name, given, default in (("height", height, native[0]), ("width", width, native[1])):
         pixels = default if given is None else given
@@ -165,32 +179,35 @@ def _latent_size(outline: Outline, height: int | None, width: int | None) -> tup
         if pixels < scale or pixels % scale:
             raise ValueError(f"`{name}` must be a positive multiple of {scale}, got {pixels}.")
         size.append(pixels // scale)
-    return size[0], size[1]
+    return Grid(*size)
 
 
 def _read_config(
-    model: str, file: str, revision: str | None, local_files_only: bool
-) -> dict[str, Any]:
+    model: str, files: tuple[str, ...], revision: str | None, local_files_only: bool
+) -> tuple[str, dict[str, Any]]:
+    """The first of the files that the model has, and its content."""
     path = Path(model).expanduser()
-    is_hub_id = not path.exists() and model.count("/") == 1 and model[0] not in "./~"
-    if not is_hub_id:
-        path = path / file
-        if not path.is_file():
-            raise ValueError(
-                f"`model` must be a diffusers folder with a {file}, or a hub id, got {model!r}."
-            )
-    else:
-        from huggingface_hub import hf_hub_download
+    names = " or ".join(files)
+    if path.exists() or model.count("/") != 1 or model[0] in "./~":
+        for file in files:
+            if (path / file).is_file():
+                return file, read_json_object(path / file)
+        raise ValueError(
+            f"`model` must be a diffusers folder with a {names}, or a hub id, got {model!r}."
+        )
+    from huggingface_hub import hf_hub_download
 
+    failures = []
+    for file in files:
         try:
             downloaded = hf_hub_download(
                 model, file, revision=revision, local_files_only=local_files_only
             )
         except (OSError, ValueError) as error:
-            reason = str(error).strip().splitlines()[0]
-            raise ValueError(
-                f"`model` {model!r} is not a local path, and its {file} cannot be fetched "
-                f"({reason})."
-            ) from error
-        path = Path(downloaded)
-    return read_json_object(path)
+            failures.append(error)
+        else:
+            return file, read_json_object(Path(downloaded))
+    reason = str(failures[0]).strip().splitlines()[0]
+    raise ValueError(
+        f"`model` {model!r} is not a local path, and its {names} cannot be fetched ({reason})."
+    ) from failures[0]

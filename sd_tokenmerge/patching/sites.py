@@ -170,9 +170,27 @@ def _level(path: str, num_levels: int) -> int:
     raise ValueError(f"{path} must be in a down, mid or up block for its level to be known.")
 
 
-def level_grid(level: int, latent_height: int, latent_width: int) -> Grid:
-    """The token grid of a level: each level halves the latent's height and width, rounding up."""
-    return Grid(-(-latent_height // 2**level), -(-latent_width // 2**level))
+def level_grid(level: int, height: int, width: int) -> Grid:
+    """The token grid of a level: each level halves the height and width of level 0, rounding up."""
+    return Grid(-(-height // 2**level), -(-width // 2**level))
+
+
+def latents_per_token(denoiser: Any) -> int:
+    """Latents, in height and width, that make one token of level 0."""
+    family = find_family(denoiser)
+    if family is None:
+        return 1
+    size: Any = family.patch_size or denoiser.config.patch_size
+    return int(size[-1] if isinstance(size, tuple | list) else size)
+
+
+def native_grid(denoiser: nn.Module) -> Grid | None:
+    """The grid of level 0 that a denoiser was made for; None if its config has none."""
+    latents = native_latent_size(denoiser)
+    if latents is None:
+        return None
+    patch = latents_per_token(denoiser)
+    return Grid(latents[0] // patch, latents[1] // patch)
 
 
 def native_latent_size(denoiser: nn.Module) -> tuple[int, int] | None:

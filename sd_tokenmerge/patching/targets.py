@@ -92,8 +92,8 @@ def require_reachable(method: Method, targets: list[Target], height: int, width:
     Args:
         method: the merging method.
         targets: the self-attentions to merge.
-        height: of the latents.
-        width: of the latents.
+        height: of level 0, in tokens.
+        width: likewise.
 
     Raises:
         ValueError: the method can't reach one of the keep rates on its grid.

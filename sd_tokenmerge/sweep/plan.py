@@ -121,7 +121,7 @@ def plan_sweep(options: SweepOptions, *, overwrite: bool = False) -> SweepPlan:
 
 
 def _outline(options: ResolvedOptions) -> Outline | None:
-    """The UNet without weights; None for a single-file checkpoint without a configuration."""
+    """The denoiser without weights; None for a single-file checkpoint without a configuration."""
     model = options.model
     if Path(model).is_file():
         if options.model_config is None:
@@ -134,12 +134,12 @@ def _find_unreachable(
     settings: Sequence[Setting], outline: Outline, resolved: ResolvedOptions
 ) -> dict[str, str]:
     """The reason for each setting whose method cannot reach the keep rate."""
-    scale = outline.vae_scale_factor
+    scale = outline.pixels_per_token
     height, width = resolved.height // scale, resolved.width // scale
     unreachable = {}
     for setting in settings:
         config = setting.options.merging or MergeConfig()
-        targets = choose_targets(outline.unet, config)
+        targets = choose_targets(outline.denoiser, config)
         try:
             require_reachable(config.parsed_method, targets, height, width)
         except ValueError as error:

@@ -13,6 +13,7 @@ from sd_tokenmerge.patching.apply import apply_patch
 from sd_tokenmerge.patching.outline import load_outline, plan_sites
 from tests.stored_json import JSON, MANY, places, replaced
 from tests.tiny_models import tiny_sd15, tiny_sdxl, unet_inputs
+from tests.tiny_transformers import FAMILIES, HEIGHT, WIDTH, call_transformer, tiny_transformer
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +35,7 @@ def test_full_size_models_need_no_weights(shared, name):
     size, num_sites, num_merged, grid = PUBLISHED[name]
     outline = load_outline(str(shared / "model-configs" / name))
     assert outline.native_size == size
-    assert {parameter.device.type for parameter in outline.unet.parameters()} == {"meta"}
+    assert {parameter.device.type for parameter in outline.denoiser.parameters()} == {"meta"}
     sites = plan_sites(outline, MergeConfig())
     assert len(sites) == num_sites
     merged = [site for site in sites if site.merged]
@@ -108,7 +109,9 @@ def save_unet_config(folder, **config):
 
 def test_an_unknown_block_type_is_refused_with_the_place_it_is_in(tmp_path):
     save_unet_config(tmp_path, down_block_types=["Nope"], up_block_types=["Nope"])
-    message = r"has a unet/config\.json that diffusers .* can't build a UNet from: .*Nope"
+    message = (
+        r"has a unet/config\.json that diffusers .* can't build a UNet2DConditionModel from: .*Nope"
+    )
     with pytest.raises(ValueError, match=message):
         load_outline(str(tmp_path))
 
@@ -147,6 +150,62 @@ def test_what_is_no_model_is_refused(tmp_path, tiny_folder):
         json.dumps(config | {"_class_name": "FluxTransformer2DModel"})
     )
     with pytest.raises(ValueError, match="must have a UNet2DConditionModel, got a FluxTransf"):
+        load_outline(str(tmp_path))
+
+
+def save_transformer_config(folder, name, **changes):
+    for part, config in (
+        ("transformer", tiny_transformer(name).config | changes),
+        (
+            "vae",
+            {"dim_mult": [1, 2, 4, 4]} if name == "qwen_image" else {"block_out_channels": [8] * 4},
+        ),
+    ):
+        (folder / part).mkdir()
+        (folder / part / "config.json").write_text(json.dumps(config))
+
+
+VIDEO = {"cogvideox", "wan", "wan_of_images"}
+
+
+@pytest.mark.parametrize("name", sorted(FAMILIES.keys() - VIDEO))
+def test_transformers_are_planned_as_they_are_merged(tmp_path, name):
+    transformer = tiny_transformer(name)
+    save_transformer_config(tmp_path, name, _class_name=type(transformer).__name__)
+    outline = load_outline(str(tmp_path))
+    assert outline.pixels_per_token == 16
+    assert outline.native_size == (None if name in ("flux", "flux2", "qwen_image") else (128, 128))
+    config = MergeConfig("tome-sd", keep_rate=0.5)
+    planned = plan_sites(outline, config, height=16 * HEIGHT, width=16 * WIDTH)
+    with apply_patch(transformer, config) as handle:
+        call_transformer(transformer, name)
+        rows = handle.report().rows
+    assert len(rows) >= 2
+    assert [(site.block, site.level, site.grid, site.tokens_after) for site in planned] == [
+        (row.block, row.level, row.grid, row.tokens_after) for row in rows
+    ]
+
+
+def test_transformers_refuse_sizes_that_are_no_whole_number_of_tokens(tmp_path):
+    save_transformer_config(tmp_path, "flux", _class_name="FluxTransformer2DModel")
+    outline = load_outline(str(tmp_path))
+    with pytest.raises(ValueError, match="`height` must be a positive multiple of 16, got 24"):
+        plan_sites(outline, MergeConfig(), height=24, width=32)
+    with pytest.raises(ValueError, match="`height` must be given"):
+        plan_sites(outline, MergeConfig())
+
+
+@pytest.mark.parametrize("name", sorted(VIDEO))
+def test_transformers_of_videos_are_refused(tmp_path, name):
+    save_transformer_config(tmp_path, name, _class_name=type(tiny_transformer(name)).__name__)
+    with pytest.raises(ValueError, match=r"`model` must make images, got a .*3DModel in "):
+        load_outline(str(tmp_path))
+
+
+@pytest.mark.parametrize("name", [None, "SanaTransformer2DModel", ["FluxTransformer2DModel"]])
+def test_other_transformers_are_refused_by_name(tmp_path, name):
+    save_transformer_config(tmp_path, "sd3", _class_name=name)
+    with pytest.raises(ValueError, match=r"must have one of these transformers: AuraFlow.* got a "):
         load_outline(str(tmp_path))
 
 

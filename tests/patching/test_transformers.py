@@ -333,3 +333,11 @@ class TestRefusals:
         )
         with pytest.raises(TypeError, match=r"SD3Transformer2DModel.*got a SanaTransformer2DModel"):
             patch(model)
+
+
+def test_the_keep_rate_must_be_reachable_on_the_grid_of_patches():
+    """Latents of 6x6 are 3x3 tokens, where ToMe-SD keeps at least one of nine, not a quarter."""
+    kind, config, _ = FAMILIES["sd3"]()
+    apply_patch(kind(**config | {"sample_size": 6}), "tome-sd", keep_rate=0.2)
+    with pytest.raises(ValueError, match="for tome-sd on a 7x7 grid"):
+        apply_patch(kind(**config | {"sample_size": 14}), "tome-sd", keep_rate=0.15)
