@@ -91,7 +91,7 @@ class MergeConfig:
     first_order: bool | None = option(
         "Correct attention to clusters for the keys' deviations from their means.",
         default=None,
-        when_none="on for kv and two-sided where keys are weighted and methods take means",
+        when_none="on for kv and two-sided, where merged keys are weighted means",
     )
     seed: int = option(
         "Seed of random methods.", default=0, at_least=0, below=2**63, flag="--merge-seed"

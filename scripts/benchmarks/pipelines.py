@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,7 +22,8 @@ def outcomes(kind: str) -> Callable[[Path], str]:
             return NOT_RUN
         names: dict[str, list[str]] = {}
         for name, outcome in json.loads(file.read_text(encoding="utf-8"))[kind].items():
-            names.setdefault(_sentence(outcome).replace(name, "NAME"), []).append(f"`{name}`")
+            text = re.sub(rf"\b{name}\b", "NAME", _sentence(outcome))
+            names.setdefault(text, []).append(f"`{name}`")
         lines = sorted(names.items(), key=lambda line: (-len(line[1]), line[0]))
         return table(["outcome", kind], [(text, ", ".join(found)) for text, found in lines])
 

@@ -59,11 +59,11 @@ def apply_patch(
     Raises:
         TypeError: an argument is unknown or of the wrong type, or `pipe` has no supported denoiser.
         ValueError: an argument is out of range, no block would be merged, or the method can't reach
-            the keep rate at the size the UNet was made for (for other sizes, the call of the UNet
-            raises it).
+            the keep rate at the size the model was made for (for other sizes, the call of the
+            model raises it).
         RuntimeError: `pipe` is already patched, or has a modification that is incompatible with
-            merging: a cache of self-attentions, fused projections, self-attention guidance, or an
-            attention processor that `merge` does not support.
+            merging: a cache of self-attentions, another attention backend, self-attention guidance,
+            or an attention processor that `merge` does not support.
     """
     if type(replace) is not bool:
         raise TypeError(f"`replace` must be True or False, got {replace!r}.")

@@ -49,7 +49,7 @@ class MergedAttention:
                 raise RuntimeError(
                     "a merged self-attention must call torch's scaled_dot_product_attention once, "
                     f"but its processor called it {len(outputs)} times: call "
-                    "unet.set_attn_processor(AttnProcessor2_0()), or undo what replaced that "
+                    f"set_attn_processor({block.processors[0]}()), or undo what replaced that "
                     "function."
                 )
             return output
@@ -145,7 +145,8 @@ def _attend(
         attn_mask = torch.zeros_like(attn_mask, dtype=query.dtype).masked_fill(
             ~attn_mask, -torch.inf
         )
-    image = block.image_tokens(length, partition.labels.shape[1])  # no grid in a recomputation
+    # A block that is recomputed in backward has no grid; its partition tells how many they are.
+    image = block.image_tokens(length, partition.labels.shape[1])
     return attend(
         query,
         key,

@@ -237,7 +237,8 @@ def incompatibility(
     backend = getattr(backend, "value", backend)
     if backend not in (None, "native"):
         return (
-            f"the attention backend {backend} can't be replaced: set_attention_backend('native')."
+            f"the attention backend {backend} can't be replaced: call "
+            "set_attention_backend('native')."
         )
     if getattr(processor, "_parallel_config", None) is not None:
         return "context parallelism splits the tokens that are merged."
@@ -248,18 +249,15 @@ def incompatibility(
                 f"{type(processor).__name__}."
             )
     elif config.merge != "qkv" or config.weights_keys:
-        supported = processors if config.merge != "qkv" else _TAKE_BIAS
-        if names.isdisjoint(supported):
-            return (
-                "only merge='qkv' without proportional attention works with the processor "
-                f"{kind.__name__}"
-                + (
-                    ": call unet.set_attn_processor(AttnProcessor2_0()), or use that form of "
-                    "merging."
-                    if installed is None
-                    else ", which this pipeline installs when it is called."
-                )
+        takes_bias = not names.isdisjoint(_TAKE_BIAS)
+        if names.isdisjoint(processors) if config.merge != "qkv" else not takes_bias:
+            form = "merge='qkv'" + ("" if takes_bias else " without proportional attention")
+            remedy = (
+                ": call unet.set_attn_processor(AttnProcessor2_0()), or use that form of merging."
+                if installed is None
+                else ", which this pipeline installs when it is called."
             )
+            return f"only {form} works with the processor {kind.__name__}{remedy}"
     return None
 
 

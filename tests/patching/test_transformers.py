@@ -151,6 +151,7 @@ def test_methods_see_the_image_alone(name, features):
     model, spy = tiny_transformer(name), SpyMethod(scored=True)
     apply_patch(model, spy, keep_rate=0.25, features=features, merge="two-sided")
     call_transformer(model, name)
+    assert len(spy.calls) == len(find_sites(model))
     for call in spy.calls:
         assert call.tokens.shape[:2] == (2, IMAGE)
         assert call.grid == (HEIGHT, WIDTH)
