@@ -99,7 +99,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument(
         "--pictures", type=int, default=8192, help="pictures to train the denoiser on"
     )
-    parser.add_argument("--denoiser-steps", type=int, default=6000)
+    parser.add_argument("--denoiser-steps", type=int, default=4000)
     parser.add_argument("--decoder-steps", type=int, default=400)
     options = parser.parse_args()
     options.pipeline = options.pipeline or options.out / "pipeline"
