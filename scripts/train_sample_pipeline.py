@@ -5,9 +5,9 @@
 Stages: autoencoder, latents, denoiser (with its text encoder), decoder, export. Each resumes from
 its checkpoint in `--out`, so the command may be interrupted and repeated. Several processes share
 the steps when launched by torchrun (a 2-core CPU is faster with two processes of one thread than
-with one process of two); the result depends on their number. The committed weights were trained by
-
-    OMP_NUM_THREADS=1 torchrun --nproc-per-node 2 scripts/train_sample_pipeline.py --out runs/sample
+with one process of two); the result depends on their number. `--continue-from` keeps a trained
+pipeline's autoencoder and trains its denoiser further, with the heads that `build_unet` has now.
+samples/README.md says how the committed weights were trained.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from diffusers import StableDiffusionPipeline
 from sample_training.autoencoder import autoencoder_loss, build_autoencoder, decoder_loss
 from sample_training.denoiser import Denoiser, denoiser_loss
 from sample_training.export import export_pipeline
@@ -37,12 +38,16 @@ def main() -> None:
     folder.mkdir(parents=True, exist_ok=True)
     seeds = [options.seed + stage * STAGE_SEEDS for stage in range(4)]
 
+    earlier = options.continue_from and load_trained(options.continue_from)
     torch.manual_seed(options.seed)
-    autoencoder = build_autoencoder().to(options.device)
-    schedule = Schedule(options.autoencoder_steps, learning_rate=1e-3, ema_decay=0.995)
-    Trainer(autoencoder, schedule, folder, "autoencoder").run(
-        autoencoder_loss(autoencoder, seeds[0])
-    )
+    if earlier:
+        autoencoder = earlier.vae.to(options.device)
+    else:
+        autoencoder = build_autoencoder().to(options.device)
+        schedule = Schedule(options.autoencoder_steps, learning_rate=1e-3, ema_decay=0.995)
+        Trainer(autoencoder, schedule, folder, "autoencoder").run(
+            autoencoder_loss(autoencoder, seeds[0])
+        )
     autoencoder.requires_grad_(False)
 
     if processes > 1 and dist.get_rank() > 0:
@@ -53,21 +58,33 @@ def main() -> None:
     )
     if processes > 1 and dist.get_rank() == 0:
         dist.barrier()
-    scaling = round(1 / float(small[0].float().std()), 4)
+    scaling = (
+        earlier.vae.config.scaling_factor
+        if earlier
+        else round(1 / float(small[0].float().std()), 4)
+    )
 
     torch.manual_seed(options.seed + 1)
     tokenizer = build_tokenizer(folder / "tokenizer")
     denoiser = Denoiser(build_text_encoder(tokenizer)).to(options.device)
+    if earlier:
+        denoiser.unet.load_state_dict(earlier.unet.state_dict())
+        denoiser.text_encoder.load_state_dict(earlier.text_encoder.state_dict())
     schedule = Schedule(
-        options.denoiser_steps, learning_rate=1e-3, warmup=200, ema_decay=0.999, save_every=250
+        options.denoiser_steps,
+        learning_rate=5e-4 if earlier else 1e-3,
+        warmup=200,
+        ema_decay=0.999,
+        save_every=250,
     )
     sets = [(*small, 32 // processes, 1), (*large, 4 // processes, 10)]
     trainer = Trainer(denoiser, schedule, folder, "denoiser")
     trainer.run(denoiser_loss(denoiser, tokenizer, sets, scaling, seeds[2], processes))
 
-    autoencoder.decoder.requires_grad_(True)
-    schedule = Schedule(options.decoder_steps, learning_rate=5e-4, ema_decay=0.995)
-    Trainer(autoencoder, schedule, folder, "decoder").run(decoder_loss(autoencoder, seeds[3]))
+    if not earlier:
+        autoencoder.decoder.requires_grad_(True)
+        schedule = Schedule(options.decoder_steps, learning_rate=5e-4, ema_decay=0.995)
+        Trainer(autoencoder, schedule, folder, "decoder").run(decoder_loss(autoencoder, seeds[3]))
     if processes == 1 or dist.get_rank() == 0:
         weights = {options.pipeline: copy.deepcopy(denoiser)}
         for name in EARLY:
@@ -78,6 +95,11 @@ def main() -> None:
             parts = copy.deepcopy(autoencoder), each  # exporting halves their precision
             export_pipeline(*parts, tokenizer, folder / "tokenizer", scaling, target)
             print(f"written to {target}")
+
+
+def load_trained(folder: Path) -> StableDiffusionPipeline:
+    """A sample pipeline in float32."""
+    return StableDiffusionPipeline.from_pretrained(folder).to(dtype=torch.float32)
 
 
 def start_processes() -> int:
@@ -93,13 +115,19 @@ def parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="folder for checkpoints")
     parser.add_argument("--pipeline", type=Path, default=None, help="default: OUT/pipeline")
+    parser.add_argument(
+        "--continue-from",
+        type=Path,
+        help="a trained sample pipeline: keep its autoencoder, and start the denoiser and the text "
+        "encoder from its weights (default: train everything from random weights)",
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--autoencoder-steps", type=int, default=1400)
     parser.add_argument(
         "--pictures", type=int, default=8192, help="pictures to train the denoiser on"
     )
-    parser.add_argument("--denoiser-steps", type=int, default=4000)
+    parser.add_argument("--denoiser-steps", type=int, default=6000)
     parser.add_argument("--decoder-steps", type=int, default=400)
     options = parser.parse_args()
     options.pipeline = options.pipeline or options.out / "pipeline"

@@ -15,6 +15,8 @@ DPM = "DPMSolverMultistep"
 TWO_SIDED, KV, Q, QKV = (
     MergeConfig(merge=merge, features="keys") for merge in ("two-sided", "kv", "q", "qkv")
 )
+INPUT = MergeConfig(merge="two-sided")
+"""Clusters the block's input; the four above cluster the keys."""
 
 
 def merged(name: str, config: MergeConfig, *percents: float, refresh: int = 1) -> list[Recipe]:
@@ -52,12 +54,13 @@ def recipes(size: int) -> list[Recipe]:
         Recipe("tomesd-50", modification=Tomesd(0.5)),
         *merged("two-sided", TWO_SIDED, 25, 12.5, 5),
         *merged("two-sided", TWO_SIDED, 25, 12.5, refresh=2),
-        *merged("two-sided", TWO_SIDED, 12.5, refresh=3),
-        *merged("two-sided-tome-sd", replace(TWO_SIDED, method="tome-sd"), 25),
+        *merged("two-sided-input", INPUT, 12.5, 5),
+        *merged("two-sided-input", INPUT, 12.5, refresh=2),
+        *merged("kv-zeroth", replace(KV, first_order=False), 26.6),
         *merged("kv", KV, 25),
-        *merged("kv", KV, 25, refresh=2),
-        *merged("kv-zeroth", replace(KV, first_order=False), 25),
         *merged("qkv", QKV, 50),
+        *merged("two-sided-tome-sd", replace(TWO_SIDED, method="tome-sd"), 25),
+        *merged("two-sided", TWO_SIDED, 12.5, refresh=3),
         *with_fewer_steps(TWO_SIDED, 25, 20, 15),
         *with_fewer_steps(TWO_SIDED, 12.5, 20, 15),
     ]
@@ -69,18 +72,14 @@ def recipes(size: int) -> list[Recipe]:
         *instead((), (12,), (5,)),
         Recipe("deepcache-2-branch-1", modification=DeepCache(2, branch=1)),
         Recipe("tomesd-25", modification=Tomesd(0.25)),
-        *merged("two-sided", TWO_SIDED, 25, 12.5, refresh=5),
+        *merged("two-sided", TWO_SIDED, 12.5, refresh=5),
         *merged("two-sided", TWO_SIDED, 5, refresh=2),
         *merged("two-sided-complete", replace(TWO_SIDED, method=complete), 12.5),
-        *merged("two-sided-tome-sd", replace(TWO_SIDED, method="tome-sd"), 25, refresh=2),
+        *merged("two-sided-input-complete", replace(INPUT, method=complete), 12.5),
         *merged("two-sided-pairs", replace(TWO_SIDED, method=pairs), 50),
         *merged("two-sided-grid", replace(TWO_SIDED, method="grid"), 25),
         *merged("kv", KV, 50, 12.5),
-        *merged("kv", KV, 25, refresh=3),
         *merged("kv", KV, 25, refresh=5),
         *merged("kv-tome-sd", replace(KV, method="tome-sd"), 25),
-        *merged("kv-pairs", replace(KV, method=pairs), 50),
-        *merged("kv-grid", replace(KV, method="grid"), 25),
         *merged("q", Q, 25),
-        *with_fewer_steps(KV, 25, 20, 15),
     ]

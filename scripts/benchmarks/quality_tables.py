@@ -20,19 +20,20 @@ from benchmarks.markdown import (
 from benchmarks.quality_plot import SIZES, timed_rows
 from benchmarks.quality_recipes import UNMERGED
 from benchmarks.rows import read_rows
-from benchmarks.unet import STEP
+from benchmarks.unet import SELF_ATTENTION
+from sd_tokenmerge import PRESETS
 from sd_tokenmerge.bench.plot import frontier
 
 PAIRS = (
+    ("preset-near-lossless", "kv-zeroth-26.6"),
+    ("two-sided-12.5", "kv-zeroth-26.6"),
     ("two-sided-12.5", "kv-25"),
-    ("two-sided-12.5", "kv-zeroth-25"),
     ("two-sided-12.5", "qkv-50"),
     ("two-sided-12.5", "tomesd-50"),
-    ("kv-25", "kv-zeroth-25"),
-    ("kv-25", "qkv-50"),
+    ("two-sided-input-12.5", "two-sided-12.5"),
+    ("two-sided-input-5", "two-sided-5"),
     ("two-sided-25", "two-sided-tome-sd-25"),
-    ("two-sided-12.5", "two-sided-complete-12.5"),
-    ("two-sided-25", "two-sided-25-refresh-2"),
+    ("two-sided-complete-12.5", "two-sided-12.5"),
     ("two-sided-12.5", "two-sided-12.5-refresh-2"),
     ("two-sided-12.5", "two-sided-12.5-refresh-3"),
     ("two-sided-12.5", "two-sided-12.5-refresh-5"),
@@ -42,6 +43,11 @@ PAIRS = (
     ("steps-15", "deepcache-2"),
 )
 """Recipes to compare on pictures of equal seeds: first minus second."""
+
+
+SD15 = ("sd15-512", "sd15-768", "sd15-1024")
+INSTEAD = ("tomesd-50", "steps-20", "steps-15")
+"""What the README compares the presets with."""
 
 
 def quality(folder: Path) -> str:
@@ -158,26 +164,29 @@ def _paired_lines(folder: Path) -> Iterator[list[str]]:
 
 
 def presets(folder: Path) -> str:
-    """The README's table: what the presets and the tomesd package save and change."""
-    steps = [row for row in read_rows(folder / "unet.csv") if row["benchmark"] == STEP]
-    speedups = {(row["case"], row["contestant"]): row["speedup"] for row in steps}
+    """The README's table: what the presets, and fewer steps instead, save and change."""
+    attention = {
+        (row["case"], row["contestant"]): f"{100 / float(row['speedup']):.0f} %"
+        for row in read_rows(folder / "unet.csv")
+        if row["benchmark"] == SELF_ATTENTION
+    }
     rows = latest(read_rows(folder / "quality.csv"), ("size", "recipe"))
-    found = {row["recipe"]: row for row in rows if row["size"] == "256"}
-    if not speedups or not found:
+    times = latest(read_rows(folder / "quality_time.csv"), ("size", "recipe"))
+    found = {(row["size"], row["recipe"]): row for row in rows}
+    relative = {(row["size"], row["recipe"]): number(row["relative"], 2) for row in times}
+    if not attention or not found:
         return NOT_RUN
-    full, lines = float(found[UNMERGED]["products"]), []
-    for name, row in found.items():
-        if not name.startswith(("preset-", "tomesd-")):
+    full, lines = float(found["256", UNMERGED]["products"]), []
+    for name in (*(f"preset-{preset}" for preset in PRESETS), *INSTEAD):
+        if ("256", name) not in found:
             continue
-        cases = [speedups.get((case, name), "") for case in ("sd15-512", "sd15-768", "sd15-1024")]
-        lines.append(
-            [
-                f"`{name}`",
-                f"{100 * float(row['products']) / full:.3g} %",
-                *(f"{float(speedup):.2f}x" if speedup else "-" for speedup in cases),
-                plus_minus(row, "psnr_mean", "psnr_se", 1),
-                plus_minus(row, "delta", "delta_se", 1),
-            ]
-        )
-    head = ["", "products", "512 px", "768 px", "1024 px", "PSNR, dB"]
-    return table([*head, "set distance minus unmerged's"], lines)
+        products = f"{100 * float(found['256', name]['products']) / full:.3g} %"
+        saved = [attention.get((case, name), "-") for case in SD15]
+        cells = [products, *(["-"] * 3 if name.startswith("steps-") else saved)]
+        for size in SIZES:
+            row = found.get((size, name))
+            cells += [plus_minus(row, "psnr_mean", "psnr_se", 1) if row else "-"]
+            cells += [relative.get((size, name), "-")]
+        lines.append([f"`{name}`", *cells])
+    head = ["", "products", *(f"attention, {case.removeprefix('sd15-')} px" for case in SD15)]
+    return table([*head, *(f"{of}, {size} px" for size in SIZES for of in ("dB", "time"))], lines)

@@ -13,7 +13,7 @@ from benchmarks.quality_plot import plot_quality
 from benchmarks.quality_recipes import UNMERGED, recipes
 from benchmarks.rows import MACHINE, append_rows, read_rows
 from benchmarks.unet import COLUMNS as UNET_COLUMNS
-from benchmarks.unet import STEP
+from benchmarks.unet import SELF_ATTENTION
 
 from sd_tokenmerge import apply_patch
 from sd_tokenmerge.bench.plot import KINDS, Point
@@ -47,7 +47,13 @@ def test_recipes_have_one_name_each():
 def test_each_recipe_has_its_place_in_the_plot():
     found = {one.name: Point(one.name, 1, 30, 29, 31).kind for one in recipes(256)[1:]}
     assert {*found.values()} == {*KINDS}
-    names = ("steps-20", "dpm-15", "kv-pairs-50", "preset-paper", "steps-20-kv-25-refresh-2")
+    names = (
+        "steps-20",
+        "dpm-15",
+        "kv-tome-sd-25",
+        "preset-paper",
+        "steps-20-two-sided-25-refresh-2",
+    )
     assert [found[name] for name in names] == ["steps", "dpm", "kv", "preset", "both"]
 
 
@@ -158,9 +164,9 @@ def test_tables(tmp_path):
     assert (tmp_path / "quality.png").stat().st_size > 10_000
 
     assert quality_tables.presets(tmp_path) == "Not run."
-    step = dict.fromkeys(UNET_COLUMNS, "1") | {"benchmark": STEP, "case": "sd15-512"}
+    step = dict.fromkeys(UNET_COLUMNS, "1") | {"benchmark": SELF_ATTENTION, "case": "sd15-512"}
     step |= {"contestant": "tomesd-50", "speedup": "1.254"}
     append_rows(tmp_path / "unet.csv", UNET_COLUMNS, [step])
-    assert "| `tomesd-50` | 25 % | 1.25x | - | - | 22.0 ± 1.2 | 0.2 ± 0.1 |" in (
+    assert "| `tomesd-50` | 25 % | 80 % | - | - | 22.0 ± 1.2 | - | - | - |" in (
         quality_tables.presets(tmp_path)
     )
