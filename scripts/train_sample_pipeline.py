@@ -40,10 +40,10 @@ def main() -> None:
 
     earlier = options.continue_from and load_trained(options.continue_from)
     torch.manual_seed(options.seed)
+    autoencoder = build_autoencoder().to(options.device)
     if earlier:
-        autoencoder = earlier.vae.to(options.device)
+        autoencoder.load_state_dict(earlier.vae.state_dict())
     else:
-        autoencoder = build_autoencoder().to(options.device)
         schedule = Schedule(options.autoencoder_steps, learning_rate=1e-3, ema_decay=0.995)
         Trainer(autoencoder, schedule, folder, "autoencoder").run(
             autoencoder_loss(autoencoder, seeds[0])
@@ -65,7 +65,8 @@ def main() -> None:
     )
 
     torch.manual_seed(options.seed + 1)
-    tokenizer = build_tokenizer(folder / "tokenizer")
+    tokenizer_folder = options.continue_from / "tokenizer" if earlier else folder / "tokenizer"
+    tokenizer = earlier.tokenizer if earlier else build_tokenizer(tokenizer_folder)
     denoiser = Denoiser(build_text_encoder(tokenizer)).to(options.device)
     if earlier:
         denoiser.unet.load_state_dict(earlier.unet.state_dict())
@@ -93,7 +94,7 @@ def main() -> None:
             weights[folder / f"pipeline_{name}"] = copy.deepcopy(denoiser)
         for target, each in weights.items():
             parts = copy.deepcopy(autoencoder), each  # exporting halves their precision
-            export_pipeline(*parts, tokenizer, folder / "tokenizer", scaling, target)
+            export_pipeline(*parts, tokenizer, tokenizer_folder, scaling, target)
             print(f"written to {target}")
 
 
