@@ -224,18 +224,19 @@ class MergeConfig:
 PRESETS: Mapping[str, MergeConfig] = MappingProxyType(
     {
         "paper": MergeConfig(),
-        "near-lossless": MergeConfig(
-            keep_rate=0.125, features="keys", merge="two-sided", refresh_every=2
+        "near-lossless": MergeConfig(keep_rate=0.125, merge="two-sided", refresh_every=2),
+        "balanced": MergeConfig(
+            keep_rate=0.125, features="keys", merge="two-sided", refresh_every=3
         ),
-        "balanced": MergeConfig(keep_rate=0.25, features="keys", merge="kv", refresh_every=5),
-        "fast": MergeConfig(keep_rate=0.1, features="keys", merge="kv", refresh_every=5),
+        "fast": MergeConfig(keep_rate=0.05, features="keys", merge="two-sided", refresh_every=3),
     }
 )
 """Options that belong together.
 
 `"paper"` is the papers' form, for comparing methods. `"near-lossless"` computes 27 % of the
-attention's products, and new clusters every two steps; `"balanced"` 25 % and `"fast"` 10 %, and new
-clusters every five steps. `docs/benchmarks.md` shows what each costs and saves.
+attention's products, with new clusters of the blocks' input every two steps; `"balanced"` as many,
+with new clusters of the keys, which are found faster, every three steps; `"fast"` 10 %.
+`docs/benchmarks.md` shows what each costs and saves.
 """
 
 
