@@ -11,6 +11,8 @@
 # make wheel        build the sdist and the wheel in dist/
 # make test-wheel   install the wheel in an environment without the checkout, and use it
 # make format       format and fix with ruff
+# make docs         build the documentation site in site/; fails at a broken link
+# make tour         execute docs/tour.ipynb, and draw the methods' clusters for the documentation
 # make bench        measure clustering, self-attention, torch.compile and the time of denoising on this
 #                   machine; adds rows to docs/benchmarks/ (half an hour)
 # make clean        remove .venv, .venv-oldest, demo/, build files and caches
@@ -21,6 +23,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 OLDEST := .venv-oldest
+DOCS_READY := $(VENV)/.docs-ready
 
 CORES := $(shell $(PYTHON) -c "import os; print(len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count())")
 export OMP_NUM_THREADS ?= $(CORES)
@@ -29,7 +32,7 @@ DEMO := demo
 DEMO_IMAGES_PER_CLASS ?= 4
 DEMO_REFERENCES_PER_CLASS ?= 40
 
-.PHONY: help demo demo-full test test-slow test-faults test-oldest wheel test-wheel lint format bench clean
+.PHONY: help demo demo-full test test-slow test-faults test-oldest wheel test-wheel lint format docs tour bench clean
 .DEFAULT_GOAL := help
 
 help:
@@ -79,6 +82,13 @@ format: $(READY)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+docs: $(DOCS_READY)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict
+
+tour: $(READY)
+	$(BIN)/jupyter execute --inplace docs/tour.ipynb
+	$(BIN)/python scripts/draw_methods.py
+
 bench: $(READY)
 	$(BIN)/python scripts/bench.py clustering
 	$(BIN)/python scripts/bench.py unet --part self-attention --cases sd15-512 --minutes 8
@@ -87,13 +97,17 @@ bench: $(READY)
 	$(BIN)/python scripts/render.py
 
 clean:
-	rm -rf $(VENV) $(OLDEST) $(DEMO) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(OLDEST) $(DEMO) build dist site .cache *.egg-info .pytest_cache .mypy_cache .ruff_cache
 
 # pinned torch first: an unpinned one may bring several GB of CUDA libraries
 $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	touch $@
+
+$(DOCS_READY): $(READY)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[docs]"
 	touch $@
 
 # every lower bound of pyproject.toml as a pin, except torch's: its pin is that of constraints.txt

@@ -107,7 +107,7 @@ def remove_patch(pipe: Any) -> None:
         pipe: the argument of `apply_patch`, or a copy of it.
 
     Raises:
-        TypeError: `pipe` has no UNet.
+        TypeError: `pipe` has no supported denoiser.
         RuntimeError: `pipe` is not patched.
     """
     denoiser = find_denoiser(pipe)
