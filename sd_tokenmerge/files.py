@@ -15,7 +15,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import Any, BinaryIO, NoReturn
+from typing import Any, BinaryIO
 from uuid import uuid4
 
 _CHUNK_BYTES = 1 << 20
@@ -108,12 +108,15 @@ def read_regular_file(path: str | os.PathLike[str], max_bytes: int = -1) -> byte
         return file.read(max_bytes)
 
 
-def read_json(path: str | os.PathLike[str], *, max_bytes: int = 64 << 20) -> Any:
+def read_json(
+    path: str | os.PathLike[str], *, max_bytes: int = 64 << 20, minus_infinity: bool = False
+) -> Any:
     """Read a JSON file that may have been damaged or edited by hand.
 
     Args:
         path: UTF-8 text.
         max_bytes: size above which the file is refused.
+        minus_infinity: see `parse_json`.
 
     Raises:
         ValueError: not valid JSON (see `parse_json`) or too large; the message names the file.
@@ -122,16 +125,18 @@ def read_json(path: str | os.PathLike[str], *, max_bytes: int = 64 << 20) -> Any
     data = read_regular_file(path, max_bytes + 1)
     if len(data) > max_bytes:
         raise ValueError(f"{os.fspath(path)} must be at most {max_bytes:,} bytes, but is larger.")
-    return parse_json(data, os.fspath(path))
+    return parse_json(data, os.fspath(path), minus_infinity=minus_infinity)
 
 
-def read_json_object(path: str | os.PathLike[str]) -> dict[str, Any]:
+def read_json_object(
+    path: str | os.PathLike[str], *, minus_infinity: bool = False
+) -> dict[str, Any]:
     """Read a JSON file that must hold an object; arguments and errors are those of `read_json`.
 
     Raises:
         ValueError: also if it holds another value.
     """
-    content = read_json(path)
+    content = read_json(path, minus_infinity=minus_infinity)
     if not isinstance(content, dict):
         raise ValueError(
             f"{os.fspath(path)} must hold a JSON object, got {type(content).__name__}."
@@ -139,7 +144,7 @@ def read_json_object(path: str | os.PathLike[str]) -> dict[str, Any]:
     return content
 
 
-def parse_json(text: str | bytes, source: str) -> Any:
+def parse_json(text: str | bytes, source: str, *, minus_infinity: bool = False) -> Any:
     """Parse JSON as RFC 8259 defines it; every failure is one `ValueError`.
 
     Unlike `json.loads`, refuses NaN, infinities (also `1e999`) and lone surrogates, which could not
@@ -148,13 +153,20 @@ def parse_json(text: str | bytes, source: str) -> Any:
     Args:
         text: the document; bytes must be UTF-8.
         source: what to call it in the message, such as its file.
+        minus_infinity: whether to accept `-Infinity`, which diffusers writes for schedulers.
 
     Raises:
         ValueError: the text is not such a document; the message begins with `source`.
     """
+
+    def parse_constant(name: str) -> float:
+        if minus_infinity and name == "-Infinity":
+            return float(name)
+        raise ValueError(f"{name} is not a JSON number")
+
     try:
         decoded = text if isinstance(text, str) else text.decode("utf-8")
-        value = json.loads(decoded, parse_constant=_refuse_constant, parse_float=_finite_float)
+        value = json.loads(decoded, parse_constant=parse_constant, parse_float=_finite_float)
         if "\\u" in decoded:
             json.dumps(value, ensure_ascii=False).encode()
     except UnicodeDecodeError as error:
@@ -206,10 +218,6 @@ def _open_regular_file(path: Path) -> BinaryIO:
     if path.exists() and not path.is_file():
         raise OSError(errno.EINVAL, "Not a regular file", str(path))
     return path.open("rb")
-
-
-def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not a JSON number")
 
 
 def _finite_float(digits: str) -> float:

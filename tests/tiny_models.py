@@ -123,7 +123,8 @@ def call_unet(unet: Any, kind: str = "sd15", **options: Any) -> torch.Tensor:
 
 
 @cache
-def _vae() -> AutoencoderKL:
+def tiny_vae(**changes: Any) -> AutoencoderKL:
+    """An autoencoder with 4 channels and 8 pixels per latent."""
     with torch.random.fork_rng():
         torch.manual_seed(1)
         return AutoencoderKL(
@@ -134,6 +135,7 @@ def _vae() -> AutoencoderKL:
             norm_num_groups=4,
             latent_channels=4,
             sample_size=128,
+            **changes,
         ).eval()
 
 
@@ -152,7 +154,8 @@ def tiny_tokenizer() -> CLIPTokenizer:
         return CLIPTokenizer(str(vocab_file), str(merges_file), model_max_length=77)
 
 
-def _text_config(**changes: Any) -> CLIPTextConfig:
+def text_config(**changes: Any) -> CLIPTextConfig:
+    """The configuration of a tiny CLIP text encoder."""
     return CLIPTextConfig(
         **{
             "vocab_size": 514,
@@ -172,12 +175,12 @@ def _text_config(**changes: Any) -> CLIPTextConfig:
 def _text_encoder() -> CLIPTextModel:
     with torch.random.fork_rng():
         torch.manual_seed(2)
-        return CLIPTextModel(_text_config()).eval()
+        return CLIPTextModel(text_config()).eval()
 
 
 def _stable_diffusion(kind: str, scheduler: Any) -> StableDiffusionPipeline:
     pipe = StableDiffusionPipeline(
-        vae=copy.deepcopy(_vae()),
+        vae=copy.deepcopy(tiny_vae()),
         text_encoder=_text_encoder(),
         tokenizer=tiny_tokenizer(),
         unet=tiny_unet(kind),
@@ -213,12 +216,12 @@ def tiny_sdxl() -> StableDiffusionXLPipeline:
     half = CROSS_ATTENTION_DIM // 2
     with torch.random.fork_rng():
         torch.manual_seed(3)
-        text_encoder = CLIPTextModel(_text_config(hidden_size=half)).eval()
+        text_encoder = CLIPTextModel(text_config(hidden_size=half)).eval()
         text_encoder_2 = CLIPTextModelWithProjection(
-            _text_config(hidden_size=half, projection_dim=half)
+            text_config(hidden_size=half, projection_dim=half)
         ).eval()
     pipe = StableDiffusionXLPipeline(
-        vae=copy.deepcopy(_vae()),
+        vae=copy.deepcopy(tiny_vae()),
         text_encoder=text_encoder,
         text_encoder_2=text_encoder_2,
         tokenizer=tiny_tokenizer(),

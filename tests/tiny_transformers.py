@@ -260,11 +260,11 @@ if hasattr(diffusers, "Flux2Transformer2DModel"):  # since 0.36
     FAMILIES["flux2"] = flux2
 
 
-def tiny_transformer(name):
+def tiny_transformer(name, **changes):
     kind, config, _ = FAMILIES[name]()
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = kind(**config).eval().requires_grad_(False)
+        model = kind(**config | changes).eval().requires_grad_(False)
         for parameter in model.parameters():  # some initialise gates and outputs to zero
             if parameter.abs().max() == 0:
                 parameter.copy_(0.1 * torch.randn(parameter.shape))

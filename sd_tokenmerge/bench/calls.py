@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +11,22 @@ from sd_tokenmerge.bench.turns import Cost, timed
 
 TIMESTEPS = 50
 """Length of the `timesteps` from which the calls take theirs."""
+
+
+class Calls(Protocol):
+    """Calls of a denoiser on inputs that are always the same."""
+
+    unet: Any
+    """The denoiser, a UNet or a transformer."""
+
+    def call(self, timestep: Tensor, size: tuple[int, int]) -> Tensor:
+        """Output for a size that is not the timed one."""
+
+    def timed(self, timestep: Tensor) -> Cost:
+        """Cost of a call."""
+
+    def timesteps(self) -> Tensor:
+        """Timesteps of a new generation."""
 
 
 class UNetCalls:
@@ -87,11 +103,11 @@ def finest_transformers(unet: Any) -> tuple[int, list[nn.Module]]:
     return level, levels[level]
 
 
-def timed_step(calls: Any, refresh_every: int) -> tuple[Cost, list[Cost]]:
+def timed_step(calls: Calls, refresh_every: int) -> tuple[Cost, list[Cost]]:
     """Cost per denoising step over the life of a partition, and its components.
 
     Args:
-        calls: `UNetCalls`, or an object with the same `timesteps` and `timed`.
+        calls: of the denoiser.
         refresh_every: steps for which a partition is used. If more than one, a call with a new
             partition and a call with a kept one are timed.
     """

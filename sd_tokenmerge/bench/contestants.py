@@ -1,4 +1,4 @@
-"""Ways to patch a UNet, which are timed against each other."""
+"""Ways to patch a denoiser, which are timed against each other."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from sd_tokenmerge.bench.calls import finest_transformers, timed_step
+from sd_tokenmerge.bench.calls import Calls, finest_transformers, timed_step
 from sd_tokenmerge.bench.turns import Cost
 from sd_tokenmerge.config import PRESETS, MergeConfig
 from sd_tokenmerge.methods.base import Grid, Method
@@ -23,7 +23,7 @@ from sd_tokenmerge.patching.sites import find_denoiser
 UNPATCHED = "unpatched"
 
 Modification = Callable[[Any], AbstractContextManager[None]]
-"""Changes a pipeline or UNet for as long as the context lasts."""
+"""Changes a pipeline or denoiser for as long as the context lasts."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Tomesd:
 
 @dataclass(frozen=True)
 class Contestant:
-    """One way to patch a UNet.
+    """One way to patch a denoiser.
 
     Attributes:
         name: in the rows.
@@ -71,13 +71,13 @@ class Contestant:
         return 1 if self.config is None else self.config.refresh_every
 
     @contextmanager
-    def on(self, unet: Any) -> Iterator[None]:
-        """Patch the UNet for as long as the context lasts."""
+    def on(self, denoiser: Any) -> Iterator[None]:
+        """Patch the denoiser for as long as the context lasts."""
         with ExitStack() as stack:
             if self.modification is not None:
-                stack.enter_context(self.modification(unet))
+                stack.enter_context(self.modification(denoiser))
             if self.config is not None:
-                stack.enter_context(apply_patch(unet, self.config))
+                stack.enter_context(apply_patch(denoiser, self.config))
             yield
 
 
@@ -85,12 +85,12 @@ class Step:
     """A denoising step under a contestant, which records its costs.
 
     Attributes:
-        contestant: patches the UNet.
+        contestant: patches the denoiser.
         costs: of every call: with a new partition, and with a kept one if there are any.
     """
 
-    def __init__(self, calls: Any, contestant: Contestant) -> None:
-        """Time `contestant` on `UNetCalls`, or an object like them."""
+    def __init__(self, calls: Calls, contestant: Contestant) -> None:
+        """Time `contestant` on these calls."""
         self._calls, self.contestant = calls, contestant
         self.costs: list[Cost] = []
 
@@ -146,7 +146,10 @@ def oracle(config: MergeConfig) -> Contestant:
 
 
 def preset_contestants() -> list[Contestant]:
-    """The unpatched UNet, each preset with its oracle, and the tomesd package if it is there."""
+    """The unpatched denoiser, each preset with its oracle, and the tomesd package if it is there.
+
+    The tomesd package patches UNets only.
+    """
     presets = [Contestant(f"preset-{name}", config) for name, config in PRESETS.items()]
     oracles = {one.name: one for one in map(oracle, PRESETS.values())}
     rates = (0.5, 0.25) if find_spec("tomesd") else ()

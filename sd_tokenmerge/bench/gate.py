@@ -1,4 +1,4 @@
-"""Checks of a patched UNet before it is timed. Imports only `calls`, as the package explains."""
+"""Checks before a patched denoiser is timed. Imports only `calls`, as the package explains."""
 
 from __future__ import annotations
 
@@ -8,28 +8,28 @@ from typing import Any, Protocol
 
 import torch
 
-from sd_tokenmerge.bench.calls import UNetCalls
+from sd_tokenmerge.bench.calls import Calls
 
 SMALL = (24, 16)
-"""Height and width of the latents in these checks."""
+"""Height and width in these checks: of a UNet's latents, of a transformer's tokens."""
 
 
 class Patcher(Protocol):
-    """A way to patch a UNet."""
+    """A way to patch a denoiser."""
 
     @property
     def name(self) -> str:
         """Its name in rows; `"unpatched"` if it changes nothing."""
 
-    def on(self, unet: Any) -> AbstractContextManager[None]:
-        """Patches the UNet for as long as the context lasts."""
+    def on(self, denoiser: Any) -> AbstractContextManager[None]:
+        """Patches the denoiser for as long as the context lasts."""
 
 
 class UnsoundError(RuntimeError):
     """A contestant that does not merge as it should."""
 
 
-def require_sound(calls: UNetCalls, contestants: Iterable[Patcher]) -> None:
+def require_sound(calls: Calls, contestants: Iterable[Patcher]) -> None:
     """Refuse to time contestants that do not merge as they should.
 
     Raises:

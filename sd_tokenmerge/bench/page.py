@@ -12,7 +12,7 @@ from sd_tokenmerge.report.page import Page, Picture
 
 
 def bench_tables(content: dict[str, Any]) -> list[TextTable]:
-    """The times of UNet calls, and the times and PSNR of pictures.
+    """The times of the denoiser's calls, and the times and PSNR of pictures.
 
     Args:
         content: what `run_bench` returns.
@@ -26,7 +26,7 @@ def bench_tables(content: dict[str, Any]) -> list[TextTable]:
         for name, row in content["pictures"].items()
     ]
     return [
-        TextTable("Calls of the UNet", ["UNet call", "ms", "of unpatched"], calls),
+        TextTable("Calls of the denoiser", ["call", "ms", "of unpatched"], calls),
         TextTable("Whole pictures", ["picture", "s", "of full", "PSNR, dB"], pictures),
     ]
 

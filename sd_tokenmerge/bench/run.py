@@ -11,10 +11,10 @@ from pathlib import Path
 from statistics import mean, median
 from typing import Any
 
-from sd_tokenmerge.bench.calls import UNetCalls
 from sd_tokenmerge.bench.contestants import UNPATCHED, Step, Tomesd, preset_contestants
 from sd_tokenmerge.bench.gate import require_sound
 from sd_tokenmerge.bench.page import bench_page
+from sd_tokenmerge.bench.pipeline_calls import PipelineCalls
 from sd_tokenmerge.bench.plot import Point, plot_against_time
 from sd_tokenmerge.bench.recipes import Recipe
 from sd_tokenmerge.bench.turns import Cost, rotated, take_turns
@@ -28,6 +28,7 @@ from sd_tokenmerge.sampling.description import surroundings
 from sd_tokenmerge.sampling.load import load_pipeline
 from sd_tokenmerge.sampling.manifest import read_manifest
 from sd_tokenmerge.sampling.options import GenerateOptions, ResolvedOptions
+from sd_tokenmerge.sampling.pipelines import has_unet
 from sd_tokenmerge.sampling.plan import plan_images
 from sd_tokenmerge.sampling.resolve import resolve_options
 
@@ -36,7 +37,7 @@ PICTURES = "pictures"
 FULL = "full"
 ROUNDS = 5
 ENOUGH_S = 60.0
-"""No round of UNet calls begins after this many seconds of them."""
+"""No round of the denoiser's calls begins after this many seconds of them."""
 FEWER = (0.9, 0.8, 0.65, 0.5)
 """Fractions of the steps that recipes with fewer steps take."""
 
@@ -47,7 +48,7 @@ Report = Callable[[str, float], None]
 def run_bench(
     options: GenerateOptions, *, quick: bool = False, report: Report | None = None
 ) -> dict[str, Any]:
-    """Time UNet calls in turns, then generate pictures by every recipe, and compare.
+    """Time the denoiser's calls in turns, then generate pictures by every recipe, and compare.
 
     May be interrupted at any moment and started again. Before anything is timed, patches are
     checked on small inputs.
@@ -56,12 +57,12 @@ def run_bench(
         options: the model, size, steps and classes or prompts (default: two of the model's
             classes); `options.out` is the folder for pictures, `RECORD`, `PLOT`, `SHEET` and
             `PAGE`.
-        quick: one round of UNet calls and one picture for each recipe.
+        quick: one round of calls and one picture for each recipe.
         report: receives the progress.
 
     Returns:
         The content of `RECORD`: `"conditions"`; `"calls"` and `"pictures"` by name, with times
-        relative to the unpatched UNet and the full recipe; `"verdict"`, two sentences.
+        relative to the unpatched denoiser and the full recipe; `"verdict"`, two sentences.
 
     Raises:
         UnsoundError: a patch does not merge as it should.
@@ -117,8 +118,8 @@ def describe_conditions(base: ResolvedOptions, quick: bool) -> dict[str, Any]:
     }
 
 
-def make_recipes(steps: int, quick: bool) -> list[Recipe]:
-    """The full recipe, fewer steps, the presets, and the tomesd package if it is there."""
+def make_recipes(steps: int, *, quick: bool, with_tomesd: bool) -> list[Recipe]:
+    """The full recipe, fewer steps, the presets, and perhaps the tomesd package."""
     counts = dict.fromkeys(
         max(1, round(share * steps)) for share in (FEWER[1::2] if quick else FEWER)
     )
@@ -127,7 +128,7 @@ def make_recipes(steps: int, quick: bool) -> list[Recipe]:
         *(Recipe(f"steps-{count}", steps=count) for count in counts if count < steps),
         *(Recipe(f"preset-{name}", config) for name, config in PRESETS.items()),
     ]
-    if find_spec("tomesd"):
+    if with_tomesd:
         recipes.append(Recipe("tomesd-50", modification=Tomesd(0.5)))
     return recipes
 
@@ -183,9 +184,16 @@ class Work:
     report: Report
 
     def __post_init__(self) -> None:
-        """Plan what is left to do, in calls of the UNet."""
-        self.recipes = make_recipes(self.base.steps, self.quick)
-        self.contestants = preset_contestants()
+        """Plan what is left to do, in calls of the denoiser."""
+        is_unet = has_unet(self.base)
+        self.recipes = make_recipes(
+            self.base.steps,
+            quick=self.quick,
+            with_tomesd=is_unet and find_spec("tomesd") is not None,
+        )
+        self.contestants = [
+            one for one in preset_contestants() if is_unet or one.modification is None
+        ]
         self._folder = Path(self.base.out) / PICTURES
         self._jobs = plan_images(self.base)
         turn = sum(min(one.refresh_every, 2) for one in self.contestants)
@@ -216,10 +224,9 @@ class Work:
         self.report(what, self._done / self._total)
 
     def time_calls(self, pipe: Any) -> None:
-        """Time the UNet under every contestant in turns; stores each round."""
+        """Time the denoiser under every contestant in turns; stores each round."""
         if not self._is_timed:
-            latent, guided = self.base.height // pipe.vae_scale_factor, self.base.guidance_scale > 1
-            calls = UNetCalls(pipe.unet, latent=latent, batch=1 + guided)
+            calls = PipelineCalls(pipe, self.base, self._jobs[0])
             require_sound(calls, self.contestants)
             steps = {one.name: Step(calls, one) for one in self.contestants}
             self.report("checks passed", 0.0)
@@ -231,7 +238,7 @@ class Work:
         def turn(name: str) -> Callable[[], Cost]:
             def run() -> Cost:
                 cost = steps[name]()
-                self._advance(f"UNet calls, {name}", min(steps[name].contestant.refresh_every, 2))
+                self._advance(f"calls, {name}", min(steps[name].contestant.refresh_every, 2))
                 return cost
 
             return run

@@ -29,18 +29,18 @@ def bench_command(
     *,
     size: Size = None,
     quick: Annotated[
-        bool, typer.Option("--quick", help="One round of UNet calls, one picture for each recipe.")
+        bool, typer.Option("--quick", help="One round of calls, one picture for each recipe.")
     ] = False,
     as_json: AsJson = False,
     **values: Any,
 ) -> None:
     """Measure on this machine whether merging pays for a model.
 
-    Times calls of the UNet in turns: unpatched, under each preset, with merging that costs nothing
-    to choose (oracle), and under the tomesd package if it is installed. Then generates pictures
-    with all steps, with fewer steps, and by each preset, and compares them: one of each class or
-    prompt, by default of two classes. Writes index.html, which shows everything, bench.json,
-    plot.png, contact_sheet.jpg and the pictures.
+    Times calls of the UNet or transformer in turns: unpatched, under each preset, with merging that
+    costs nothing to choose (oracle), and, for a UNet, under the tomesd package if it is installed.
+    Then generates pictures with all steps, with fewer steps, and by each preset, and compares them:
+    one of each class or prompt, by default of two classes. Writes index.html, which shows
+    everything, bench.json, plot.png, contact_sheet.jpg and the pictures.
 
     May be stopped at any moment; the same command resumes. Nothing else should run meanwhile.
     """

@@ -119,6 +119,7 @@ def _attend(
     """Merged attention in place of a processor's `scaled_dot_product_attention`."""
     length = query.shape[2]
     image = block.image_tokens(length)
+    block.text_tokens = length - (image.stop - image.start)
     inputs = SelfAttentionInputs(
         query.shape[0],
         image.stop - image.start,

@@ -29,23 +29,27 @@ Arguments = tuple[Any, ...]
 Keywords = dict[str, Any]
 
 
-def read_image_grid(model: Any, args: Arguments, kwargs: Mapping[str, Any]) -> Grid:
+def read_image_grid(model: Any, args: Arguments, kwargs: Mapping[str, Any]) -> tuple[Grid, int]:
     """The grid of a UNet's inner transformer: its input is an image, `[B, C, H, W]`."""
     image = args[0] if args else kwargs["hidden_states"]
-    return Grid(image.shape[-2], image.shape[-1])
+    return Grid(image.shape[-2], image.shape[-1]), 1
 
 
 class GridRecorder:
     """Height and width in tokens of the image that runs through one transformer.
 
+    The frames of a video are stacked vertically.
+
     Attributes:
         grid: of the current run; None while the transformer does not run.
         last_grid: of the latest run.
+        frames: of the latest run.
         thread: the thread of the latest run.
     """
 
     grid: Grid | None = None
     last_grid: Grid | None = None
+    frames: int = 1
 
     def __init__(self, read: ReadGrid) -> None:
         """Record what `read` returns."""
@@ -55,7 +59,8 @@ class GridRecorder:
     def begin(self, module: Any, args: Arguments, kwargs: Keywords) -> None:
         """Forward pre-hook of the transformer."""
         self.thread.enter()
-        self.grid = self.last_grid = self._read(module, args, kwargs)
+        (height, width), self.frames = self._read(module, args, kwargs)
+        self.grid = self.last_grid = Grid(self.frames * height, width)
 
     def end(self, module: Any, args: Arguments, output: Any) -> None:
         """Forward hook of the transformer."""
@@ -101,7 +106,10 @@ class MergedBlock:
         merges_input: of the block's `Site`.
         processors: of the block's `Site`.
         rate: the keep rate in this call of the denoiser.
+        text_tokens: that joined the image's in the latest call of the attention.
     """
+
+    text_tokens: int = 0
 
     def __init__(
         self,

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from sd_tokenmerge.methods.base import Grid
 
-ReadGrid = Callable[[Any, tuple[Any, ...], Mapping[str, Any]], Grid]
-"""The token grid of a call, from the model and its arguments."""
+ReadGrid = Callable[[Any, tuple[Any, ...], Mapping[str, Any]], tuple[Grid, int]]
+"""The token grid of one frame, and the number of frames, from the model and its arguments."""
 Order = Literal["image", "image-text", "text-image"]
 """What an attention's sequence consists of."""
 
@@ -48,7 +48,7 @@ class Family:
 
     Attributes:
         attentions: in the order in which they run.
-        grid: reads the token grid of a call. Frames of a video are stacked vertically.
+        grid: reads the token grid of a call.
         timestep: position of `timestep` among the arguments of `forward`.
         timestep_scale: the scheduler's timesteps are this times the model's, up to rounding.
         patch_size: latents per token, in height and width; None: that of the model's configuration.
@@ -71,41 +71,43 @@ def find_family(denoiser: nn.Module) -> Family | None:
     return None
 
 
-def _of_image(model: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Grid:
+def _of_image(model: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Grid, int]:
     """Latents `[B, C, H, W]`, divided into patches."""
     *_, height, width = _argument(args, kwargs, 0, "hidden_states").shape
     patch = model.config.patch_size
-    return Grid(height // patch, width // patch)
+    return Grid(height // patch, width // patch), 1
 
 
-def _of_video(model: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Grid:
+def _of_video(model: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Grid, int]:
     """Latents `[B, C, F, H, W]`, divided into patches (frames, height, width)."""
     *_, frames, height, width = _argument(args, kwargs, 0, "hidden_states").shape
     patch = model.config.patch_size
-    return Grid(frames // patch[0] * (height // patch[1]), width // patch[2])
+    return Grid(height // patch[1], width // patch[2]), frames // patch[0]
 
 
-def _of_frames_first(model: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Grid:
+def _of_frames_first(
+    model: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> tuple[Grid, int]:
     """Latents `[B, F, C, H, W]`, divided into patches."""
     _, frames, _, height, width = _argument(args, kwargs, 0, "hidden_states").shape
     patch, patch_t = model.config.patch_size, model.config.patch_size_t or 1
-    return Grid(frames // patch_t * (height // patch), width // patch)
+    return Grid(height // patch, width // patch), frames // patch_t
 
 
 def _of_positions(
     model: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], place: int = 4
-) -> Grid:
+) -> tuple[Grid, int]:
     """Packed tokens with positions (image, row, column, ...), `[N, 3]` or `[B, N, 4]`."""
     positions: Tensor = _argument(args, kwargs, place, "img_ids")
     height, width = (positions[..., 1:3].flatten(0, -2).amax(0) + 1).tolist()
-    return _require_filled(Grid(int(height), int(width)), args, kwargs)
+    return _require_filled(Grid(int(height), int(width)), args, kwargs), 1
 
 
-def _of_shapes(model: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Grid:
+def _of_shapes(model: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Grid, int]:
     """Packed tokens with the shape of each sample's image (frames, height, width)."""
     shape = _argument(args, kwargs, 4, "img_shapes")[0]
-    frames, height, width = shape[0] if isinstance(shape, list) else shape
-    return _require_filled(Grid(frames * height, width), args, kwargs)
+    _, height, width = shape[0] if isinstance(shape, list) else shape
+    return _require_filled(Grid(height, width), args, kwargs), 1
 
 
 def _require_filled(grid: Grid, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Grid:
@@ -211,23 +213,29 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
 """The supported transformers by class."""
 
 
-def require_image_denoiser(slot: str, name: object, model: str) -> None:
+def require_image_denoiser(slot: str, config: Mapping[str, Any], model: str) -> str:
     """Refuse models that the commands can't generate images with.
 
     Args:
         slot: the denoiser's folder in the model, `"unet"` or `"transformer"`.
-        name: its class in the model's configuration.
+        config: its configuration.
         model: what the user gave.
+
+    Returns:
+        The denoiser's class in diffusers.
 
     Raises:
         ValueError: the class is not supported, or makes videos.
     """
+    name = config.get("_class_name", "UNet2DConditionModel" if slot == "unet" else None)
     if slot == "unet":
         if name != "UNet2DConditionModel":
             raise ValueError(
                 f"`model` must have a UNet2DConditionModel, got a {name} in {model!r}."
             )
-        return
+        return str(name)
+    if name == "Transformer2DModel" and config.get("norm_type") == "ada_norm_single":
+        name = "PixArtTransformer2DModel"  # the name since diffusers 0.29
     images = [kind for kind, family in FAMILIES.items() if not family.makes_videos]
     videos = [kind for kind, family in FAMILIES.items() if family.makes_videos]
     if name in videos:
@@ -240,3 +248,4 @@ def require_image_denoiser(slot: str, name: object, model: str) -> None:
             f"`model` must have one of these transformers: {', '.join(images)}, got a {name} in "
             f"{model!r}."
         )
+    return str(name)

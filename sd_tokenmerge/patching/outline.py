@@ -73,10 +73,8 @@ def load_outline(
 
 
 def _denoiser_class(model: str, file: str, config: dict[str, Any]) -> Any:
-    slot = file.partition("/")[0]
-    name = config.get("_class_name", "UNet2DConditionModel" if slot == "unet" else None)
-    require_image_denoiser(slot, name, model)
-    kind = getattr(diffusers, str(name), None)
+    name = require_image_denoiser(file.partition("/")[0], config, model)
+    kind = getattr(diffusers, name, None)
     if kind is None:
         raise ValueError(
             f"`model` must be one of diffusers {diffusers.__version__}, got a {name} in {model!r}."

@@ -182,6 +182,8 @@ class Patch:
             level,
             merged=True,
             grid=grid,
+            frames=block.recorder.frames,
+            text_tokens=block.text_tokens,
             tokens_before=count,
             tokens_after=None if count is None else clusters_to_keep(count, block.rate),
             times_computed=block.partitions.times_computed,

@@ -12,10 +12,13 @@ class BlockReport:
     """What happened at one self-attention.
 
     Attributes:
-        block: the block's name in the UNet.
+        block: the block's name in the denoiser.
         level: 0 is the finest resolution.
         merged: whether the patch merges here.
-        grid: height and width in tokens in the last call; None before it, and if not merged.
+        grid: height and width in tokens in the last call; None before it, and if not merged. The
+            frames of a video are stacked vertically.
+        frames: of a video.
+        text_tokens: that joined the image's in the last call; they are never merged.
         tokens_before: N in the last call.
         tokens_after: K in the last call.
         times_computed: how many partitions were computed for this block.
@@ -26,6 +29,8 @@ class BlockReport:
     level: int
     merged: bool
     grid: Grid | None = None
+    frames: int = 1
+    text_tokens: int = 0
     tokens_before: int | None = None
     tokens_after: int | None = None
     times_computed: int = 0
@@ -38,26 +43,43 @@ class Report:
 
     Attributes:
         title: the patch's configuration.
-        rows: one for each self-attention of the UNet, merged or not, in the order they run.
+        rows: one for each self-attention of the denoiser, merged or not, in the order they run.
     """
 
     title: str
     rows: tuple[BlockReport, ...]
 
     def __str__(self) -> str:
-        width = max(len(row.block) for row in self.rows)
+        cells = [(row, row.block, _grid(row), _tokens(row)) for row in self.rows]
+        block, grid, tokens = (
+            max(least, *(len(cell[place]) for cell in cells))
+            for place, least in ((1, 5), (2, 7), (3, 14))
+        )
         lines = [
             f"{sum(row.merged for row in self.rows)} of {len(self.rows)} self-attention blocks "
             f"merged: {self.title}",
-            f"{'block':{width}}  level  grid     tokens          computed  reused",
+            f"{'block':{block}}  level  {'grid':{grid}}  {'tokens':{tokens}}  computed  reused",
         ]
-        for row in self.rows:
-            grid = f"{row.grid.height}x{row.grid.width}" if row.grid else "-"
-            tokens = f"{row.tokens_before} -> {row.tokens_after}" if row.grid else "-"
-            line = f"{row.block:{width}}  {row.level:5}  "
+        for row, name, size, count in cells:
+            line = f"{name:{block}}  {row.level:5}  "
             if row.merged:
-                line += f"{grid:7}  {tokens:14}  {row.times_computed:8}  {row.times_reused:6}"
+                line += f"{size:{grid}}  {count:{tokens}}  "
+                line += f"{row.times_computed:8}  {row.times_reused:6}"
             else:
                 line += "not merged"
             lines.append(line)
         return "\n".join(lines)
+
+
+def _grid(row: BlockReport) -> str:
+    if row.grid is None:
+        return "-"
+    size = f"{row.grid.height // row.frames}x{row.grid.width}"
+    return size if row.frames == 1 else f"{row.frames} of {size}"
+
+
+def _tokens(row: BlockReport) -> str:
+    if row.grid is None:
+        return "-"
+    text = f", {row.text_tokens} of text" if row.text_tokens else ""
+    return f"{row.tokens_before} -> {row.tokens_after}{text}"

@@ -9,6 +9,8 @@ import diffusers
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from sd_tokenmerge.patching.sites import find_denoiser
+
 _SDPA_BACKENDS = {
     "flash": SDPBackend.FLASH_ATTENTION,
     "efficient": SDPBackend.EFFICIENT_ATTENTION,
@@ -17,7 +19,7 @@ _SDPA_BACKENDS = {
 
 
 def set_attention(pipe: Any, backend: str, device: str) -> None:
-    """Make the pipeline's UNet compute attention as `GenerateOptions.attention_backend` says.
+    """Make the denoiser compute attention as `GenerateOptions.attention_backend` says.
 
     Raises:
         ValueError: the device or the installation does not support it.
@@ -30,7 +32,7 @@ def set_attention(pipe: Any, backend: str, device: str) -> None:
         if backend == "xformers":
             pipe.enable_xformers_memory_efficient_attention()
         elif backend in _SDPA_BACKENDS:
-            trial = torch.zeros(1, 1, 16, 16, dtype=pipe.unet.dtype, device=device)
+            trial = torch.zeros(1, 1, 16, 16, dtype=find_denoiser(pipe).dtype, device=device)
             with attention_context(backend):
                 torch.nn.functional.scaled_dot_product_attention(trial, trial, trial)
     except (ImportError, ValueError, NotImplementedError, RuntimeError) as error:

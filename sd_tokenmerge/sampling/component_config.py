@@ -28,7 +28,7 @@ def require_config(component: Any, path: Path) -> None:
         ValueError: the file holds no JSON object, or a value of the wrong type or out of range.
         OSError: the file cannot be read.
     """
-    config = read_json_object(path)
+    config = read_json_object(path, minus_infinity=True)
     parameters = inspect.signature(component).parameters if component is not None else {}
     for name, value in config.items():
         numbers = value if isinstance(value, list) else [value]
@@ -64,11 +64,13 @@ def _fits(value: Any, parameter: inspect.Parameter) -> bool:
 
 
 def require_tokenizer(pipe: Any, suffix: str, folder: str) -> None:
-    """Refuse a tokenizer that makes more tokens than its text encoder takes.
+    """Refuse a tokenizer that makes more tokens than its CLIP text encoder takes.
+
+    Pipelines cut prompts to the tokenizer's length for CLIP, and to lengths of their own otherwise.
 
     Args:
         pipe: the pipeline.
-        suffix: `""` or `"_2"`: which of its tokenizers.
+        suffix: `""`, `"_2"` or `"_3"`: which of its tokenizers.
         folder: the pipeline's folder, for the message.
 
     Raises:
@@ -77,7 +79,7 @@ def require_tokenizer(pipe: Any, suffix: str, folder: str) -> None:
     tokenizer = getattr(pipe, f"tokenizer{suffix}", None)
     config = getattr(getattr(pipe, f"text_encoder{suffix}", None), "config", None)
     most = getattr(config, "max_position_embeddings", None)
-    if tokenizer is None or most is None:
+    if tokenizer is None or most is None or not config.model_type.startswith("clip"):
         return
     length = tokenizer.model_max_length
     if not isinstance(length, int) or not 1 <= length <= most:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +12,7 @@ import torch
 
 from sd_tokenmerge.devices import resolve_device
 from sd_tokenmerge.patching.outline import Outline, load_outline
+from sd_tokenmerge.patching.sites import find_denoiser
 from sd_tokenmerge.sampling.attention import set_attention
 from sd_tokenmerge.sampling.component_config import require_config, require_tokenizer
 from sd_tokenmerge.sampling.locate import (
@@ -23,10 +23,9 @@ from sd_tokenmerge.sampling.locate import (
 )
 from sd_tokenmerge.sampling.networks import DTYPE_ARGUMENT, load_network, network_class
 from sd_tokenmerge.sampling.options import GenerateOptions, ResolvedOptions
+from sd_tokenmerge.sampling.pipelines import require_pipeline
 from sd_tokenmerge.sampling.resolve import resolve_options
 from sd_tokenmerge.sampling.single_file import holds_sdxl, published_model
-
-_OPTIONAL_PARTS = ("safety_checker", "feature_extractor", "image_encoder")
 
 
 def load_pipeline(options: GenerateOptions) -> Any:
@@ -36,7 +35,7 @@ def load_pipeline(options: GenerateOptions) -> Any:
         options: only the model's options are used; None means the same as in `resolve_options`.
 
     Returns:
-        A diffusers text-to-image pipeline with a UNet.
+        A diffusers text-to-image pipeline with a UNet or a transformer.
 
     Raises:
         ValueError: the model is missing or damaged, or an option does not fit it.
@@ -49,16 +48,7 @@ def load_pipeline(options: GenerateOptions) -> Any:
         pipe = _load_folder(path, resolved, dtype)
     else:
         pipe = _load_file(path, resolved, dtype)
-    if not isinstance(getattr(pipe, "unet", None), diffusers.UNet2DConditionModel):
-        raise ValueError(
-            f"`model` must be a Stable Diffusion pipeline with a UNet, got {type(pipe).__name__}."
-        )
-    if "image" in inspect.signature(pipe.__call__).parameters:
-        raise ValueError(
-            f"`model` must be a text-to-image pipeline, got {type(pipe).__name__}, which starts "
-            f"from an image."
-        )
-    for suffix in ("", "_2"):
+    for suffix in ("", "_2", "_3"):
         require_tokenizer(pipe, suffix, resolved.model)
     pipe.set_progress_bar_config(disable=True)
     set_scheduler(pipe, resolved.scheduler)
@@ -67,15 +57,15 @@ def load_pipeline(options: GenerateOptions) -> Any:
     _place(pipe, resolved)
     set_attention(pipe, resolved.attention_backend, resolved.device)
     if resolved.compile:
-        pipe.unet.compile()
+        find_denoiser(pipe).compile()
     return pipe
 
 
 def _load_folder(path: Path, options: ResolvedOptions, dtype: torch.dtype) -> Any:
     index = read_model_index(path)
-    _require_pipeline(index, path)
+    require_pipeline(index, path, options)
     with _loading("model", options.model):
-        # Only the pipelines of Stable Diffusion 1 and 2 take a safety checker.
+        # Stable Diffusion 1 and 2 and HunyuanDiT take a safety checker.
         checker: dict[str, Any] = {}
         if "safety_checker" in index and not options.safety_checker:
             checker = {"safety_checker": None, "requires_safety_checker": False}
@@ -98,30 +88,6 @@ def _load_folder(path: Path, options: ResolvedOptions, dtype: torch.dtype) -> An
             **checker,
             **networks,
         )
-
-
-def _require_pipeline(index: dict[str, Any], path: Path) -> None:
-    """Refuse a pipeline that diffusers does not have, and missing or damaged components."""
-    name = index.get("_class_name")
-    if not isinstance(name, str) or not hasattr(diffusers, name):
-        raise ValueError(
-            f"`model` must be a pipeline of diffusers {diffusers.__version__}, got {name!r} in "
-            f"{path / 'model_index.json'}."
-        )
-    for part, entry in index.items():
-        if not isinstance(entry, list) or None in entry or part in _OPTIONAL_PARTS:
-            continue
-        if not (path / part).is_dir():
-            raise ValueError(f"`model` must hold a folder {part!r}, got {str(path)!r} without it.")
-        for file in ("config.json", "scheduler_config.json"):
-            if (config := path / part / file).exists():
-                require_config(_diffusers_class(entry), config)
-
-
-def _diffusers_class(entry: list[Any]) -> Any:
-    """The class that an entry of a `model_index.json` names, or None if it is not diffusers'."""
-    is_pair = len(entry) == 2 and entry[0] == "diffusers" and isinstance(entry[1], str)
-    return getattr(diffusers, entry[1], None) if is_pair else None
 
 
 def _load_file(path: Path, options: ResolvedOptions, dtype: torch.dtype) -> Any:
@@ -153,7 +119,7 @@ def load_model_outline(
     revision: str | None = None,
     local_files_only: bool = False,
 ) -> Outline:
-    """The UNet of a model without its weights; see `load_outline`.
+    """The denoiser of a model without its weights; see `load_outline`.
 
     Args:
         model: diffusers folder, hub id or single-file checkpoint.

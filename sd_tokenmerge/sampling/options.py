@@ -87,7 +87,7 @@ class GenerateOptions:
         panel="Images",
     )
     height: int | None = option(
-        "Image height in pixels, a multiple of 8.",
+        "Image height in pixels, a multiple of 8 (of 16 for transformers).",
         default=None,
         at_least=8,
         below=16_384,  # above, one feature map of the VAE exceeds any device
@@ -95,7 +95,7 @@ class GenerateOptions:
         panel="Images",
     )
     width: int | None = option(
-        "Image width in pixels, a multiple of 8.",
+        "Image width in pixels, a multiple of 8 (of 16 for transformers).",
         default=None,
         at_least=8,
         below=16_384,  # above, one feature map of the VAE exceeds any device
@@ -111,7 +111,8 @@ class GenerateOptions:
         panel="Images",
     )
     guidance_scale: float | None = option(
-        "Scale of classifier-free guidance; 1 or less turns it off.",
+        "Scale of classifier-free guidance, which 1 or less turns off; for distilled models, the "
+        "scale that they take as an input.",
         default=None,
         at_least=0,
         when_none=f"the model's own, else {PAPER_GUIDANCE}",
@@ -158,7 +159,9 @@ class GenerateOptions:
         panel="Model",
         compared=False,
     )
-    compile: bool = option("Compile the UNet with torch.", default=False, panel="Model")
+    compile: bool = option(
+        "Compile the UNet or transformer with torch.", default=False, panel="Model"
+    )
     scheduler: str | None = option(
         "Scheduler, such as DDIM or EulerDiscrete.",
         default=None,
@@ -175,7 +178,8 @@ class GenerateOptions:
         compared=False,
     )
     attention_backend: AttentionBackend = option(
-        "How attention is computed; flash, efficient and math are kernels of PyTorch.",
+        "How attention is computed; flash, efficient and math are kernels of PyTorch, and the only "
+        "choices for transformers.",
         default="default",
         panel="Model",
     )

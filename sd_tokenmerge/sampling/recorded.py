@@ -15,7 +15,7 @@ from sd_tokenmerge.sampling.sampler import Sampler
 def recorded_picture(
     handle: PatchHandle, sampler: Sampler, job: ImageJob
 ) -> tuple[Image.Image, Recording]:
-    """Generate one picture, and record the partitions of its blocks.
+    """Generate one picture, and record the partitions of its blocks, once per denoising step.
 
     Args:
         handle: the patch of the sampler's pipeline.
@@ -27,6 +27,9 @@ def recorded_picture(
     """
     with handle.record() as recording:
         pixels = sampler([job]).pixels[0]
+    # Where guidance takes two calls per step, the first has the prompt.
+    calls_per_step = len(recording.steps) // len(sampler.pipe.scheduler.timesteps)
+    recording.steps = recording.steps[::calls_per_step]
     if np.isnan(pixels.min()):
         raise NotANumberError([job.file], 1)
     return Image.fromarray((pixels * 255).round().astype(np.uint8)), recording

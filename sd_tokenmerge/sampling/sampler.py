@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
 import time
-from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,13 +11,10 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from sd_tokenmerge.sampling.attention import attention_context
 from sd_tokenmerge.sampling.options import ResolvedOptions
 from sd_tokenmerge.sampling.plan import ImageJob
-
-_CACHED_PROMPTS = 256
 
 
 @dataclass(frozen=True)
@@ -38,16 +35,15 @@ class SampledBatch:
 class Sampler:
     """Generates batches of images with one pipeline.
 
-    Each image has its own noise generator, exactly as in a pipeline call for that image alone. Each
-    prompt is encoded once and by itself, the unconditional branch once per sampler.
+    Each image has its own noise generator, exactly as in a pipeline call for that image alone.
     """
 
     def __init__(self, pipe: Any, options: ResolvedOptions):
         """Sample with `pipe`, patched or not, and the given options.
 
         Raises:
-            ValueError: noise cannot be drawn on the requested device, or the scheduler refuses the
-                number of steps.
+            ValueError: noise cannot be drawn on the requested device, the scheduler refuses the
+                number of steps, or the pipeline takes no negative prompt.
         """
         kind = torch.device(options.device).type
         if options.noise_device not in ("cpu", kind):
@@ -56,63 +52,70 @@ class Sampler:
                 f"got {options.noise_device!r}."
             )
         _require_steps(pipe.scheduler, options.steps)
+        self.pipe = pipe
         self._noise_device = "cpu" if options.noise_device == "cpu" else options.device
-        self._pipe = pipe
         self._options = options
-        self._encoded: OrderedDict[str, dict[str, Tensor]] = OrderedDict()
-        self._unconditional: dict[str, Tensor] | None = None
+        guidance, self._negative_prompt = _guidance(pipe, options)
+        accepted = inspect.signature(pipe.__call__).parameters
+        self._arguments = guidance | {k: v for k, v in _AS_GIVEN.items() if k in accepted}
 
     @torch.no_grad()
     def __call__(self, jobs: Sequence[ImageJob]) -> SampledBatch:
         """Generate one batch."""
         options = self._options
+        arguments = dict(self._arguments)
+        if self._negative_prompt is not None:
+            arguments["negative_prompt"] = [self._negative_prompt] * len(jobs)
         start = time.perf_counter()
-        encoded = [self._encode(job.prompt) for job in jobs]
-        inputs = {name: torch.cat([one[name] for one in encoded]) for name in encoded[0]}
-        generators = [torch.Generator(self._noise_device).manual_seed(job.seed) for job in jobs]
         with attention_context(options.attention_backend):
-            output = self._pipe(
-                **inputs,
-                generator=generators,
+            output = self.pipe(
+                prompt=[job.prompt for job in jobs],
+                generator=[torch.Generator(self._noise_device).manual_seed(j.seed) for j in jobs],
                 height=options.height,
                 width=options.width,
                 num_inference_steps=options.steps,
-                guidance_scale=options.guidance_scale,
                 output_type="np",  # waits for the device, so that `seconds` includes its work
+                **arguments,
             )
         flagged = getattr(output, "nsfw_content_detected", None) or [False] * len(jobs)
         seconds = (time.perf_counter() - start) / len(jobs)
         return SampledBatch(output.images, [bool(flag) for flag in flagged], seconds)
 
-    def _encode(self, prompt: str) -> dict[str, Tensor]:
-        if prompt in self._encoded:
-            self._encoded.move_to_end(prompt)
-            return self._encoded[prompt]
-        guided = self._options.guidance_scale > 1
-        first = guided and self._unconditional is None
-        outputs = self._pipe.encode_prompt(
-            prompt=prompt,
-            device=self._pipe._execution_device,
-            num_images_per_prompt=1,
-            do_classifier_free_guidance=first,
-            negative_prompt=self._options.negative_prompt if first else None,
+
+_AS_GIVEN = {"use_resolution_binning": False, "clean_caption": False}
+"""Arguments by which some pipelines use the size and the prompt as they are given."""
+
+
+def _guidance(pipe: Any, options: ResolvedOptions) -> tuple[dict[str, Any], str | None]:
+    """The pipeline's argument for the guidance scale, and the negative prompt.
+
+    Flux and Qwen-Image take the scale of classifier-free guidance as `true_cfg_scale`, and use it
+    only with a negative prompt. Their `guidance_scale` is an input of distilled models, which need
+    no classifier-free guidance.
+
+    Raises:
+        ValueError: the pipeline takes no negative prompt.
+    """
+    scale, negative = options.guidance_scale, options.negative_prompt
+    accepted = inspect.signature(pipe.__call__).parameters
+    is_true = "true_cfg_scale" in accepted and not pipe.transformer.config.guidance_embeds
+    takes_negative = is_true or ("negative_prompt" in accepted and "true_cfg_scale" not in accepted)
+    if negative is not None and not takes_negative:
+        raise ValueError(
+            f"`negative_prompt` must not be given: this {type(pipe).__name__} has no "
+            "classifier-free guidance."
         )
-        # SD 1 and 2 return (positive, negative), SDXL also both pooled.
-        names = ("prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds")
-        named = dict(zip((*names, "negative_pooled_prompt_embeds"), outputs, strict=False))
-        if first:
-            self._unconditional = {k: v for k, v in named.items() if k.startswith("negative")}
-        positive = {k: v for k, v in named.items() if not k.startswith("negative")}
-        self._encoded[prompt] = positive | (self._unconditional or {})
-        if len(self._encoded) > _CACHED_PROMPTS:
-            self._encoded.popitem(last=False)
-        return self._encoded[prompt]
+    if is_true:
+        return {"true_cfg_scale": scale}, (negative or "") if scale > 1 else None
+    return {"guidance_scale": scale}, negative
 
 
 def _require_steps(scheduler: Any, steps: int) -> None:
     trial = type(scheduler).from_config(scheduler.config)
+    # Pipelines compute `mu` from the image's size.
+    shift = {"mu": 1.0} if scheduler.config.get("use_dynamic_shifting") else {}
     try:
-        trial.set_timesteps(steps)
+        trial.set_timesteps(steps, **shift)
     except (ValueError, IndexError, RuntimeError) as error:
         reason = " ".join(str(error).split())
         raise ValueError(f"`steps` must suit the scheduler, got {steps}: {reason}") from error

@@ -68,7 +68,7 @@ def test_interrupted_resumed_and_done(command, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(bench, "load_pipeline", fail)
     assert run(command) == 0
     out = capsys.readouterr().out
-    assert out.splitlines()[0].split() == ["UNet", "call", "ms", "of", "unpatched"]
+    assert out.splitlines()[0].split() == ["call", "ms", "of", "unpatched"]
     assert out.endswith("\n\n".join(content["verdict"]) + "\n")
     assert page.read_bytes() == written
 

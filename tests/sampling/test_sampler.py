@@ -76,20 +76,6 @@ def test_negative_prompt_and_no_guidance() -> None:
     assert not np.array_equal(unguided, plain)
 
 
-def test_each_prompt_is_encoded_once_and_the_empty_one_once() -> None:
-    pipe = tiny_sd15()
-    calls: list[int] = []
-    pipe.text_encoder.register_forward_pre_hook(lambda module, args: calls.append(1))
-    options = resolved()
-    sampler = Sampler(pipe, options)
-    jobs = plan_images(options)
-    for job in jobs:
-        sampler([job])
-    sampler(jobs)
-    assert len(jobs) == 4
-    assert len(calls) == 3  # two prompts and the unconditional branch
-
-
 def test_noise_comes_from_the_cpu_or_the_pipelines_device() -> None:
     for device in ("cuda", "nonsense"):
         with pytest.raises(ValueError, match="`noise_device` must be cpu or"):
