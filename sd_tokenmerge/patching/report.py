@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from tabulate import tabulate
+
 from sd_tokenmerge.methods.base import Grid
 
 
@@ -50,25 +52,20 @@ class Report:
     rows: tuple[BlockReport, ...]
 
     def __str__(self) -> str:
-        cells = [(row, row.block, _grid(row), _tokens(row)) for row in self.rows]
-        block, grid, tokens = (
-            max(least, *(len(cell[place]) for cell in cells))
-            for place, least in ((1, 5), (2, 7), (3, 14))
+        head = ["block", "level", "grid", "tokens", "computed", "reused"]
+        align = ["left", "right", "left", "left", "right", "right"]
+        table = tabulate(
+            [_cells(row) for row in self.rows], head, "plain", disable_numparse=True, colalign=align
         )
-        lines = [
-            f"{sum(row.merged for row in self.rows)} of {len(self.rows)} self-attention blocks "
-            f"merged: {self.title}",
-            f"{'block':{block}}  level  {'grid':{grid}}  {'tokens':{tokens}}  computed  reused",
-        ]
-        for row, name, size, count in cells:
-            line = f"{name:{block}}  {row.level:5}  "
-            if row.merged:
-                line += f"{size:{grid}}  {count:{tokens}}  "
-                line += f"{row.times_computed:8}  {row.times_reused:6}"
-            else:
-                line += "not merged"
-            lines.append(line)
-        return "\n".join(lines)
+        count = sum(row.merged for row in self.rows)
+        return f"{count} of {len(self.rows)} self-attention blocks merged: {self.title}\n{table}"
+
+
+def _cells(row: BlockReport) -> list[str]:
+    if not row.merged:
+        return [row.block, str(row.level), "not merged", "", "", ""]
+    counts = [str(row.times_computed), str(row.times_reused)]
+    return [row.block, str(row.level), _grid(row), _tokens(row), *counts]
 
 
 def _grid(row: BlockReport) -> str:

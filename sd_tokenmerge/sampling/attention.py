@@ -32,7 +32,8 @@ def set_attention(pipe: Any, backend: str, device: str) -> None:
         if backend == "xformers":
             pipe.enable_xformers_memory_efficient_attention()
         elif backend in _SDPA_BACKENDS:
-            trial = torch.zeros(1, 1, 16, 16, dtype=find_denoiser(pipe).dtype, device=device)
+            denoiser: Any = find_denoiser(pipe)
+            trial = torch.zeros(1, 1, 16, 16, dtype=denoiser.dtype, device=device)
             with attention_context(backend):
                 torch.nn.functional.scaled_dot_product_attention(trial, trial, trial)
     except (ImportError, ValueError, NotImplementedError, RuntimeError) as error:

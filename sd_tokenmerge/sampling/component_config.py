@@ -79,7 +79,8 @@ def require_tokenizer(pipe: Any, suffix: str, folder: str) -> None:
     tokenizer = getattr(pipe, f"tokenizer{suffix}", None)
     config = getattr(getattr(pipe, f"text_encoder{suffix}", None), "config", None)
     most = getattr(config, "max_position_embeddings", None)
-    if tokenizer is None or most is None or not config.model_type.startswith("clip"):
+    is_clip = str(getattr(config, "model_type", "")).startswith("clip")
+    if tokenizer is None or most is None or not is_clip:
         return
     length = tokenizer.model_max_length
     if not isinstance(length, int) or not 1 <= length <= most:

@@ -173,6 +173,21 @@ def test_outputs_for_text_tokens_are_exact(name, merge):
 
 
 @in_every_family
+def test_reports_show_frames_and_text_tokens(name):
+    model = tiny_transformer(name)
+    with apply_patch(model, GridPooling(), keep_rate=0.25, merge="kv") as handle:
+        call_transformer(model, name)
+    report = handle.report()
+    size = "2 of 4x6" if SUPPORTED[type(model).__name__].makes_videos else "8x6"
+    texts = {row.text_tokens for row in report.rows}
+    registers = 8 if name == "auraflow" else 0  # it adds tokens of its own to the text
+    assert texts == ({0, TEXT} if name == "sd35" else {TEXT + registers if name in JOINT else 0})
+    assert f" {size} " in str(report)
+    assert (f" 48 -> 12, {TEXT + registers} of text " in str(report)) == (name in JOINT)
+    assert " 48 -> 12 " in str(report) or 0 not in texts
+
+
+@in_every_family
 def test_levels_and_sites(name):
     sites = find_sites(tiny_transformer(name))
     assert {site.level for site in sites} == {0}
