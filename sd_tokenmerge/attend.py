@@ -52,22 +52,23 @@ def attend(
             `"two-sided"`: m(q) + [a(q_c) - m(q_c)], a control variate; exact where the keys or the
             queries of each cluster are equal, with an error of second order in their spreads.
         sizes: whether merged keys are weighted by their numbers of tokens, n_c (ToMe,
-            "proportional attention"); otherwise by 1.
-        first_order: whether m has the first-order term. Needs `sizes` and cluster means.
-        query_partition: the clusters of the queries for `"two-sided"`; None: `partition`.
+            "proportional attention"); otherwise by 1. Must be True for `"two-sided"`, and False
+            for `"q"`, which merges no keys.
+        first_order: whether m has the first-order term, which only `"kv"` and `"two-sided"` may
+            have. Needs `sizes` and a partition without representatives.
+        query_partition: the clusters of the queries for `"two-sided"`; None: `partition`. Must be
+            None for other forms.
         scale: factor on the products of queries and keys; None: `1 / sqrt(D)`.
-        key_bias: added to the logits of each key, `[B, 1, 1, N]`; equal for all tokens of a
-            cluster, such as -inf for padding in clusters of its own.
+        key_bias: added to the logits of each key, `[B, 1, 1, N]` of a floating-point dtype; equal
+            for all tokens of a cluster, such as -inf for padding in clusters of its own.
 
     Raises:
         TypeError: `partition` or `query_partition` is not a `Partition`.
-        ValueError: `merge` is unknown, or the tensors do not have the partition's form.
+        ValueError: `merge` is unknown, another option does not suit it, or a tensor has the wrong
+            shape.
     """
-    if merge not in get_args(Merge):
-        raise ValueError(f"`merge` must be one of {', '.join(get_args(Merge))}, got {merge!r}.")
-    for name, given in (("partition", partition), ("query_partition", query_partition)):
-        if not isinstance(given, Partition) and (given is not None or name == "partition"):
-            raise TypeError(f"`{name}` must be a Partition, got {type(given).__name__}.")
+    _require_form(merge, sizes, first_order, partition, query_partition)
+    _require_shapes(query, key, value, partition, query_partition, key_bias)
     if merge == "q":
         output = scaled_dot_product_attention(
             _merge(partition, query), key, value, attn_mask=key_bias, scale=scale
@@ -97,6 +98,62 @@ def attend(
     queries = _merge(query_partition, query)
     exact = scaled_dot_product_attention(queries, key, value, attn_mask=key_bias, scale=scale)
     return output + _unmerge(query_partition, exact - attend_to_clusters(queries))
+
+
+def _require_form(
+    merge: str,
+    sizes: bool,
+    first_order: bool,
+    partition: Partition,
+    query_partition: Partition | None,
+) -> None:
+    if merge not in get_args(Merge):
+        raise ValueError(f"`merge` must be one of {', '.join(get_args(Merge))}, got {merge!r}.")
+    for name, given in (("partition", partition), ("query_partition", query_partition)):
+        if not isinstance(given, Partition) and (given is not None or name == "partition"):
+            raise TypeError(f"`{name}` must be a Partition, got {type(given).__name__}.")
+    needed = {"two-sided": True, "q": False}.get(merge, sizes)
+    if sizes != needed:
+        raise ValueError(f"`sizes` must be {needed} for merge={merge!r}, got {sizes}.")
+    if first_order and not (merge in ("kv", "two-sided") and sizes):
+        raise ValueError(
+            "`first_order` must be False, except for merge='kv' and 'two-sided' with `sizes`, got "
+            f"True for merge={merge!r} and sizes={sizes}."
+        )
+    if first_order and partition.representatives is not None:
+        raise ValueError(
+            "`first_order` must be False for a partition with representatives, got True."
+        )
+    if query_partition is not None and merge != "two-sided":
+        raise ValueError(
+            "`query_partition` must be None, except for merge='two-sided', got a Partition for "
+            f"merge={merge!r}."
+        )
+
+
+def _require_shapes(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    partition: Partition,
+    query_partition: Partition | None,
+    key_bias: Tensor | None,
+) -> None:
+    if query.ndim != 4:
+        raise ValueError(f"`query` must be [B, H, N, D], got {list(query.shape)}.")
+    batch, _, length, _ = query.shape
+    query_labels = None if query_partition is None else query_partition.labels
+    for name, tensor, expected in (
+        ("key", key, query.shape),
+        ("value", value, query.shape),
+        ("partition", partition.labels, (batch, length)),
+        ("query_partition", query_labels, (batch, length)),
+        ("key_bias", key_bias, (batch, 1, 1, length)),
+    ):
+        if tensor is not None and tensor.shape != expected:
+            raise ValueError(f"`{name}` must be {list(expected)}, got {list(tensor.shape)}.")
+    if key_bias is not None and not key_bias.is_floating_point():
+        raise ValueError(f"`key_bias` must be of a floating-point dtype, got {key_bias.dtype}.")
 
 
 def _slope(

@@ -21,6 +21,7 @@ FORMS = [
     ("two-sided", True, True),
 ]
 B, H, N, D, K = 2, 3, 24, 8, 6
+EVERY_TOKEN = torch.arange(N).expand(B, -1)
 
 
 def draw(*shape, seed=0, dtype=torch.float32):
@@ -173,14 +174,64 @@ def test_every_form_is_tested():
         ({"merge": "both"}, ValueError, "`merge` must be one of qkv, kv, q, two-sided, got 'both'"),
         ({"partition": None}, TypeError, "`partition` must be a Partition, got NoneType"),
         ({"query_partition": 3}, TypeError, "`query_partition` must be a Partition, got int"),
+        (
+            {"merge": "two-sided", "sizes": False},
+            ValueError,
+            "`sizes` must be True for merge='two-sided', got False",
+        ),
+        ({"merge": "q"}, ValueError, "`sizes` must be False for merge='q', got True"),
+        (
+            {"sizes": False, "first_order": True},
+            ValueError,
+            "`first_order` must be False, .* got True for merge='kv' and sizes=False",
+        ),
+        (
+            {"merge": "qkv", "first_order": True},
+            ValueError,
+            "`first_order` must be False, .* got True for merge='qkv' and sizes=True",
+        ),
+        (
+            {"first_order": True, "partition": Partition(EVERY_TOKEN, N, EVERY_TOKEN)},
+            ValueError,
+            "`first_order` must be False for a partition with representatives",
+        ),
+        (
+            {"query_partition": random_partition()},
+            ValueError,
+            "`query_partition` must be None, .* got a Partition for merge='kv'",
+        ),
+        (
+            {"partition": random_partition(tokens=8)},
+            ValueError,
+            r"`partition` must be \[2, 24\], got \[2, 8\]",
+        ),
+        (
+            {"merge": "two-sided", "query_partition": random_partition(batch=1)},
+            ValueError,
+            r"`query_partition` must be \[2, 24\], got \[1, 24\]",
+        ),
+        ({"query": draw(B, N, D)}, ValueError, r"`query` must be \[B, H, N, D\], got \[2, 24, 8\]"),
+        ({"key": draw(B, 1, N, D)}, ValueError, r"`key` must be \[2, 3, 24, 8\], got \[2, 1, "),
+        ({"value": draw(B, H, N, 4)}, ValueError, r"`value` must be .*, got \[2, 3, 24, 4\]"),
+        (
+            {"key_bias": torch.zeros(B, N)},
+            ValueError,
+            r"`key_bias` must be \[2, 1, 1, 24\], got \[2, 24\]",
+        ),
+        (
+            {"key_bias": torch.ones(B, 1, 1, N, dtype=torch.bool)},
+            ValueError,
+            r"`key_bias` must be of a floating-point dtype, got torch\.bool",
+        ),
     ],
 )
 def test_wrong_arguments_are_refused(given, error, message):
     arguments = {
+        **dict(zip(("query", "key", "value"), heads(), strict=True)),
         "partition": random_partition(),
         "merge": "kv",
         "sizes": True,
         "first_order": False,
     }
     with pytest.raises(error, match=message):
-        attend(*heads(), **arguments | given)
+        attend(**arguments | given)
