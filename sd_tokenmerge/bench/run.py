@@ -26,7 +26,12 @@ from sd_tokenmerge.report.contact_sheet import PictureGrid, contact_sheet
 from sd_tokenmerge.report.page import Picture, page_html
 from sd_tokenmerge.sampling.description import surroundings
 from sd_tokenmerge.sampling.load import load_pipeline
-from sd_tokenmerge.sampling.manifest import read_manifest
+from sd_tokenmerge.sampling.manifest import (
+    intact_records,
+    load_manifest,
+    manifest_files,
+    read_manifest,
+)
 from sd_tokenmerge.sampling.options import GenerateOptions, ResolvedOptions
 from sd_tokenmerge.sampling.pipelines import has_unet
 from sd_tokenmerge.sampling.plan import plan_images
@@ -202,16 +207,15 @@ class Work:
         missing = sum(
             recipe.steps or self.base.steps
             for recipe in self.recipes
-            for job in self._jobs
-            if not (self._folder / recipe.name / job.file).exists()
+            for _ in {job.file for job in self._jobs} - _intact(self._folder / recipe.name)
         )
         self._total = self._calls + missing
         self._done = 0.0
 
     @property
     def is_done(self) -> bool:
-        """Whether everything was measured."""
-        return self._is_timed and "verdict" in self.record.content
+        """Whether everything was measured, and every picture is intact."""
+        return self._total == 0
 
     @property
     def _is_timed(self) -> bool:
@@ -270,6 +274,14 @@ class Work:
                 if recipe.generate(pipe, part, self._folder).generated:
                     steps = recipe.steps or self.base.steps
                     self._advance(f"picture {number} of {count}, {recipe.name}", steps)
+
+
+def _intact(folder: Path) -> set[str]:
+    """Names of a run's intact pictures; none if its manifest has to be repaired."""
+    content = load_manifest(manifest_files(folder))
+    if content.damaged_lines:
+        return set()
+    return set(intact_records(folder, content.records, hash_all=False))
 
 
 def summarize(

@@ -17,7 +17,7 @@ def command(tiny_model, tmp_path):
     return ["bench", "--model", str(tiny_model), *size, "--out", str(tmp_path / "b"), "--quick"]
 
 
-def test_interrupted_resumed_and_done(command, tmp_path, capsys, monkeypatch):
+def test_interrupted_resumed_done_and_repaired(command, tmp_path, capsys, monkeypatch):
     generate, started = bench.Recipe.generate, []
 
     def interrupted(recipe, *arguments):
@@ -65,12 +65,19 @@ def test_interrupted_resumed_and_done(command, tmp_path, capsys, monkeypatch):
     def fail(*_):
         raise AssertionError("nothing is left to load")
 
-    monkeypatch.setattr(bench, "load_pipeline", fail)
-    assert run(command) == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(bench, "load_pipeline", fail)
+        assert run(command) == 0
     out = capsys.readouterr().out
     assert out.splitlines()[0].split() == ["call", "ms", "of", "unpatched"]
     assert out.endswith("\n\n".join(content["verdict"]) + "\n")
     assert page.read_bytes() == written
+
+    picture = next((tmp_path / "b" / "pictures" / "preset-fast").glob("*.png"))
+    intact = picture.read_bytes()
+    picture.write_bytes(intact[:-1])
+    assert run(command) == 0
+    assert picture.read_bytes() == intact
 
     assert run([*command, "--guidance-scale", "2"]) == 2
     assert "with another guidance_scale: 7.5, now 2.0." in capsys.readouterr().err
