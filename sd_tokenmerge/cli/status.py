@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -15,7 +15,7 @@ from sd_tokenmerge.report.captions import printable
 
 if TYPE_CHECKING:
     from sd_tokenmerge.sampling.status import RunStatus
-    from sd_tokenmerge.sweep.status import SweepStatus
+    from sd_tokenmerge.sweep.status import FolderStatus, SweepStatus
 
 
 def status_command(
@@ -32,13 +32,20 @@ def status_command(
     with user_errors():
         status = folder_status(folder)
     if as_json:
-        print(json.dumps({"complete": status.is_complete, **asdict(status)}, indent=2))
+        print(json.dumps(_to_json(status), indent=2))
     else:
         _print_runs(status.runs, Path(folder))
         for sweep in status.sweeps:
             _print_sweep(sweep)
     if not status.is_complete:
         raise typer.Exit(1)
+
+
+def _to_json(status: FolderStatus) -> dict[str, Any]:
+    content = {"complete": status.is_complete, **asdict(status)}
+    for one in (*content["runs"], *content["sweeps"]):
+        one["findings"] = [_with_flags(finding).replace("`", "") for finding in one["findings"]]
+    return content
 
 
 def _print_runs(runs: tuple[RunStatus, ...], folder: Path) -> None:

@@ -123,7 +123,12 @@ def test_findings_name_flags_and_files(finished, capsys):
     file.write_text("junk")
     assert run(["status", finished.out]) == 1
     assert "with --overwrite or in another --out" in capsys.readouterr().out
+    assert run(["status", finished.out, "--json"]) == 1
+    findings = [one["findings"] for one in json.loads(capsys.readouterr().out)["runs"]]
+    assert "with --overwrite or in another --out" in findings[-1][0]
     file.unlink()
     os.mkfifo(file)
     assert run(["status", finished.out]) == 1
     assert f"Not a regular file: `{file}`" in capsys.readouterr().out
+    assert run(["status", finished.out, "--json"]) == 1
+    assert f"Not a regular file: {file}" in capsys.readouterr().out
