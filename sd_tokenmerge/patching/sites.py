@@ -250,14 +250,20 @@ def incompatibility(
             )
     elif config.merge != "qkv" or config.weights_keys:
         takes_bias = not names.isdisjoint(_TAKE_BIAS)
-        if names.isdisjoint(processors) if config.merge != "qkv" else not takes_bias:
-            form = "merge='qkv'" + ("" if takes_bias else " without proportional attention")
+        takes_other_forms = not names.isdisjoint(processors)
+        if not (takes_bias if config.merge == "qkv" else takes_other_forms):
+            if takes_other_forms:
+                fact, choice = "merge='qkv' with proportional attention does not work", "another"
+            else:
+                form = "merge='qkv'" + ("" if takes_bias else " without proportional attention")
+                fact, choice = f"only {form} works", "that"
             remedy = (
-                ": call unet.set_attn_processor(AttnProcessor2_0()), or use that form of merging."
+                ": call unet.set_attn_processor(AttnProcessor2_0()), or use "
+                f"{choice} form of merging."
                 if installed is None
                 else ", which this pipeline installs when it is called."
             )
-            return f"only {form} works with the processor {kind.__name__}{remedy}"
+            return f"{fact} with the processor {kind.__name__}{remedy}"
     return None
 
 

@@ -426,6 +426,14 @@ class TestRefusals:
             with pytest.raises(RuntimeError, match=message):
                 apply_patch(unet, "tome-sd", **options)
 
+    def test_a_refusal_is_true_if_every_other_form_works(self):
+        unet = tiny_unet()
+        find_sites(unet)[0].attention.processor = CUSTOM_DIFFUSION[1]()
+        with pytest.raises(RuntimeError, match="merge='qkv' with proportional attention does not"):
+            apply_patch(unet, "tome-sd", proportional_attention=True)
+        for options in OTHER_FORMS[:3]:
+            apply_patch(unet, "tome-sd", **options).remove()
+
     def test_a_replaced_attention_function(self, monkeypatch):
         unet, attention = tiny_unet(), functional.scaled_dot_product_attention
         apply_patch(unet, "tome-sd", merge="kv")
