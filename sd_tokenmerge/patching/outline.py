@@ -12,6 +12,7 @@ import torch
 from sd_tokenmerge.config import MergeConfig
 from sd_tokenmerge.files import read_json_object
 from sd_tokenmerge.methods.base import Grid
+from sd_tokenmerge.network_size import limited_size
 from sd_tokenmerge.partitions import clusters_to_keep
 from sd_tokenmerge.patching.families import require_image_denoiser
 from sd_tokenmerge.patching.sites import find_sites, latents_per_token, level_grid, native_grid
@@ -58,7 +59,7 @@ def load_outline(
     file, config = _read_config(model, _CONFIGS, revision, local_files_only)
     kind = _denoiser_class(model, file, config)
     try:
-        with torch.device("meta"):
+        with torch.device("meta"), limited_size():
             denoiser = kind.from_config(config)
         native_grid(denoiser)
         patch = latents_per_token(denoiser)

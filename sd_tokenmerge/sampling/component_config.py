@@ -25,10 +25,15 @@ def require_config(component: Any, path: Path) -> None:
         path: its `config.json` or `scheduler_config.json`.
 
     Raises:
-        ValueError: the file holds no JSON object, or a value of the wrong type or out of range.
+        ValueError: the file holds no JSON object, does not name the component's class, or holds a
+            value of the wrong type or out of range.
         OSError: the file cannot be read.
     """
     config = read_json_object(path, minus_infinity=True)
+    if component is not None and "_class_name" not in config:
+        raise ValueError(
+            f"`_class_name` in {path} must be a class, such as {component.__name__!r}, got none."
+        )
     parameters = inspect.signature(component).parameters if component is not None else {}
     for name, value in config.items():
         numbers = value if isinstance(value, list) else [value]

@@ -11,6 +11,7 @@ import diffusers
 import torch
 
 from sd_tokenmerge.devices import resolve_device
+from sd_tokenmerge.network_size import limited_size
 from sd_tokenmerge.patching.outline import Outline, load_outline
 from sd_tokenmerge.patching.sites import find_denoiser
 from sd_tokenmerge.sampling.attention import set_attention
@@ -21,7 +22,13 @@ from sd_tokenmerge.sampling.locate import (
     read_model_index,
     split_lora,
 )
-from sd_tokenmerge.sampling.networks import DTYPE_ARGUMENT, load_network, network_class
+from sd_tokenmerge.sampling.networks import (
+    DTYPE_ARGUMENT,
+    load_network,
+    network_class,
+    refuse_integers,
+    require_finite,
+)
 from sd_tokenmerge.sampling.options import GenerateOptions, ResolvedOptions
 from sd_tokenmerge.sampling.pipelines import require_pipeline
 from sd_tokenmerge.sampling.resolve import resolve_options
@@ -95,11 +102,13 @@ def _load_file(path: Path, options: ResolvedOptions, dtype: torch.dtype) -> Any:
         raise ValueError("`safety_checker` must be off for a single-file checkpoint, got on.")
     with _loading("model", options.model):
         is_sdxl = holds_sdxl(path)
+        if path.suffix == ".safetensors":
+            refuse_integers(path)
     cls = diffusers.StableDiffusionXLPipeline if is_sdxl else diffusers.StableDiffusionPipeline
     checker = {} if is_sdxl else {"safety_checker": None, "requires_safety_checker": False}
     try:
-        with _loading("model", options.model):
-            return cls.from_single_file(
+        with _loading("model", options.model), limited_size(path.stat().st_size):
+            pipe = cls.from_single_file(
                 str(path),
                 config=options.model_config,
                 local_files_only=options.local_files_only,
@@ -110,6 +119,11 @@ def _load_file(path: Path, options: ResolvedOptions, dtype: torch.dtype) -> Any:
         if options.model_config is not None or not isinstance(error.__cause__, OSError):
             raise
         raise _unreachable_hub(options.model) from error
+    with _loading("model", options.model):
+        for component in pipe.components.values():
+            if isinstance(component, torch.nn.Module):
+                require_finite(component)
+    return pipe
 
 
 def load_model_outline(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import transformers
 from safetensors import SafetensorError, safe_open
 
 from sd_tokenmerge.files import read_json_object
+from sd_tokenmerge.network_size import limited_size
 
 # diffusers 0.40 renamed `torch_dtype` to `dtype`.
 _VERSION = tuple(int(part) for part in diffusers.__version__.split(".")[:2])
@@ -46,11 +48,13 @@ def load_network(cls: Any, folder: Path, dtype: torch.dtype, variant: str | None
         variant: load the files of this variant, such as `"fp16"`, if there are any.
 
     Raises:
-        ValueError: weights are missing, unexpected, of another shape, of integer type, or not
-            finite in `dtype`.
+        ValueError: the configuration asks for more weights than the files can hold, or weights are
+            missing, unexpected, of another shape, of integer type, or not finite in `dtype`.
     """
     if "quantization_config" not in read_json_object(folder / "config.json"):
-        _refuse_integers(folder)
+        for path in folder.glob("*.safetensors"):
+            with suppress(SafetensorError, OSError):  # an unused variant, or the loader reports it
+                refuse_integers(path)
     options: dict[str, Any] = {"local_files_only": True, "output_loading_info": True}
     if variant and any(variant in file.name.split(".")[1:-1] for file in folder.iterdir()):
         options["variant"] = variant
@@ -59,7 +63,9 @@ def load_network(cls: Any, folder: Path, dtype: torch.dtype, variant: str | None
         options |= {"dtype": dtype, "ignore_mismatched_sizes": True}
     else:
         options[DTYPE_ARGUMENT] = dtype
-    network, report = cls.from_pretrained(folder, **options)
+    num_bytes = sum(file.stat().st_size for file in folder.iterdir() if file.is_file())
+    with limited_size(num_bytes):
+        network, report = cls.from_pretrained(folder, **options)
     faults = [
         f"{fault} {_listed(report[f'{fault}_keys'])}"
         for fault in ("missing", "unexpected", "mismatched")
@@ -67,32 +73,55 @@ def load_network(cls: Any, folder: Path, dtype: torch.dtype, variant: str | None
     ]
     if faults:
         raise ValueError(f"its weights do not fit {cls.__name__}: {'; '.join(faults)}.")
-    # Infinite pixels would not show: they are clamped to black and white.
-    infinite = [name for name, value in network.named_parameters() if not value.isfinite().all()]
-    if infinite:
-        raise ValueError(f"its weights must be finite in {dtype}, got {_listed(infinite)}.")
+    require_finite(network)
     return network
 
 
-def _refuse_integers(folder: Path) -> None:
-    """Refuse integer weights, which the loaders would cast to `dtype` without a word."""
-    for path in folder.glob("*.safetensors"):
-        try:
-            with safe_open(path, framework="pt") as file:
-                names = list(file.keys())
-                types = {name: file.get_slice(name).get_dtype() for name in names}
-        except (SafetensorError, OSError):
-            continue  # an unused variant, or the loader reports it
-        integers = [
-            name
-            for name, dtype in types.items()
-            if not dtype.startswith(("F", "BF")) and not name.endswith("position_ids")
-        ]
-        if integers:
-            raise ValueError(
-                f"its weights must be floating point numbers, got {types[integers[0]]} for "
-                f"{_listed(integers)} in {path.name}."
-            )
+def require_finite(network: torch.nn.Module) -> None:
+    """Refuse weights whose pixels would not show them: infinity is clamped to black or white.
+
+    Raises:
+        ValueError: a weight is infinite or NaN, or has no value because its file lacks it.
+    """
+    weights = dict(network.named_parameters())
+    missing = [name for name, weight in weights.items() if weight.is_meta]
+    if missing:
+        raise ValueError(
+            f"its weights do not fit {type(network).__name__}: missing {_listed(missing)}."
+        )
+    infinite = [name for name, weight in weights.items() if not weight.isfinite().all()]
+    if infinite:
+        raise ValueError(
+            f"its weights for {type(network).__name__} must be finite in "
+            f"{weights[infinite[0]].dtype}, got {_listed(infinite)}."
+        )
+
+
+def refuse_integers(path: Path) -> None:
+    """Refuse integer weights, which the loaders would cast to another type without a word.
+
+    Args:
+        path: a `.safetensors` file.
+
+    Raises:
+        ValueError: a weight is an integer; positions and single numbers, such as counts of steps,
+            are none.
+        SafetensorError, OSError: the file cannot be read.
+    """
+    with safe_open(path, framework="pt") as file:
+        parts = {name: file.get_slice(name) for name in list(file.keys())}
+        integers = {
+            name: part.get_dtype()
+            for name, part in parts.items()
+            if not part.get_dtype().startswith(("F", "BF"))
+            and part.get_shape()
+            and not name.endswith("position_ids")
+        }
+    if integers:
+        raise ValueError(
+            f"its weights must be floating point numbers, got {next(iter(integers.values()))} for "
+            f"{_listed(integers)} in {path.name}."
+        )
 
 
 def _listed(keys: Collection[Any], most: int = 3) -> str:

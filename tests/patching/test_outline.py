@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sd_tokenmerge import Linear, MergeConfig
+from sd_tokenmerge import Linear, MergeConfig, network_size
 from sd_tokenmerge.patching.apply import apply_patch
 from sd_tokenmerge.patching.outline import load_outline, plan_sites
 from tests.stored_json import JSON, MANY, places, replaced
@@ -113,6 +113,13 @@ def test_an_unknown_block_type_is_refused_with_the_place_it_is_in(tmp_path):
         r"has a unet/config\.json that diffusers .* can't build a UNet2DConditionModel from: .*Nope"
     )
     with pytest.raises(ValueError, match=message):
+        load_outline(str(tmp_path))
+
+
+def test_a_denoiser_of_too_many_layers_is_not_built(tmp_path, monkeypatch):
+    monkeypatch.setattr(network_size, "_MOST_TENSORS", 100)
+    save_unet_config(tmp_path, layers_per_block=1_000_000)
+    with pytest.raises(ValueError, match=r"can't build .* asks for more than 100 tensors"):
         load_outline(str(tmp_path))
 
 

@@ -257,6 +257,35 @@ def test_settings_that_would_fail_only_during_generation(
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("component", "name"),
+    [
+        ("vae", "layers_per_block"),
+        ("text_encoder", "num_hidden_layers"),
+        ("text_encoder", "intermediate_size"),
+    ],
+)
+def test_networks_larger_than_their_files_are_not_built(
+    copied_model: Path, component: str, name: str
+) -> None:
+    path = copied_model / component / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {name: 1_000_000}))
+    with pytest.raises(
+        ValueError,
+        match=rf"/{component}' cannot be loaded: .* more weights than its files can hold",
+    ):
+        load(copied_model)
+
+
+def test_a_component_without_settings(copied_model: Path) -> None:
+    path = copied_model / "scheduler" / "scheduler_config.json"
+    path.write_text("{}")
+    with pytest.raises(
+        ValueError, match=rf"`_class_name` in {path} must be .* 'PNDMScheduler', got none"
+    ):
+        load(copied_model)
+
+
 def test_a_tokenizer_without_settings(copied_model: Path) -> None:
     (copied_model / "tokenizer" / "tokenizer_config.json").write_text("{}")
     with pytest.raises(ValueError, match=r"`model_max_length` .*tokenizer_config\.json must be in"):

@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from sd_tokenmerge.config import MergeConfig
 from sd_tokenmerge.sampling.load import load_pipeline
@@ -75,6 +78,45 @@ def test_a_damaged_file_is_refused(checkpoint: Path, tiny_model: Path, tmp_path:
         with pytest.raises(ValueError, match=r"`model` .* cannot be loaded") as caught:
             load_pipeline(options)
         assert "\n" not in str(caught.value)
+
+
+VAE_WEIGHT = "first_stage_model.decoder.conv_out.weight"
+TEXT_WEIGHT = "cond_stage_model.transformer.text_model.encoder.layers.1.self_attn.v_proj.weight"
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        (VAE_WEIGHT, lambda value: value.to(torch.int32), "floating point numbers, got I32 for"),
+        (VAE_WEIGHT, lambda value: value * torch.nan, "AutoencoderKL must be finite in"),
+        (TEXT_WEIGHT, lambda value: None, "do not fit CLIPTextModel: missing"),
+    ],
+    ids=["integers", "infinite", "missing"],
+)
+def test_weights_are_checked_as_those_of_a_folder(
+    checkpoint: Path, tiny_model: Path, tmp_path: Path, name: str, change: Any, message: str
+) -> None:
+    weights = load_file(checkpoint)
+    changed = change(weights.pop(name))
+    path = tmp_path / "changed.safetensors"
+    save_file(weights if changed is None else weights | {name: changed}, path)
+    options = GenerateOptions(out="-", model=str(path), model_config=str(tiny_model), device="cpu")
+    place = name.split(".")[-2]
+    with pytest.raises(ValueError, match=rf"`model` .* loaded: its weights .*{message} .*{place}"):
+        load_pipeline(options)
+
+
+def test_networks_larger_than_the_file_are_not_built(
+    checkpoint: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    model_config = Path(shutil.copytree(tiny_model, tmp_path / "config"))
+    file = model_config / "vae" / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"layers_per_block": 1_000_000}))
+    options = GenerateOptions(
+        out="-", model=str(checkpoint), model_config=str(model_config), device="cpu"
+    )
+    with pytest.raises(ValueError, match=r"`model` .* more weights than its files can hold"):
+        load_pipeline(options)
 
 
 def test_a_safety_checker_cannot_come_from_a_single_file(checkpoint: Path) -> None:
