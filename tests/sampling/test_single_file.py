@@ -110,8 +110,8 @@ def test_networks_larger_than_the_file_are_not_built(
     checkpoint: Path, tiny_model: Path, tmp_path: Path
 ) -> None:
     model_config = Path(shutil.copytree(tiny_model, tmp_path / "config"))
-    file = model_config / "vae" / "config.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | {"layers_per_block": 1_000_000}))
+    file = model_config / "text_encoder" / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"intermediate_size": 4_000_000}))
     options = GenerateOptions(
         out="-", model=str(checkpoint), model_config=str(model_config), device="cpu"
     )
