@@ -157,7 +157,7 @@ def _draw_clusters(out: Path, name: str, pipe: object, options: ResolvedOptions)
     """The clusters of the first picture under a preset, as a grid and as an animation."""
     job = plan_images(options)[0]
     with patched(pipe, options) as handle:
-        picture, recording = recorded_picture(handle, Sampler(pipe, options), job)
+        picture, _, recording = recorded_picture(handle, Sampler(pipe, options), job)
     sheet, animation = out / f"clusters_{name}.png", out / f"clusters_{name}.gif"
     draw_cluster_grid(picture, recording).save(sheet, optimize=True)
     save_animation(draw_cluster_frames(picture, recording), animation)

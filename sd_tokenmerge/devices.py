@@ -52,3 +52,11 @@ def resolve_device(device: str | torch.device | None = None) -> torch.device:
             f"device{'' if count == 1 else 's'} on this machine."
         )
     return resolved
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an exception says that the device, or this machine, has too little memory."""
+    import torch
+
+    known = isinstance(error, torch.OutOfMemoryError | MemoryError)
+    return known or "allocate memory" in str(error)  # as torch says on the CPU

@@ -69,8 +69,7 @@ def generation_errors() -> Iterator[None]:
     Raises:
         UserError: one of them happened; exit code 1.
     """
-    import torch
-
+    from sd_tokenmerge.devices import is_out_of_memory
     from sd_tokenmerge.processes import is_first_process
     from sd_tokenmerge.sampling.run import NotANumberError
 
@@ -84,9 +83,8 @@ def generation_errors() -> Iterator[None]:
             "bfloat16 or float32 in another --out.",
             exit_code=1,
         ) from error
-    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-        is_memory = isinstance(error, torch.OutOfMemoryError | MemoryError)
-        if not is_memory and "allocate memory" not in str(error):  # as torch says on the CPU
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
             raise
         raise UserError(
             "the device has too little memory: use a smaller --batch-size or --offload model. "

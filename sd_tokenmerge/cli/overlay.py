@@ -110,7 +110,8 @@ def _generate(
         sampler = Sampler(pipe, resolved)
         patch = patched(pipe, resolved)
     with patch as handle:
-        return recorded_picture(handle, sampler, job)
+        picture, _, recording = recorded_picture(handle, sampler, job)
+    return picture, recording
 
 
 def _write(

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from sd_tokenmerge.fid.features import FeatureSet
@@ -115,11 +116,21 @@ def paired_change(
     )
 
 
+def psnr(image: Image.Image, original: Image.Image) -> float:
+    """Peak signal-to-noise ratio in dB of two RGB pictures of the same size; maybe infinite."""
+    from torchmetrics.functional.image import peak_signal_noise_ratio
+
+    pixels, target = map(_pixels, (image, original))
+    return float(peak_signal_noise_ratio(pixels, target, data_range=255.0))
+
+
+def _pixels(image: Image.Image) -> Tensor:
+    """`[1, 3, height, width]` float32 in [0, 255]."""
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].to(torch.float32)
+
+
 def _compare(path: Path, twin: Path) -> tuple[float, float]:
-    from torchmetrics.functional.image import (
-        peak_signal_noise_ratio,
-        structural_similarity_index_measure,
-    )
+    from torchmetrics.functional.image import structural_similarity_index_measure
 
     image, original = read_image(path), read_image(twin)
     if image.size != original.size:
@@ -132,13 +143,9 @@ def _compare(path: Path, twin: Path) -> tuple[float, float]:
             f"{str(path)!r} must be at least {_SMALLEST_SIDE} pixels wide and high for SSIM, "
             f"got {image.width}x{image.height}."
         )
-    pixels, target = (
-        torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None].to(torch.float32)
-        for picture in (image, original)
-    )
-    psnr = float(peak_signal_noise_ratio(pixels, target, data_range=255.0))
+    pixels, target = map(_pixels, (image, original))
     ssim = float(structural_similarity_index_measure(pixels, target, data_range=255.0))
-    return psnr, ssim
+    return psnr(image, original), ssim
 
 
 def _feature_distances(
