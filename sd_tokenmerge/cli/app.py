@@ -20,12 +20,14 @@ from sd_tokenmerge.cli.errors import UserError
 
 COMMANDS = (
     *("demo", "bench", "generate", "sweep", "fid", "status", "overlay"),
-    *("methods", "sites", "reference"),
+    *("methods", "sites", "reference", "app"),
 )
 """Subcommands: function `<name>_command` in `sd_tokenmerge/cli/<name>.py`.
 
 These modules must not import torch at the top: `--help` imports them all.
 """
+_MODULES = {"app": "web_app"}
+"""Modules with another name than their command, since this one is `app`."""
 
 _PANELS_FROM_COLUMNS = 120
 
@@ -42,7 +44,7 @@ class _Subcommands(TyperGroup):
         if cmd_name not in COMMANDS:
             return None
         if cmd_name not in self.commands:
-            module = import_module(f"sd_tokenmerge.cli.{cmd_name}")
+            module = import_module(f"sd_tokenmerge.cli.{_MODULES.get(cmd_name, cmd_name)}")
             function = getattr(module, f"{cmd_name}_command")
             single = typer.Typer(
                 add_completion=False, pretty_exceptions_enable=False, **_help_style()

@@ -1,0 +1,32 @@
+from __future__ import annotations
+
+import sys
+
+import pytest
+
+from sd_tokenmerge.cli.app import run
+
+
+def test_missing_gradio_is_one_line(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    assert run(["app"]) == 2
+    assert capsys.readouterr().err == (
+        "error: the app needs gradio: pip install sd-tokenmerge[app]\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--port", "70000"], "--port"),
+        (["--model", "nowhere"], "--model"),
+        (["--dtype", "int8"], "--dtype must be one of"),
+    ],
+)
+def test_errors_are_one_line(capsys, arguments, message):
+    pytest.importorskip("gradio", reason="the extra app is not installed")
+    assert run(["app", *arguments]) == 2
+    printed = capsys.readouterr().err
+    assert printed.startswith("error: ")
+    assert message in printed
+    assert printed.count("\n") == 1
