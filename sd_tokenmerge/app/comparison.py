@@ -112,7 +112,7 @@ class Comparison:
             return []
         pictures = self.pictures.items()
         return [
-            [*Setting._fields, *MEASUREMENTS],
+            ["method", "merge", "keep rate", *MEASUREMENTS],
             ["unmerged", "", "", *measurements(self.unmerged, self.unmerged)],
             *([*setting, *measurements(picture, self.unmerged)] for setting, picture in pictures),
         ]

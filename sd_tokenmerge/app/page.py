@@ -25,7 +25,6 @@ from sd_tokenmerge.devices import is_out_of_memory
 from sd_tokenmerge.files import describe_error
 from sd_tokenmerge.methods import METHODS
 from sd_tokenmerge.report.captions import short_name
-from sd_tokenmerge.report.overlay import draw_cluster_cell
 from sd_tokenmerge.sampling.options import GenerateOptions
 from sd_tokenmerge.sampling.run import NotANumberError
 
@@ -41,6 +40,11 @@ _METHODS, _FORMS = ["atc", "tome-sd", "random"], ["qkv", "two-sided"]
 """What is compared at first."""
 _KEEP_RATES = ["0.25", "0.5", "0.1"]
 """Keep rates to choose from; the first is compared at first."""
+_STYLE = """
+.picture img { width: 100%; max-height: 70vh; object-fit: contain; }
+.numbers :is(td, th) { overflow-wrap: normal; word-break: normal; }
+"""
+"""Small pictures are enlarged; words of tables stay whole on narrow screens."""
 _NOTHING_YET = "Generate a picture first."
 
 
@@ -100,6 +104,8 @@ class AppPage:
             ssr_mode=False,
             enable_monitoring=False,
             footer_links=["settings"],
+            theme=gr.themes.Default(font=("sans-serif",), font_mono=("monospace",)),
+            css=_STYLE,
         )
         return str(url)
 
@@ -135,7 +141,7 @@ class AppPage:
             self._unmerged = _image("Unmerged")
             self._merged = _image("Merged")
             self._difference = _image(f"Difference, times {DIFFERENCE_GAIN}")
-        self._numbers = gr.Markdown()
+        self._numbers = gr.Markdown(elem_classes="numbers")
 
     def _build_clusters(self) -> None:
         self._made = gr.State()
@@ -156,7 +162,7 @@ class AppPage:
             ]
         self._compare_button, self._cancel_comparison = _buttons("Compare")
         self._sheet = _image("Comparison")
-        self._table = gr.Markdown()
+        self._table = gr.Markdown(elem_classes="numbers")
 
     def _connect(self) -> None:
         merging = [option.component for option in self._merging_options]
@@ -169,6 +175,7 @@ class AppPage:
             self._generate,
             inputs=inputs | {self._step, self._block},
             outputs=[self._unmerged, self._merged, self._difference, self._numbers, *clusters],
+            show_progress_on=self._merged,
             concurrency_id="pipeline",
         )
         made.success(_draw_clusters, clusters, drawing)
@@ -184,6 +191,7 @@ class AppPage:
             self._compare,
             inputs=inputs | set(self._compared),
             outputs=[self._sheet, self._table],
+            show_progress_on=self._table,
             concurrency_id="pipeline",
         )
         gr.on(
@@ -218,7 +226,12 @@ class AppPage:
             settings = studio.settings(merging, **_read(self._picture_options, values))
             follow = _follow(run, progress, "Unmerged picture")
             unmerged = studio.unmerged(prompt, settings, follow)
-            yield {self._unmerged: unmerged.image}
+            yield {
+                self._unmerged: unmerged.image,
+                self._merged: None,
+                self._difference: None,
+                self._numbers: "",
+            }
             follow = _follow(run, progress, "Merged picture")
             merged = studio.merged(prompt, settings, follow)
             table = [
@@ -295,16 +308,7 @@ def _slider(value: int, count: int) -> Any:
 
 
 def _draw_clusters(made: MergedPicture | None, step: int, block: int) -> tuple[Any, str]:
-    if made is None:
-        return None, _NOTHING_YET
-    recording = made.recording
-    name = recording.blocks[block - 1]
-    title = (
-        f"`{name}`, step {step} of {len(recording.steps)}, "
-        f"t = {recording.steps[step - 1].timestep:.4g}"
-    )
-    drawing = draw_cluster_cell(made.image, recording, step - 1, name)
-    return (made.image, f"{title}: nothing was merged.") if drawing is None else (drawing, title)
+    return (None, _NOTHING_YET) if made is None else made.draw_clusters(step, block)
 
 
 def _markdown(table: list[list[str]]) -> str:

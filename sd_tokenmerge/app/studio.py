@@ -8,11 +8,13 @@ from dataclasses import dataclass, replace
 from threading import Lock
 from typing import Any
 
+import numpy as np
 from PIL import Image, ImageChops
 
 from sd_tokenmerge.config import MergeConfig
 from sd_tokenmerge.patching.recording import Recording
 from sd_tokenmerge.patching.report import Report
+from sd_tokenmerge.report.clusters import draw_clusters
 from sd_tokenmerge.sampling.load import load_pipeline
 from sd_tokenmerge.sampling.merging import patched
 from sd_tokenmerge.sampling.options import GenerateOptions, ResolvedOptions
@@ -54,6 +56,29 @@ class MergedPicture(Picture):
 
     recording: Recording
     product_share: float
+
+    def draw_clusters(self, step: int, block: int) -> tuple[Image.Image, str]:
+        """Draw the clusters of one block in one step over the picture.
+
+        Args:
+            step: number of the step, from 1.
+            block: number of the block in `recording.blocks`, from 1.
+
+        Returns:
+            The drawing and its title in Markdown; the picture itself if nothing was merged.
+        """
+        name = self.recording.blocks[block - 1]
+        recorded = self.recording.steps[step - 1]
+        title = (
+            f"`{name}`, step {step} of {len(self.recording.steps)}, t = {recorded.timestep:.4g}: "
+        )
+        partition = recorded.partitions.get(name)
+        if partition is None:
+            return self.image, f"{title}nothing was merged"
+        labels = partition.labels[-1]  # the half of the batch with the prompt
+        sizes = np.bincount(labels.ravel())
+        title += f"{len(sizes):,} clusters of {sizes.min():,} to {sizes.max():,} tokens"
+        return draw_clusters(self.image, labels), title
 
 
 class Studio:

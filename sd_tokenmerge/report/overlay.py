@@ -60,10 +60,7 @@ def draw_cluster_grid(
             raise ValueError(f"`steps` must be in [0, {count}), got {step}.")
     if blocks is None:
         blocks = [recording.blocks[i] for i in _spread(len(recording.blocks))]
-    cells = [
-        [draw_cluster_cell(image, recording, s, block, row, frame) for block in blocks]
-        for s in steps
-    ]
+    cells = [[_cell(image, recording, s, block, row, frame) for block in blocks] for s in steps]
     grid = PictureGrid(
         heading="",
         rows=[f"step {s + 1}:t={recording.steps[s].timestep:.4g}" for s in steps],
@@ -103,7 +100,7 @@ def draw_cluster_frames(
     count = len(recording.steps)
     frames = []
     for step in range(count):
-        cell = draw_cluster_cell(image, recording, step, block, row, frame)
+        cell = _cell(image, recording, step, block, row, frame)
         if cell is not None:
             timestep = recording.steps[step].timestep
             title = f"{_short(block)}, step {step + 1} of {count}, t={timestep:.4g}"
@@ -143,31 +140,14 @@ def _spread(count: int) -> list[int]:
     return sorted({round(i * (count - 1) / (_SHOWN - 1)) for i in range(_SHOWN)})
 
 
-def draw_cluster_cell(
+def _cell(
     image: Image.Image,
     recording: Recording,
     step: int,
     block: str,
-    row: int = -1,
-    frame: tuple[int, int] = (0, 1),
+    row: int,
+    frame: tuple[int, int],
 ) -> Image.Image | None:
-    """Draw the clusters of one block in one step, above a line with their number and sizes.
-
-    Args:
-        image: the generated picture.
-        recording: of the generation.
-        step: index in `recording.steps`.
-        block: a name in `recording.blocks`.
-        row: as for `draw_cluster_grid`.
-        frame: as for `draw_cluster_grid`.
-
-    Returns:
-        The drawing, RGB; None if the block merged nothing in the step.
-
-    Raises:
-        ValueError: there is no such block, row or frame, or the tokens of a picture are not about
-            square.
-    """
     if block not in recording.blocks:
         known = ", ".join(recording.blocks)
         raise ValueError(f"`block` must be a merged block ({known}), got {block!r}.")

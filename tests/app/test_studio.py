@@ -14,6 +14,7 @@ from sd_tokenmerge import MergeConfig
 from sd_tokenmerge.app.comparison import Comparison
 from sd_tokenmerge.app.studio import Studio, difference
 from sd_tokenmerge.fid.image_change import psnr
+from sd_tokenmerge.report.clusters import draw_clusters
 from sd_tokenmerge.sampling.options import GenerateOptions
 
 PICTURE = {"seed": 3, "height": 64, "width": 64, "steps": 2}
@@ -114,6 +115,21 @@ def test_the_share_of_products_is_what_runs(studio):
         picture, count = counted(merging)
         assert picture.product_share == pytest.approx(count / everything)
         assert picture.product_share < 0.75
+
+
+def test_clusters_are_drawn(studio):
+    picture = make(studio, MergeConfig("grid", keep_rate="during:rate=0.25,stop=0.5"))
+    recording = picture.recording
+    assert recording.blocks[0].startswith("down_blocks.0")
+    drawing, title = picture.draw_clusters(1, 1)
+    assert title == f"`{recording.blocks[0]}`, step 1 of 3, t = 501: 16 clusters of 4 to 4 tokens"
+    labels = recording.steps[0].partitions[recording.blocks[0]].labels[-1]
+    np.testing.assert_array_equal(
+        np.asarray(drawing), np.asarray(draw_clusters(picture.image, labels))
+    )
+    drawing, title = picture.draw_clusters(3, 2)
+    assert title == f"`{recording.blocks[1]}`, step 3 of 3, t = 1: nothing was merged"
+    assert drawing is picture.image
 
 
 def test_a_cancelled_generation_leaves_nothing_behind(studio):
