@@ -41,10 +41,11 @@ _METHODS, _FORMS = ["atc", "tome-sd", "random"], ["qkv", "two-sided"]
 _KEEP_RATES = ["0.25", "0.5", "0.1"]
 """Keep rates to choose from; the first is compared at first."""
 _STYLE = """
-.picture img { width: 100%; max-height: 70vh; object-fit: contain; }
+.picture img { max-height: 70vh; object-fit: contain; }
+.numbers { overflow-x: auto; }
 .numbers :is(td, th) { overflow-wrap: normal; word-break: normal; }
 """
-"""Small pictures are enlarged; words of tables stay whole on narrow screens."""
+"""Pictures fit on the screen; tables can be scrolled, and their words stay whole."""
 _NOTHING_YET = "Generate a picture first."
 
 
