@@ -118,7 +118,7 @@ def test_the_share_of_products_is_what_runs(studio):
 
 
 def test_clusters_are_drawn(studio):
-    picture = make(studio, MergeConfig("grid", keep_rate="during:rate=0.25,stop=0.5"))
+    picture = make(studio, MergeConfig("grid", keep_rate="during:rate=0.25,stop=0.25"))
     recording = picture.recording
     assert recording.blocks[0].startswith("down_blocks.0")
     drawing, title = picture.draw_clusters(1, 1)
