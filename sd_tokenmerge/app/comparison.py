@@ -124,9 +124,10 @@ MEASUREMENTS = ("PSNR to unmerged (dB)", "seconds", "attention products")
 
 def measurements(picture: Picture, unmerged: Picture) -> list[str]:
     """PSNR, time and share of products of a picture as text; its own PSNR is left out."""
-    is_merged = isinstance(picture, MergedPicture)
+    if not isinstance(picture, MergedPicture):
+        return [number(None), number(picture.seconds), "100 %"]
     return [
-        number(psnr(picture.image, unmerged.image) if is_merged else None, 1),
+        number(psnr(picture.image, unmerged.image), 1),
         number(picture.seconds),
-        f"{100 * picture.product_share:.3g} %" if is_merged else "100 %",
+        f"{100 * picture.product_share:.3g} %",
     ]
