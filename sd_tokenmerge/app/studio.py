@@ -14,12 +14,13 @@ from PIL import Image, ImageChops
 from sd_tokenmerge.config import MergeConfig
 from sd_tokenmerge.patching.recording import Recording
 from sd_tokenmerge.patching.report import Report
+from sd_tokenmerge.patching.sites import find_denoiser
 from sd_tokenmerge.report.clusters import draw_clusters
 from sd_tokenmerge.sampling.load import load_pipeline
-from sd_tokenmerge.sampling.merging import patched
+from sd_tokenmerge.sampling.merging import patched, require_whole_tokens
 from sd_tokenmerge.sampling.options import GenerateOptions, ResolvedOptions
 from sd_tokenmerge.sampling.plan import ImageJob, plan_images
-from sd_tokenmerge.sampling.recorded import single_picture
+from sd_tokenmerge.sampling.recorded import recorded_picture, single_picture
 from sd_tokenmerge.sampling.resolve import resolve_options
 from sd_tokenmerge.sampling.sampler import Sampler
 
@@ -29,7 +30,7 @@ DIFFERENCE_GAIN = 4
 _CACHED_PICTURES = 32
 
 OnStep = Callable[[int, int], None]
-"""Gets the number of calls of the UNet so far and in all; may raise to stop the generation."""
+"""Gets the number of steps so far and in all; may raise to stop the generation."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,6 +119,7 @@ class Studio:
         settings = resolve_options(replace(self._options, merging=merging, **values))
         with self._lock:
             Sampler(self._pipe, settings)
+            require_whole_tokens(self._pipe, settings)
             try:
                 with patched(self._pipe, settings):
                     return settings
@@ -139,7 +141,8 @@ class Studio:
         key = prompt, settings
         with self._lock:
             if key not in self._unmerged:
-                picture = Picture(*self._generate(prompt, settings, on_step))
+                with _watched(self._pipe, on_step):
+                    picture = Picture(*single_picture(*self._request(prompt, settings)))
                 while len(self._unmerged) >= _CACHED_PICTURES:
                     del self._unmerged[next(iter(self._unmerged))]
                 self._unmerged[key] = picture
@@ -155,22 +158,14 @@ class Studio:
         """
         if settings.merging is None:
             raise ValueError("`settings` must have `merging`, got None.")
-        with (
-            self._lock,
-            patched(self._pipe, settings) as handle,
-            handle.record() as recording,
-        ):
-            image, seconds = self._generate(prompt, settings, on_step)
+        with self._lock, patched(self._pipe, settings) as handle, _watched(self._pipe, on_step):
+            sampler, job = self._request(prompt, settings)
+            image, seconds, recording = recorded_picture(handle, sampler, job)
             share = product_share(settings.merging, recording, handle.report())
         return MergedPicture(image, seconds, recording, share)
 
-    def _generate(
-        self, prompt: str, settings: ResolvedOptions, on_step: OnStep
-    ) -> tuple[Image.Image, float]:
-        with _watched(self._pipe, on_step):
-            return single_picture(
-                Sampler(self._pipe, settings), ImageJob(0, 0, settings.seed, prompt)
-            )
+    def _request(self, prompt: str, settings: ResolvedOptions) -> tuple[Sampler, ImageJob]:
+        return Sampler(self._pipe, settings), ImageJob(0, 0, settings.seed, prompt)
 
 
 def difference(image: Image.Image, original: Image.Image) -> Image.Image:
@@ -181,7 +176,7 @@ def difference(image: Image.Image, original: Image.Image) -> Image.Image:
 def product_share(config: MergeConfig, recording: Recording, report: Report) -> float:
     """Products of queries and keys in the merged attentions, relative to those without merging.
 
-    With N tokens and K clusters, unmerged attention has N^2 products; `docs/forms.md` lists those
+    With N tokens and K clusters, text tokens among both, unmerged attention has N^2 products; `docs/forms.md` lists those
     of each form. Attentions that are never merged do not count.
 
     Args:
@@ -195,14 +190,14 @@ def product_share(config: MergeConfig, recording: Recording, report: Report) -> 
     computed = unmerged = 0
     for row in report.rows:
         if row.merged and row.tokens_before is not None:
-            tokens = row.tokens_before
+            tokens = row.tokens_before + row.text_tokens
             for step in recording.steps:
                 partition = step.partitions.get(row.block)
                 unmerged += tokens**2
                 computed += (
                     tokens**2
                     if partition is None
-                    else _products(config.merge, tokens, partition.num_clusters)
+                    else _products(config.merge, tokens, partition.num_clusters + row.text_tokens)
                 )
     return computed / unmerged
 
@@ -218,15 +213,16 @@ def _products(merge: str, tokens: int, clusters: int) -> int:
 
 @contextmanager
 def _watched(pipe: Any, on_step: OnStep) -> Iterator[None]:
-    """Call `on_step` after each call of the pipeline's UNet."""
+    """Call `on_step` after each call of the pipeline's denoiser."""
     done = 0
 
     def count(*_: object) -> None:
         nonlocal done
         done += 1
-        on_step(done, len(pipe.scheduler.timesteps))
+        total = len(pipe.scheduler.timesteps)
+        on_step(min(done, total), total)  # some pipelines call it twice in each step
 
-    hook = pipe.unet.register_forward_hook(count)
+    hook = find_denoiser(pipe).register_forward_hook(count)
     try:
         yield
     finally:
