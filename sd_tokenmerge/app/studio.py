@@ -176,8 +176,8 @@ def difference(image: Image.Image, original: Image.Image) -> Image.Image:
 def product_share(config: MergeConfig, recording: Recording, report: Report) -> float:
     """Products of queries and keys in the merged attentions, relative to those without merging.
 
-    With N tokens and K clusters, text tokens among both, unmerged attention has N^2 products; `docs/forms.md` lists those
-    of each form. Attentions that are never merged do not count.
+    With N tokens and K clusters, text tokens among both, unmerged attention has N^2 products;
+    `docs/forms.md` lists those of each form. Attentions that are never merged do not count.
 
     Args:
         config: how tokens were merged.
