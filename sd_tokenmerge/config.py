@@ -228,14 +228,15 @@ PRESETS: Mapping[str, MergeConfig] = MappingProxyType(
         "balanced": MergeConfig(
             keep_rate=0.125, features="keys", merge="two-sided", refresh_every=3
         ),
-        "fast": MergeConfig(keep_rate=0.05, features="keys", merge="two-sided", refresh_every=3),
+        "fast": MergeConfig(keep_rate=0.05, merge="two-sided", refresh_every=3),
     }
 )
 """Options that belong together.
 
 `"paper"` is the papers' form, for comparing methods. `"near-lossless"` computes 27 % of the
-attention's products, with new clusters of the blocks' input every two steps; `"balanced"` as many,
-with new clusters of the keys, which are found faster, every three steps; `"fast"` 10 %.
+attention's products, with new clusters every two steps. `"balanced"` computes as many, with new
+clusters every three steps; they are those of the keys, which are found faster. `"fast"` computes
+10 %, with new clusters every three steps.
 `docs/benchmarks.md` shows what each costs and saves.
 """
 
