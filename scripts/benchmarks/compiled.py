@@ -39,7 +39,7 @@ COLUMNS = (
 )
 DEFAULT = (
     *(UNPATCHED, "oracle-qkv-50", "tome-sd-50", "atc-keys-50-refresh-10"),
-    *("oracle-kv-25", "preset-balanced"),
+    *("oracle-two-sided-12.5", "preset-balanced"),
 )
 GENERATION = 12
 """Steps of the generation that counts recompilations; more than any partition is kept for."""

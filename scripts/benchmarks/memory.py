@@ -33,7 +33,7 @@ COLUMNS = (
 )
 DEFAULT = (
     *(UNPATCHED, "oracle-qkv-50", "tomesd-50", "preset-paper", "atc-keys-50"),
-    *("tome-sd-50", "atc-complete-50", "oracle-kv-10", "preset-balanced", "preset-fast"),
+    *("tome-sd-50", "atc-complete-50", "preset-near-lossless", "preset-fast"),
 )
 
 

@@ -39,7 +39,8 @@ COLUMNS = (
 STEP, SELF_ATTENTION = "unet-step", "self-attention-step"
 DEFAULT = (
     *(UNPATCHED, "oracle-qkv-50", "tomesd-50", "tomesd-25", "preset-paper", "atc-keys-50"),
-    *("atc-keys-50-refresh-10", "preset-balanced", "preset-fast", "oracle-kv-25", "oracle-kv-10"),
+    *("atc-keys-50-refresh-10", "preset-near-lossless", "preset-balanced", "preset-fast"),
+    *("oracle-two-sided-12.5", "oracle-two-sided-5"),
 )
 
 
