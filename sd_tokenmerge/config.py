@@ -224,19 +224,18 @@ class MergeConfig:
 PRESETS: Mapping[str, MergeConfig] = MappingProxyType(
     {
         "paper": MergeConfig(),
-        "near-lossless": MergeConfig(keep_rate=0.125, merge="two-sided", refresh_every=2),
+        "near-lossless": MergeConfig(keep_rate=0.125, merge="two-sided", refresh_every=3),
         "balanced": MergeConfig(
             keep_rate=0.125, features="keys", merge="two-sided", refresh_every=3
         ),
-        "fast": MergeConfig(keep_rate=0.05, merge="two-sided", refresh_every=3),
+        "fast": MergeConfig(keep_rate=0.05, features="keys", merge="two-sided", refresh_every=3),
     }
 )
 """Options that belong together.
 
-`"paper"` is the papers' form, for comparing methods. `"near-lossless"` computes 27 % of the
-attention's products, with new clusters every two steps. `"balanced"` computes as many, with new
-clusters every three steps; they are those of the keys, which are found faster. `"fast"` computes
-10 %, with new clusters every three steps.
+`"paper"` is the papers' form, for comparing methods. The others use new clusters every three steps.
+`"near-lossless"` computes 27 % of the attention's products; `"balanced"` as many, with clusters of
+the keys, which are found faster and change pictures more; `"fast"` computes 10 %.
 `docs/benchmarks.md` shows what each costs and saves.
 """
 

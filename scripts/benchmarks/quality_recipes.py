@@ -56,6 +56,7 @@ def recipes(size: int) -> list[Recipe]:
         *merged("two-sided", TWO_SIDED, 25, 12.5, refresh=2),
         *merged("two-sided-input", INPUT, 12.5, 5),
         *merged("two-sided-input", INPUT, 12.5, refresh=2),
+        *merged("two-sided-input", INPUT, 5, refresh=3),
         *merged("kv-zeroth", replace(KV, first_order=False), 26.6),
         *merged("kv", KV, 25),
         *merged("qkv", QKV, 50),
