@@ -258,7 +258,7 @@ TABLES = {
 
 
 def costs(folder: Path) -> str:
-    """A sentence for the README: each method's time to choose clusters, at the largest size."""
+    """A sentence: each method's time to choose clusters, at the largest size."""
     timed_rows = [
         row for row in read_rows(folder / "clustering.csv") if row["benchmark"] == "methods"
     ]
@@ -271,8 +271,7 @@ def costs(folder: Path) -> str:
     return (
         f"Choosing half of {int(bound['tokens']):,} tokens of {bound['channels']} channels takes, "
         f"in milliseconds per image: {times}; one exact nearest-neighbour\nsearch: "
-        f"{bound['ms_per_image']} ({bound['device']}, {counted(bound['threads'], 'thread')}; "
-        f"[all sizes](docs/clustering.md#measured))."
+        f"{bound['ms_per_image']} ({bound['device']}, {counted(bound['threads'], 'thread')})."
     )
 
 
