@@ -63,8 +63,8 @@ class PipelineCalls:
         """Timesteps of a new generation, as the denoiser takes them."""
         args, kwargs = self._inputs(self._options.height, self._options.width)
         like = kwargs["timestep"] if "timestep" in kwargs else args[self._place]
-        first, *_, last = (self._pipe.scheduler.timesteps / self._scale).tolist() * 2
-        return torch.linspace(first, last, TIMESTEPS).to(like)
+        times = self._pipe.scheduler.timesteps / self._scale
+        return torch.linspace(float(times[0]), float(times[-1]), TIMESTEPS).to(like)
 
     @torch.no_grad()
     def _run(self, timestep: Tensor, inputs: Inputs) -> Tensor:

@@ -79,7 +79,7 @@ class CallLog:
         self,
         scheduler: SchedulerOf,
         *,
-        scale: float = 1.0,
+        scale: float | None = None,
         needs_step: bool,
         needs_progress: bool,
         needs_values: bool,
@@ -88,8 +88,8 @@ class CallLog:
 
         Args:
             scheduler: of the pipeline.
-            scale: the scheduler's timesteps are this times the denoiser's; unless it is 1, up to
-                rounding.
+            scale: the scheduler's timesteps are this times the denoiser's, up to rounding; None:
+                they are the denoiser's.
             needs_step: whether `step` and `number` are used.
             needs_progress: whether `progress` is used.
             needs_values: whether `timesteps` are used.
@@ -153,9 +153,9 @@ class CallLog:
             distance = int(timestep.storage_offset() - timesteps.storage_offset())
             return distance // int(timesteps.stride(0))
         values = self._list(timesteps)
-        value = max(self._read(timestep)) * self._scale  # the noisiest image of a batch decides
-        if self._scale != 1:
-            value = _nearest(value, values)
+        value = max(self._read(timestep))  # the noisiest image of a batch decides
+        if self._scale is not None:
+            value = _nearest(value * self._scale, values)
         if value not in values:
             raise RuntimeError(
                 "the denoiser must be called with one of the scheduler's timesteps, so that "

@@ -204,7 +204,23 @@ def test_only_the_transformer_is_compiled(saved: Saved) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["auraflow", "flux", "sd3"])
+@pytest.mark.parametrize("name", sorted(PIPELINES))
+def test_steps_are_known_in_half_precision(name: str, saved: Saved) -> None:
+    """Some pipelines round the timesteps; HunyuanDiT's are integers up to 999."""
+    merging = make_config("tome-sd", merge="two-sided", keep_rate=0.5, refresh_every=2)
+    changes: dict[str, Any] = {"dtype": "bfloat16", "steps": 3, "merging": merging}
+    resolved = resolve_options(options(saved(name), **changes))
+    pipe = load_pipeline(resolved)
+    with patched(pipe, resolved) as handle:
+        pixels = Sampler(pipe, resolved)([JOB]).pixels
+    assert np.isfinite(pixels).all()
+    calls = 2 if name in ("flux", "qwen_image") else 1
+    for row in handle.report().rows:
+        assert (row.times_computed, row.times_reused) == (2 * calls, calls)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["auraflow", "flux", "qwen_image", "sd3"])
 def test_loras_change_the_picture_by_their_scales(
     name: str, saved: Saved, load: Load, tmp_path: Path
 ) -> None:
