@@ -32,7 +32,7 @@ def auraflow():
         "num_attention_heads": HEADS,
         "joint_attention_dim": 24,
         "caption_projection_dim": CHANNELS,
-        "pos_embed_max_size": 64,
+        "pos_embed_max_size": 1024,
     }
     return diffusers.AuraFlowTransformer2DModel, config, image_inputs(4) | fractional()
 
