@@ -29,13 +29,6 @@ def main() -> None:
     """Generate, measure, write."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--pipeline", type=Path, default=PIPELINE)
-    parser.add_argument(
-        "--undertrained",
-        type=Path,
-        nargs="*",
-        default=[],
-        help="pipelines from earlier in training, for comparison",
-    )
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--images-per-class", type=int, default=8)
     parser.add_argument("--references-per-class", type=int, default=40)
@@ -62,10 +55,6 @@ def main() -> None:
         pictures = generate(sample)
         generated = measure("generated", pictures)
         real = measure("real", rendered(per_class, REFERENCE_SEED + 10**6))
-        early = {
-            folder.name: measure(folder.name, generate(SamplePipeline(folder)))
-            for folder in options.undertrained
-        }
         with apply_patch(sample.pipe, "random", keep_rate=0.1):
             merged = generate(sample)
         measured = {
@@ -79,7 +68,6 @@ def main() -> None:
             },
             "distance": generated["distance"],
             "distance_of_rendered": real["distance"],
-            **early,
             "random_merging_keep_10": {
                 **measure("merged", merged),
                 "median_psnr_db_to_unmerged": median_psnr(pictures, merged),

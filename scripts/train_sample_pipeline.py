@@ -13,7 +13,6 @@ samples/README.md says how the committed weights were trained.
 from __future__ import annotations
 
 import argparse
-import copy
 import os
 from pathlib import Path
 
@@ -24,7 +23,7 @@ from sample_training.autoencoder import autoencoder_loss, build_autoencoder, dec
 from sample_training.denoiser import Denoiser, denoiser_loss
 from sample_training.export import export_pipeline
 from sample_training.latents import latent_set
-from sample_training.loop import EARLY, Schedule, Trainer
+from sample_training.loop import Schedule, Trainer
 from sample_training.text import build_text_encoder, build_tokenizer
 
 STAGE_SEEDS = 10**9  # distance between the seeds of two stages
@@ -79,23 +78,19 @@ def main() -> None:
         save_every=250,
     )
     sets = [(*small, 32 // processes, 1), (*large, 4 // processes, 10)]
-    trainer = Trainer(denoiser, schedule, folder, "denoiser")
-    trainer.run(denoiser_loss(denoiser, tokenizer, sets, scaling, seeds[2], processes))
+    Trainer(denoiser, schedule, folder, "denoiser").run(
+        denoiser_loss(denoiser, tokenizer, sets, scaling, seeds[2], processes)
+    )
 
     if not earlier:
         autoencoder.decoder.requires_grad_(True)
         schedule = Schedule(options.decoder_steps, learning_rate=5e-4, ema_decay=0.995)
         Trainer(autoencoder, schedule, folder, "decoder").run(decoder_loss(autoencoder, seeds[3]))
     if processes == 1 or dist.get_rank() == 0:
-        weights = {options.pipeline: copy.deepcopy(denoiser)}
-        for name in EARLY:
-            trainer.load(folder / f"denoiser_{name}.pt")
-            trainer.use_average()
-            weights[folder / f"pipeline_{name}"] = copy.deepcopy(denoiser)
-        for target, each in weights.items():
-            parts = copy.deepcopy(autoencoder), each  # exporting halves their precision
-            export_pipeline(*parts, tokenizer, tokenizer_folder, scaling, target)
-            print(f"written to {target}")
+        export_pipeline(
+            autoencoder, denoiser, tokenizer, tokenizer_folder, scaling, options.pipeline
+        )
+        print(f"written to {options.pipeline}")
 
 
 def load_trained(folder: Path) -> StableDiffusionPipeline:

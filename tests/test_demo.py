@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from sd_tokenmerge import PRESETS
-from sd_tokenmerge.cli.app import run
+from sd_tokenmerge.cli.commands import run
 
 NAMES = ["unmerged", *PRESETS, "unmerged, 4 steps", "unmerged, 3 steps"]
 FOLDERS = ["unmerged", *PRESETS, "4-steps", "3-steps"]

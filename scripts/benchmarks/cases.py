@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from diffusers import UNet2DConditionModel
 
-from sd_tokenmerge.bench.calls import UNetCalls
+from benchmarks.unet_calls import UNetCalls
 
 SD15 = {"cross_attention_dim": 768}
 SD21 = {

@@ -27,7 +27,8 @@ from benchmarks.contestants import CONTESTANTS, UNPATCHED, Contestant
 from benchmarks.markdown import MODEL, Row, case_tables, grouped, latest, number, spread
 from benchmarks.options import add_common_options, add_unet_options, build
 from benchmarks.rows import MACHINE, append_rows, describe_machine, read_rows
-from sd_tokenmerge.bench.calls import UNetCalls, timed_step
+from benchmarks.unet_calls import UNetCalls
+from sd_tokenmerge.bench.calls import timed_step
 from sd_tokenmerge.bench.turns import Cost, milliseconds, spread_columns, take_turns
 
 COLUMNS = (
@@ -80,7 +81,7 @@ def measure(calls: UNetCalls, one: Contestant, seconds: float, rounds: int) -> d
         SystemExit: the compiled UNet does not merge as the eager one does.
     """
     torch._dynamo.reset()
-    unet, size = calls.unet, (calls.latent, calls.latent)
+    unet, size = calls.denoiser, (calls.latent, calls.latent)
     shared = {id(tensor): tensor for tensor in [*unet.parameters(), *unet.buffers()]}
     unpatched = copy.deepcopy(unet, shared)  # another model of the same weights
     with fresh_inductor_cache(), one.on(unet):

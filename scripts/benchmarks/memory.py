@@ -23,7 +23,8 @@ from benchmarks.markdown import MODEL, Row, case_tables, grouped, latest, number
 from benchmarks.memory_trace import MemoryTrace, trace_memory, watched
 from benchmarks.options import add_common_options, add_unet_options, build
 from benchmarks.rows import MACHINE, append_rows, describe_machine, read_rows
-from sd_tokenmerge.bench.calls import UNetCalls, finest_transformers
+from benchmarks.unet_calls import UNetCalls
+from sd_tokenmerge.bench.calls import finest_transformers
 from sd_tokenmerge.bench.gate import require_sound
 
 COLUMNS = (
@@ -78,14 +79,14 @@ def trace_call(calls: UNetCalls, one: Contestant) -> MemoryTrace:
     """Memory during one call of a patched UNet."""
     sample, keywords = calls.inputs(calls.latent, calls.latent)
     timestep = calls.timesteps()[10]
-    _, transformers = finest_transformers(calls.unet)
+    _, transformers = finest_transformers(calls.denoiser)
     blocks = [block for each in transformers for block in each.transformer_blocks]
 
     @torch.no_grad()
     def call() -> None:
-        calls.unet(sample, timestep, **keywords)
+        calls.denoiser(sample, timestep, **keywords)
 
-    with one.on(calls.unet), watched(calls.unet, blocks):
+    with one.on(calls.denoiser), watched(calls.denoiser, blocks):
         return trace_memory(call, calls.device)
 
 

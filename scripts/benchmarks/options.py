@@ -12,7 +12,7 @@ from benchmarks import cases
 from benchmarks.cases import CASES, QUICK
 from benchmarks.contestants import CONTESTANTS
 from benchmarks.rows import STORE
-from sd_tokenmerge.bench.calls import UNetCalls
+from benchmarks.unet_calls import UNetCalls
 
 
 def add_common_options(parser: argparse.ArgumentParser, minutes: float | None = None) -> None:

@@ -14,12 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sd_tokenmerge.bench.calls import UNetCalls, finest_transformers
+from benchmarks.unet_calls import UNetCalls
+from sd_tokenmerge.bench.calls import finest_transformers
 from sd_tokenmerge.bench.turns import Cost, clock, elapsed
 
 
 class SelfAttentionCalls:
-    """The merged self-attentions of a UNet's calls; can stand in for `UNetCalls` in turns.
+    """The merged self-attentions of a UNet's calls, of the form of `bench.calls.Calls`.
 
     Each gets the input it had in one call of the unpatched UNet, and is timed from the start of its
     block to the norm after it: the norm before it, choosing clusters, merging, attention,
@@ -34,8 +35,8 @@ class SelfAttentionCalls:
     def __init__(self, calls: UNetCalls) -> None:
         """Record the inputs in one call of the UNet."""
         self._calls = calls
-        self.unet, self.batch, self.device = calls.unet, calls.batch, calls.device
-        _, self._transformers = finest_transformers(self.unet)
+        self.denoiser, self.batch, self.device = calls.denoiser, calls.batch, calls.device
+        _, self._transformers = finest_transformers(self.denoiser)
         self._inputs: dict[Any, tuple[tuple[Any, ...], dict[str, Any]]] = {}
 
         def record(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -74,9 +75,9 @@ class SelfAttentionCalls:
                         hook = module.register_forward_pre_hook(note, prepend=True)
                         hooks.callback(hook.remove)
             sample, keywords = self._calls.inputs(self._calls.latent, self._calls.latent)
-            self.unet.forward = forward
-            hooks.callback(delattr, self.unet, "forward")
-            self.unet(sample, timestep, **keywords)
+            self.denoiser.forward = forward
+            hooks.callback(delattr, self.denoiser, "forward")
+            self.denoiser(sample, timestep, **keywords)
         return Cost(stopwatch.wall, stopwatch.cpu)
 
 

@@ -156,10 +156,10 @@ CASES = {
 
 
 class BlockCalls:
-    """Calls of a transformer with one block; can stand in for `UNetCalls` in turns.
+    """Calls of a transformer with one block, of the form of `bench.calls.Calls`.
 
     Attributes:
-        unet: the transformer.
+        denoiser: the transformer.
         batch: images per call.
         device: its device.
         dtype: its precision.
@@ -174,7 +174,7 @@ class BlockCalls:
             model = getattr(diffusers, case.model).from_config(case.config)
         if case.config is SD3:
             del model.transformer_blocks[1:]
-        self.unet: Any = model.to(self.dtype).eval().requires_grad_(False)
+        self.denoiser: Any = model.to(self.dtype).eval().requires_grad_(False)
 
     def timesteps(self) -> Tensor:
         """Timesteps of a new generation, as the model takes them."""
@@ -185,14 +185,14 @@ class BlockCalls:
         """Output for a picture of (height, width) tokens."""
         inputs = self._inputs(timestep, size)
         with torch.no_grad():
-            output: Tensor = self.unet(**inputs)[0]
+            output: Tensor = self.denoiser(**inputs)[0]
         return output
 
     @torch.no_grad()
     def timed(self, timestep: Tensor) -> Cost:
         """Cost of a call at the case's size."""
         inputs = self._inputs(timestep, self._case.tokens)
-        return timed(lambda: self.unet(**inputs))
+        return timed(lambda: self.denoiser(**inputs))
 
     def _inputs(self, timestep: Tensor, size: tuple[int, int]) -> Keywords:
         generator = torch.Generator().manual_seed(1)

@@ -86,7 +86,7 @@ def measure(
 
     Args:
         benchmark: in the rows; `SELF_ATTENTION` times only a part of each call.
-        calls: `UNetCalls`, or an object with the same attributes, `timesteps` and `timed`.
+        calls: of the UNet.
         contestants: with `UNPATCHED` among them.
         seconds: no round begins that would probably end later than this.
         rounds: maximum number of rounds.

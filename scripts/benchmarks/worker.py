@@ -26,7 +26,8 @@ import sd_tokenmerge
 from benchmarks.cases import build
 from benchmarks.self_attention import SelfAttentionCalls
 from benchmarks.tokens import Tokens
-from sd_tokenmerge.bench.calls import UNetCalls, timed_step
+from benchmarks.unet_calls import UNetCalls
+from sd_tokenmerge.bench.calls import timed_step
 from sd_tokenmerge.bench.gate import require_sound
 from sd_tokenmerge.bench.turns import Cost, timed
 
@@ -85,7 +86,7 @@ def _prepare_unet(name: str, calls: UNetCalls, *, only_self_attention: bool) -> 
     measured = SelfAttentionCalls(calls) if only_self_attention else calls
 
     def step() -> Cost:
-        with preset.on(calls.unet):
+        with preset.on(calls.denoiser):
             return timed_step(measured, preset.refresh_every)[0]
 
     step()

@@ -13,9 +13,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-EARLY = {"quarter": 4, "half": 2}
-"""Checkpoints that are kept, to compare with the finished weights: name and part of the steps."""
-
 
 @dataclass(frozen=True)
 class Schedule:
@@ -56,7 +53,7 @@ class Trainer:
         self.average = [p.detach().clone() for p in self.parameters]
         self.step = 0
         if self.path.exists():
-            self.load(self.path)
+            self._load()
             print(f"{name}: resuming at step {self.step}", flush=True)
 
     def run(self, loss: Callable[[int], Tensor]) -> None:
@@ -88,11 +85,8 @@ class Trainer:
                     flush=True,
                 )
             if self.step % self.schedule.save_every == 0 or self.step == self.schedule.steps:
-                self._save(self.path)
-            for name, part in EARLY.items():
-                if self.step == self.schedule.steps // part:
-                    self._save(self.path.with_name(f"{self.name}_{name}.pt"))
-        self.use_average()
+                self._save()
+        self._use_average()
 
     def _share_gradients(self) -> None:
         if self.processes == 1:
@@ -107,7 +101,7 @@ class Trainer:
             gradient.copy_(shared.view_as(gradient))
 
     @torch.no_grad()
-    def use_average(self) -> None:
+    def _use_average(self) -> None:
         """Put the averaged weights into the module, if averaging is on."""
         if self.schedule.ema_decay:
             for parameter, average in zip(self.parameters, self.average, strict=True):
@@ -127,7 +121,7 @@ class Trainer:
         decay = min(self.schedule.ema_decay, (1 + self.step) / (10 + self.step))
         torch._foreach_lerp_(self.average, self.parameters, 1 - decay)
 
-    def _save(self, path: Path) -> None:
+    def _save(self) -> None:
         if self.rank != 0:
             return
         state = {
@@ -136,13 +130,12 @@ class Trainer:
             "average": self.average,
             "step": self.step,
         }
-        partial = path.with_suffix(".partial")
+        partial = self.path.with_suffix(".partial")
         torch.save(state, partial)
-        os.replace(partial, path)
+        os.replace(partial, self.path)
 
-    def load(self, path: Path) -> None:
-        """Continue from a checkpoint."""
-        state = torch.load(path, map_location=self.parameters[0].device, weights_only=True)
+    def _load(self) -> None:
+        state = torch.load(self.path, map_location=self.parameters[0].device, weights_only=True)
         self.module.load_state_dict(state["module"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.average = state["average"]

@@ -96,7 +96,7 @@ class Step:
 
     def __call__(self) -> Cost:
         """Cost of one step, averaged over the life of a partition."""
-        with self.contestant.on(self._calls.unet):
+        with self.contestant.on(self._calls.denoiser):
             step, costs = timed_step(self._calls, self.contestant.refresh_every)
         self.costs += costs
         return step

@@ -39,7 +39,7 @@ def require_sound(calls: Calls, contestants: Iterable[Patcher]) -> None:
     timestep = calls.timesteps()[10]
     plain = calls.call(timestep, SMALL)
     for one in contestants:
-        with one.on(calls.unet):
+        with one.on(calls.denoiser):
             merged = calls.call(timestep, SMALL)
         if not merged.isfinite().all():
             raise UnsoundError(f"{one.name}: the output is not finite.")

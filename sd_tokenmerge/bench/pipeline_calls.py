@@ -23,10 +23,10 @@ Inputs = tuple[tuple[Any, ...], dict[str, Any]]
 
 
 class PipelineCalls:
-    """Calls of a pipeline's denoiser; stands in for `UNetCalls`.
+    """Calls of a pipeline's denoiser.
 
     Attributes:
-        unet: the denoiser, a UNet or a transformer.
+        denoiser: a UNet or a transformer.
     """
 
     def __init__(self, pipe: Any, options: ResolvedOptions, job: ImageJob):
@@ -41,10 +41,10 @@ class PipelineCalls:
             ValueError: the image size is not a whole number of tokens.
         """
         require_whole_tokens(pipe, options)
-        self.unet: Any = find_denoiser(pipe)
+        self.denoiser: Any = find_denoiser(pipe)
         self._pipe, self._options, self._job = pipe, options, job
         self._pixels_per_token = pixels_per_token(pipe)
-        family = find_family(self.unet)
+        family = find_family(self.denoiser)
         self._place = 1 if family is None else family.timestep
         self._scale = 1.0 if family is None else family.timestep_scale
         self._captured: dict[tuple[int, int], Inputs] = {}
@@ -74,7 +74,7 @@ class PipelineCalls:
         else:
             args[self._place] = timestep.expand(args[self._place].shape)
         with attention_context(self._options.attention_backend):
-            output: Tensor = self.unet(*args, **kwargs)[0]
+            output: Tensor = self.denoiser(*args, **kwargs)[0]
         return output
 
     def _inputs(self, height: int, width: int) -> Inputs:
@@ -86,7 +86,7 @@ class PipelineCalls:
                 self._captured[size] = args, kwargs
                 raise _CapturedError
 
-            hook = self.unet.register_forward_pre_hook(capture, prepend=True, with_kwargs=True)
+            hook = self.denoiser.register_forward_pre_hook(capture, prepend=True, with_kwargs=True)
             try:
                 Sampler(self._pipe, replace(self._options, height=height, width=width))([self._job])
             except _CapturedError:

@@ -12,7 +12,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Args:
         arguments: words after the command's name; default: those of this process.
     """
-    from sd_tokenmerge.cli.app import run
+    from sd_tokenmerge.cli.commands import run
     from sd_tokenmerge.cli.threads import wait_passively
 
     wait_passively()

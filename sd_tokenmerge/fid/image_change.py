@@ -118,9 +118,12 @@ def paired_change(
 
 def psnr(image: Image.Image, original: Image.Image) -> float:
     """Peak signal-to-noise ratio in dB of two RGB pictures of the same size; maybe infinite."""
+    return _psnr(_pixels(image), _pixels(original))
+
+
+def _psnr(pixels: Tensor, target: Tensor) -> float:
     from torchmetrics.functional.image import peak_signal_noise_ratio
 
-    pixels, target = map(_pixels, (image, original))
     return float(peak_signal_noise_ratio(pixels, target, data_range=255.0))
 
 
@@ -145,7 +148,7 @@ def _compare(path: Path, twin: Path) -> tuple[float, float]:
         )
     pixels, target = map(_pixels, (image, original))
     ssim = float(structural_similarity_index_measure(pixels, target, data_range=255.0))
-    return psnr(image, original), ssim
+    return _psnr(pixels, target), ssim
 
 
 def _feature_distances(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,8 +55,8 @@ class Sampler:
         self.pipe = pipe
         self._noise_device = "cpu" if options.noise_device == "cpu" else options.device
         self._options = options
-        guidance, self._negative_prompt = _guidance(pipe, options)
         accepted = inspect.signature(pipe.__call__).parameters
+        guidance, self._negative_prompt = _guidance(pipe, accepted, options)
         self._arguments = guidance | {k: v for k, v in _AS_GIVEN.items() if k in accepted}
 
     @torch.no_grad()
@@ -86,7 +86,9 @@ _AS_GIVEN = {"use_resolution_binning": False, "clean_caption": False}
 """Arguments by which some pipelines use the size and the prompt as they are given."""
 
 
-def _guidance(pipe: Any, options: ResolvedOptions) -> tuple[dict[str, Any], str | None]:
+def _guidance(
+    pipe: Any, accepted: Collection[str], options: ResolvedOptions
+) -> tuple[dict[str, Any], str | None]:
     """The pipeline's argument for the guidance scale, and the negative prompt.
 
     Flux and Qwen-Image take the scale of classifier-free guidance as `true_cfg_scale`, and use it
@@ -97,7 +99,6 @@ def _guidance(pipe: Any, options: ResolvedOptions) -> tuple[dict[str, Any], str 
         ValueError: the pipeline takes no negative prompt.
     """
     scale, negative = options.guidance_scale, options.negative_prompt
-    accepted = inspect.signature(pipe.__call__).parameters
     is_true = "true_cfg_scale" in accepted and not pipe.transformer.config.guidance_embeds
     takes_negative = is_true or ("negative_prompt" in accepted and "true_cfg_scale" not in accepted)
     if negative is not None and not takes_negative:

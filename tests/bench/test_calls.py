@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import pytest
+from benchmarks.unet_calls import UNetCalls
 
-from sd_tokenmerge.bench.calls import UNetCalls, finest_transformers
+from sd_tokenmerge.bench.calls import finest_transformers
 from tests.tiny_models import UNET_CONFIGS, tiny_unet
 
 
@@ -14,4 +15,4 @@ def test_inputs_fit(kind):
     timestep = calls.timesteps()[0]
     assert calls.call(timestep, (24, 16)).shape == (2, 4, 24, 16)
     assert calls.timed(timestep).wall > 0
-    assert finest_transformers(calls.unet)[0] == (1 if kind == "sdxl" else 0)
+    assert finest_transformers(calls.denoiser)[0] == (1 if kind == "sdxl" else 0)

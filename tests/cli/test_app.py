@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from sd_tokenmerge.cli.app import run
+from sd_tokenmerge.cli.commands import run
 
 
 def test_missing_gradio_is_one_line(monkeypatch, capsys):

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from sd_tokenmerge.bench import run as bench
-from sd_tokenmerge.cli.app import run
+from sd_tokenmerge.cli.commands import run
 from sd_tokenmerge.config import PRESETS
 from tests.report.html_document import parse
 

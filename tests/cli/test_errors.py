@@ -12,7 +12,7 @@ from typing import NoReturn
 import pytest
 import torch
 
-from sd_tokenmerge.cli.app import run
+from sd_tokenmerge.cli.commands import run
 from sd_tokenmerge.cli.errors import UserError, user_errors
 from tests.fid.pictures import draw
 from tests.tiny_models import tiny_sd15

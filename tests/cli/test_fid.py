@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sd_tokenmerge.cli.app import run
+from sd_tokenmerge.cli.commands import run
 from sd_tokenmerge.fid.evaluate import compare
 from tests.fid.pictures import blur, draw
 from tests.fid.toy import use_toy_extractor

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from sd_tokenmerge.cli.app import run
+from sd_tokenmerge.cli.commands import run
 from tests.fid.pictures import write_validation_set
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from sd_tokenmerge.cli.app import COMMANDS, run
+from sd_tokenmerge.cli.commands import COMMANDS, run
 from sd_tokenmerge.sampling.manifest import read_manifest
 from tests.tiny_models import tiny_sd15
 
@@ -231,7 +231,7 @@ def test_help_loads_nothing_that_takes_long() -> None:
     # Not its time, which a busy machine decides; 0.3 s on an idle one.
     script = (
         "import sys\n"
-        "from sd_tokenmerge.cli.app import COMMANDS, run\n"
+        "from sd_tokenmerge.cli.commands import COMMANDS, run\n"
         "for arguments in ([], ['--help'], *([name, '--help'] for name in COMMANDS)):\n"
         "    assert run(arguments) == 0, arguments\n"
         "print({name.partition('.')[0] for name in sys.modules}, file=sys.stderr)"

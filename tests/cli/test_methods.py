@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from sd_tokenmerge.cli.app import run
+from sd_tokenmerge.cli.commands import run
 from sd_tokenmerge.methods import METHODS, parse_method
 from sd_tokenmerge.methods.base import Grid
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sd_tokenmerge.cli.app import run
+from sd_tokenmerge.cli.commands import run
 
 SMALL = ["--size", "64", "--steps", "2", "--classes", "magpie"]
 BLOCK = "down_blocks.0.attentions.0.transformer_blocks.0"

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from sd_tokenmerge.cli.app import run
+from sd_tokenmerge.cli.commands import run
 from sd_tokenmerge.cli.generate import read_options
 from sd_tokenmerge.config import PRESETS, MergeConfig
 from sd_tokenmerge.sampling.options import GenerateOptions

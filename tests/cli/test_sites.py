@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from sd_tokenmerge.cli.app import run
+from sd_tokenmerge.cli.commands import run
 from tests.sampling.ldm_checkpoint import save_single_file
 from tests.tiny_models import tiny_sd15
 

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from sd_tokenmerge.cli import sweep as cli_sweep
-from sd_tokenmerge.cli.app import run
+from sd_tokenmerge.cli.commands import run
 from sd_tokenmerge.cli.generate import generate_command
 from sd_tokenmerge.cli.sweep import parse_keep_rates, parse_methods, sweep_command
 from sd_tokenmerge.sampling.manifest import read_manifest
@@ -244,7 +244,7 @@ def test_a_full_disk_is_no_bad_input(command, monkeypatch, capsys, number, code)
 
 def test_help_imports_no_torch():
     code = (
-        "import sys; from sd_tokenmerge.cli.app import run; run(['sweep', '--help']); "
+        "import sys; from sd_tokenmerge.cli.commands import run; run(['sweep', '--help']); "
         "run(['sites', '--help']); run(['methods', '--help']); "
         "assert not {'torch', 'diffusers', 'matplotlib'} & set(sys.modules), 'slow'"
     )

@@ -14,7 +14,7 @@ def test_the_policy_is_set_before_torch_is_loaded(set_by_user, expected):
         environment["OMP_WAIT_POLICY"] = set_by_user
     script = (
         "import os, sys\n"
-        "import sd_tokenmerge.cli.app as app\n"
+        "import sd_tokenmerge.cli.commands as app\n"
         "app.run = lambda words: print(os.environ['OMP_WAIT_POLICY'], 'torch' in sys.modules)\n"
         "from sd_tokenmerge.cli import main\n"
         "main([])"

@@ -8,7 +8,7 @@ from functools import cache
 import pytest
 from PIL import Image
 
-from sd_tokenmerge.cli.app import run
+from sd_tokenmerge.cli.commands import run
 from sd_tokenmerge.config import PRESETS
 from tests.fid.toy import use_toy_extractor
 from tests.tiny_pipelines import PIPELINES

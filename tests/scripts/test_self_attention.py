@@ -43,7 +43,7 @@ def test_architectures_are_those_of_the_published_models(case, parameters, level
 
 def test_attentions_get_what_they_get_in_a_call(calls):
     seen = []
-    for transformer in finest_transformers(calls.unet)[1]:
+    for transformer in finest_transformers(calls.denoiser)[1]:
         attention = transformer.transformer_blocks[0].attn1
         attention.register_forward_pre_hook(lambda module, args: seen.append(args[0].clone()))
     timestep = calls.timesteps()[0]
@@ -60,7 +60,7 @@ def test_attentions_get_what_they_get_in_a_call(calls):
 def test_patches_are_told_of_each_call(calls):
     attentions = SelfAttentionCalls(calls)
     steps = attentions.timesteps()
-    with apply_patch(calls.unet, "atc", keep_rate=0.5, refresh_every=3) as handle:
+    with apply_patch(calls.denoiser, "atc", keep_rate=0.5, refresh_every=3) as handle:
         for step in (steps[0], steps[1], steps[2], steps[3], attentions.timesteps()[1]):
             attentions.timed(step)
         merged = [row for row in handle.report().rows if row.merged]
@@ -71,14 +71,14 @@ def test_patches_are_told_of_each_call(calls):
 
 def test_tomesd_is_told_of_the_size(calls):
     attentions = SelfAttentionCalls(calls)
-    with CONTESTANTS["tomesd-50"].on(calls.unet):
+    with CONTESTANTS["tomesd-50"].on(calls.denoiser):
         attentions.timed(attentions.timesteps()[0])
-        assert calls.unet._tome_info["size"] == (calls.latent, calls.latent)
+        assert calls.denoiser._tome_info["size"] == (calls.latent, calls.latent)
 
 
 def test_only_self_attention_runs(calls):
     ran = []
-    for name, module in calls.unet.named_modules():
+    for name, module in calls.denoiser.named_modules():
         module.register_forward_hook(lambda *_, name=name: ran.append(name))
     attentions = SelfAttentionCalls(calls)
     ran.clear()
@@ -91,8 +91,8 @@ def test_only_self_attention_runs(calls):
 
 def test_nothing_is_left_behind(calls):
     timestep = calls.timesteps()[3]
-    before, hooks = calls.call(timestep, (16, 16)), hooks_of(calls.unet)
+    before, hooks = calls.call(timestep, (16, 16)), hooks_of(calls.denoiser)
     attentions = SelfAttentionCalls(calls)
     attentions.timed(attentions.timesteps()[0])
-    assert hooks_of(calls.unet) == hooks
+    assert hooks_of(calls.denoiser) == hooks
     assert torch.equal(calls.call(timestep, (16, 16)), before)

@@ -40,9 +40,9 @@ def test_sizes_are_those_of_the_published_models(case, heads, channels, tokens, 
 
 def test_partitions_are_kept_from_step_to_step():
     calls = BlockCalls(CASES[QUICK], batch=2, device="cpu", dtype="float32")
-    assert len(find_sites(calls.unet)) == 1
+    assert len(find_sites(calls.denoiser)) == 1
     steps = calls.timesteps()
-    with apply_patch(calls.unet, preset="near-lossless") as handle:
+    with apply_patch(calls.denoiser, preset="near-lossless") as handle:
         for step in steps[10:14]:
             calls.timed(step)
     (row,) = handle.report().rows

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sd_tokenmerge.cli.app import run
+from sd_tokenmerge.cli.commands import run
 from sd_tokenmerge.sampling.run import RunStopped
 from sd_tokenmerge.sweep import run as sweep_run
 from sd_tokenmerge.sweep.run import run_sweep

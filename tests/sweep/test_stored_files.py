@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sd_tokenmerge.cli.app import run
+from sd_tokenmerge.cli.commands import run
 from sd_tokenmerge.sweep.folder import SWEEP_FILE, PlannedSetting, count_tabulated, write_plan
 from sd_tokenmerge.sweep.run import run_sweep
 from sd_tokenmerge.sweep.status import folder_status
