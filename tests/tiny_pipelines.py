@@ -65,6 +65,25 @@ def hunyuandit():
     )
 
 
+def lumina2():
+    config = transformers.Gemma2Config(
+        vocab_size=300,
+        hidden_size=TEXT_DIM,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=8,
+    )
+    return diffusers.Lumina2Pipeline(
+        transformer=tiny_transformer("lumina2", axes_lens=(300, 16, 16)),
+        scheduler=dynamic_scheduler(),
+        vae=tiny_vae(shift_factor=0.1),
+        text_encoder=seeded(transformers.Gemma2Model, config),
+        tokenizer=byte_tokenizer(),
+    )
+
+
 def pixart():
     return diffusers.PixArtSigmaPipeline(
         tokenizer=byte_tokenizer(),
@@ -126,7 +145,7 @@ def sd3():
 
 PIPELINES = {
     make.__name__: make
-    for make in (auraflow, flux, flux_distilled, hunyuandit, pixart, qwen_image, sd3)
+    for make in (auraflow, flux, flux_distilled, hunyuandit, lumina2, pixart, qwen_image, sd3)
 }
 
 

@@ -132,6 +132,24 @@ def hunyuandit():
     return diffusers.HunyuanDiT2DModel, config, inputs
 
 
+def lumina2():
+    config = {
+        "sample_size": 16,
+        "in_channels": 4,
+        "hidden_size": CHANNELS,
+        "num_layers": 2,
+        "num_refiner_layers": 1,
+        "num_attention_heads": HEADS,
+        "num_kv_heads": 1,
+        "multiple_of": 16,
+        "axes_dim_rope": (4, 6, 6),
+        "axes_lens": (16, 16, 16),
+        "cap_feat_dim": 24,
+    }
+    inputs = image_inputs(4) | fractional() | {"encoder_attention_mask": text_mask()}
+    return diffusers.Lumina2Transformer2DModel, config, inputs
+
+
 def pixart():
     config = {
         "sample_size": 16,
@@ -163,11 +181,9 @@ def qwen_image():
         "axes_dims_rope": (4, 6, 6),
     }
     inputs = image_inputs(4) | fractional()
-    mask = torch.ones(2, TEXT, dtype=torch.int64)
-    mask[1, 3:] = 0
     inputs |= {
         "hidden_states": draw(2, HEIGHT * WIDTH, 16),
-        "encoder_hidden_states_mask": mask,
+        "encoder_hidden_states_mask": text_mask(),
         "img_shapes": [[(1, HEIGHT, WIDTH)]] * 2,
     }
     model = diffusers.QwenImageTransformer2DModel
@@ -237,6 +253,13 @@ def image_inputs(channels):
     }
 
 
+def text_mask():
+    """The second text is shorter."""
+    mask = torch.ones(2, TEXT, dtype=torch.int64)
+    mask[1, 3:] = 0
+    return mask
+
+
 def fractional():
     return {"timestep": torch.tensor([0.5, 0.5])}
 
@@ -248,6 +271,7 @@ FAMILIES = {
         cogvideox,
         flux,
         hunyuandit,
+        lumina2,
         pixart,
         qwen_image,
         sd3,

@@ -120,21 +120,26 @@ def _attend(
     length = query.shape[2]
     image = block.image_tokens(length)
     block.text_tokens = length - (image.stop - image.start)
+    is_key_mask = attn_mask is None or (
+        block.has_text and attn_mask.ndim == 4 and attn_mask.shape[1:] == (1, 1, length)
+    )
+    shifts = None
+    if block.ends_with_padding and attn_mask is not None and is_key_mask:
+        shifts = attn_mask.logical_not().sum(-1).flatten()
+    padding_first = partial(_rotate, shifts=shifts)
     inputs = SelfAttentionInputs(
         query.shape[0],
         image.stop - image.start,
-        query=lambda: query[:, :, image],
-        key=lambda: key[:, :, image],
+        query=lambda: padding_first(query)[:, :, image],
+        key=lambda: padding_first(key)[:, :, image],
         scale=query.shape[-1] ** -0.5 if scale is None else scale,
+        padding_first=padding_first,
     )
     partition = block.choose(inputs)
     if partition is None:
         return F.scaled_dot_product_attention(
             query, key, value, attn_mask=attn_mask, scale=scale, **options
         )
-    is_key_mask = attn_mask is None or (
-        block.has_text and attn_mask.ndim == 4 and attn_mask.shape[1:] == (1, 1, length)
-    )
     if key.shape != query.shape or not is_key_mask or any(options.values()):
         raise ValueError(
             "a merged self-attention must attend to its own tokens, without dropout and with no "
@@ -142,16 +147,18 @@ def _attend(
             f"{list(key.shape)} and "
             f"{'no mask' if attn_mask is None else f'a mask {list(attn_mask.shape)}'}."
         )
-    if attn_mask is not None and attn_mask.dtype == torch.bool:
-        attn_mask = torch.zeros_like(attn_mask, dtype=query.dtype).masked_fill(
-            ~attn_mask, -torch.inf
-        )
+    if attn_mask is not None:
+        attn_mask = padding_first(attn_mask.mT).mT
+        if attn_mask.dtype == torch.bool:
+            attn_mask = torch.zeros_like(attn_mask, dtype=query.dtype).masked_fill(
+                ~attn_mask, -torch.inf
+            )
     # A block that is recomputed in backward has no grid; its partition tells how many they are.
     image = block.image_tokens(length, partition.labels.shape[1])
-    return attend(
-        query,
-        key,
-        value,
+    output = attend(
+        padding_first(query),
+        padding_first(key),
+        padding_first(value),
         partition.with_singletons(image.start, length - image.stop),
         merge=block.config.merge,
         sizes=block.config.weights_keys,
@@ -159,6 +166,22 @@ def _attend(
         scale=scale,
         key_bias=attn_mask,
     )
+    return output if shifts is None else _rotate(output, -shifts)
+
+
+def _rotate(tokens: Tensor, shifts: Tensor | None) -> Tensor:
+    """Move each sequence's tokens towards its end, and those beyond the end to the beginning.
+
+    Args:
+        tokens: `[B, ..., N, C]`.
+        shifts: by how many tokens, `[B]`; None: by none.
+    """
+    if shifts is None:
+        return tokens
+    length = tokens.shape[-2]
+    sources = (torch.arange(length, device=tokens.device) - shifts[:, None]) % length
+    shape = (len(shifts), *[1] * (tokens.ndim - 3), length, 1)
+    return tokens.take_along_dim(sources.view(shape), -2)
 
 
 def require_mergeable(

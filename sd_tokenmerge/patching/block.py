@@ -75,6 +75,10 @@ class DenoiserGridRecorder(GridRecorder):
     end = torch.compiler.disable(GridRecorder.end)  # type: ignore[no-untyped-call]
 
 
+def _identity(tokens: Tensor) -> Tensor:
+    return tokens
+
+
 @dataclass(frozen=True)
 class SelfAttentionInputs:
     """What a method can read of a self-attention.
@@ -85,6 +89,7 @@ class SelfAttentionInputs:
         query: computes the queries, `[B, H, N, D]`.
         key: computes the keys, `[B, H, N, D]`.
         scale: factor on their products.
+        padding_first: moves the padding at the end of a sequence `[B, ..., N, C]` to its beginning.
     """
 
     batch: int
@@ -92,6 +97,7 @@ class SelfAttentionInputs:
     query: Callable[[], Tensor]
     key: Callable[[], Tensor]
     scale: float
+    padding_first: Callable[[Tensor], Tensor] = _identity
 
 
 class MergedBlock:
@@ -163,12 +169,17 @@ class MergedBlock:
         self._input = args[0] if args else kwargs["hidden_states"]
 
     @property
+    def ends_with_padding(self) -> bool:
+        """Whether padding follows the image where texts of a batch differ in length."""
+        return self._order == "text-image-padding"
+
+    @property
     def has_text(self) -> bool:
         """Whether text tokens join the image's in the attention."""
         return self._order != "image"
 
     def image_tokens(self, length: int, num_tokens: int | None = None) -> slice:
-        """The place of the image's tokens among those of the attention.
+        """The place of the image's tokens among those of the attention, any padding coming first.
 
         Args:
             length: how many tokens the attention has, text included.
@@ -247,8 +258,8 @@ class MergedBlock:
                     return inputs.key().mean(1), scores
                 if block_input is None:
                     raise RuntimeError(f"{self.path} must run its self-attention itself.")
-                image = self.image_tokens(block_input.shape[1])
-                return block_input[:, image].detach(), scores
+                tokens = inputs.padding_first(block_input)
+                return tokens[:, self.image_tokens(tokens.shape[1])].detach(), scores
 
         if torch.compiler.is_compiling():
             method, ticket = self.reuse.method, self.partitions.ticket

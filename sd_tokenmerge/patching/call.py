@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import weakref
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -79,7 +80,7 @@ class CallLog:
         self,
         scheduler: SchedulerOf,
         *,
-        scale: float | None = None,
+        scheduler_timestep: Callable[[float], float] | None = None,
         needs_step: bool,
         needs_progress: bool,
         needs_values: bool,
@@ -88,14 +89,14 @@ class CallLog:
 
         Args:
             scheduler: of the pipeline.
-            scale: the scheduler's timesteps are this times the denoiser's, up to rounding; None:
-                they are the denoiser's.
+            scheduler_timestep: the scheduler's timestep, up to rounding, from the denoiser's;
+                None: they are equal.
             needs_step: whether `step` and `number` are used.
             needs_progress: whether `progress` is used.
             needs_values: whether `timesteps` are used.
         """
         self._scheduler = scheduler
-        self._scale = scale
+        self._scheduler_timestep = scheduler_timestep
         self._needs = (needs_step, needs_progress, needs_values)
         self._previous: _Position | None = None
         self._step = self._number = 0
@@ -153,9 +154,10 @@ class CallLog:
             distance = int(timestep.storage_offset() - timesteps.storage_offset())
             return distance // int(timesteps.stride(0))
         values = self._list(timesteps)
-        value = max(self._read(timestep))  # the noisiest image of a batch decides
-        if self._scale is not None:
-            value = _nearest(value * self._scale, values)
+        given = self._read(timestep)
+        if self._scheduler_timestep is not None:
+            given = [_nearest(self._scheduler_timestep(value), values) for value in given]
+        value = max(given)  # the noisiest image of a batch decides
         if value not in values:
             raise RuntimeError(
                 "the denoiser must be called with one of the scheduler's timesteps, so that "

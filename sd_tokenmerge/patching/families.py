@@ -17,8 +17,9 @@ from sd_tokenmerge.methods.base import Grid
 
 ReadGrid = Callable[[Any, tuple[Any, ...], Mapping[str, Any]], tuple[Grid, int]]
 """The token grid of one frame, and the number of frames, from the model and its arguments."""
-Order = Literal["image", "image-text", "text-image"]
-"""What an attention's sequence consists of."""
+Order = Literal["image", "image-text", "text-image", "text-image-padding"]
+"""What an attention's sequence consists of. With `"text-image-padding"`, shorter texts of a batch
+are followed by the image at once, and the mask excludes the padding at the end of the sequence."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class Family:
         attentions: in the order in which they run.
         grid: reads the token grid of a call.
         timestep: position of `timestep` among the arguments of `forward`.
-        timestep_scale: the scheduler's timesteps are this times the model's, up to rounding.
+        scheduler_timestep: the scheduler's timestep, up to rounding, from the model's.
         patch_size: latents per token, in height and width; None: that of the model's configuration.
         makes_videos: whether the tokens are those of several frames.
     """
@@ -58,7 +59,7 @@ class Family:
     attentions: tuple[Attentions, ...]
     grid: ReadGrid
     timestep: int
-    timestep_scale: float = 1.0
+    scheduler_timestep: Callable[[float], float] = float
     patch_size: int | None = None
     makes_videos: bool = False
 
@@ -120,6 +121,16 @@ def _require_filled(grid: Grid, args: tuple[Any, ...], kwargs: Mapping[str, Any]
     return grid
 
 
+def _thousandfold(timestep: float) -> float:
+    """From a model where 1 is noise and 0 the image."""
+    return 1000 * timestep
+
+
+def _reversed_thousandfold(timestep: float) -> float:
+    """From a model where 0 is noise and 1 the image."""
+    return 1000 * (1 - timestep)
+
+
 def _argument(args: tuple[Any, ...], kwargs: Mapping[str, Any], place: int, name: str) -> Any:
     return args[place] if len(args) > place else kwargs[name]
 
@@ -137,7 +148,7 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
             ),
             _of_image,
             timestep=2,
-            timestep_scale=1000,
+            scheduler_timestep=_thousandfold,
         ),
         "CogVideoXTransformer3DModel": Family(
             (Attentions("transformer_blocks", "attn1", "text-image", "CogVideoXAttnProcessor2_0"),),
@@ -152,7 +163,7 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
             ),
             _of_positions,
             timestep=3,
-            timestep_scale=1000,
+            scheduler_timestep=_thousandfold,
             patch_size=2,  # the pipeline packs latents before the model, which has patch_size 1
         ),
         "Flux2Transformer2DModel": Family(
@@ -167,13 +178,22 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
             ),
             partial(_of_positions, place=3),
             timestep=2,
-            timestep_scale=1000,
+            scheduler_timestep=_thousandfold,
             patch_size=2,
         ),
         "HunyuanDiT2DModel": Family(
             (Attentions("blocks", "attn1", "image", "HunyuanAttnProcessor2_0"),),
             _of_image,
             timestep=1,
+        ),
+        "Lumina2Transformer2DModel": Family(
+            (
+                Attentions("noise_refiner", "attn", "image", "Lumina2AttnProcessor2_0"),
+                Attentions("layers", "attn", "text-image-padding", "Lumina2AttnProcessor2_0"),
+            ),
+            _of_image,
+            timestep=1,
+            scheduler_timestep=_reversed_thousandfold,
         ),
         "PixArtTransformer2DModel": Family(
             (
@@ -192,7 +212,7 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
             ),
             _of_shapes,
             timestep=3,
-            timestep_scale=1000,
+            scheduler_timestep=_thousandfold,
         ),
         "SD3Transformer2DModel": Family(
             (

@@ -67,7 +67,7 @@ class Patch:
         self._timestep_place = 1 if family is None else family.timestep
         self._calls = CallLog(
             scheduler,
-            scale=None if family is None else family.timestep_scale,
+            scheduler_timestep=None if family is None else family.scheduler_timestep,
             needs_step=config.refresh_every > 1,
             needs_progress=self._varying,
             needs_values=method.uses_seed,

@@ -7,6 +7,7 @@ from typing import Any
 
 from diffusers.models.attention import BasicTransformerBlock
 from diffusers.models.transformers.transformer_2d import Transformer2DModel
+from diffusers.models.transformers.transformer_temporal import TransformerSpatioTemporalModel
 from torch import nn
 
 from sd_tokenmerge.config import MergeConfig
@@ -127,7 +128,10 @@ def _in_transformer(denoiser: Any, family: Family) -> list[Site]:
 def _in_unet(denoiser: nn.Module) -> list[Site]:
     sites = []
     for name, transformer in denoiser.named_modules():
-        if not isinstance(transformer, Transformer2DModel) or not transformer.is_input_continuous:
+        is_spatial = isinstance(transformer, TransformerSpatioTemporalModel) or (
+            isinstance(transformer, Transformer2DModel) and transformer.is_input_continuous
+        )
+        if not is_spatial:
             continue
         for index, block in enumerate(transformer.transformer_blocks):
             block = getattr(block, "_orig_mod", block)

@@ -18,6 +18,7 @@ TRANSFORMER_PIPELINES = (
     "AuraFlowPipeline",
     "FluxPipeline",
     "HunyuanDiTPipeline",
+    "Lumina2Pipeline",
     "PixArtAlphaPipeline",
     "PixArtSigmaPipeline",
     "QwenImagePipeline",

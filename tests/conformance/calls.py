@@ -81,6 +81,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "StableDiffusionXLControlNetUnionImg2ImgPipeline": {"control_mode": [0]},
     "StableDiffusionXLControlNetUnionInpaintPipeline": {"control_mode": [0]},
     "StableDiffusionXLControlNetUnionPipeline": {"control_mode": [0]},
+    "StableVideoDiffusionPipeline": {"height": PIXELS, "width": PIXELS},
     "TextToVideoZeroPipeline": {"t0": 0, "t1": 1},
     "TextToVideoZeroSDXLPipeline": {"t0": 0, "t1": 1},
 }

@@ -291,6 +291,8 @@ def _image_encoder(pipeline: Pipeline) -> Any:
         )
 
         return PaintByExampleImageEncoder(config, proj_size=WIDTH)
+    if pipeline.name == "StableVideoDiffusionPipeline":
+        config.image_size = 224  # it resizes every image to this
     return transformers.CLIPVisionModelWithProjection(config)
 
 
@@ -324,6 +326,14 @@ _SCHEDULERS: dict[str, Callable[[], Any]] = {
     ),
     "StableDiffusionParadigms": lambda: diffusers.DDIMParallelScheduler(**_SCHEDULE),
     "StableDiffusionXL": lambda: diffusers.EulerDiscreteScheduler(steps_offset=1, **_SCHEDULE),
+    "StableVideoDiffusion": lambda: diffusers.EulerDiscreteScheduler(
+        prediction_type="v_prediction",
+        timestep_type="continuous",
+        sigma_min=0.002,
+        sigma_max=700.0,
+        use_karras_sigmas=True,
+        **_SCHEDULE,
+    ),
     "ConsistencyModel": lambda: diffusers.CMStochasticIterativeScheduler(),
     "DDPM": lambda: diffusers.DDPMScheduler(),
     "KarrasVe": lambda: diffusers.KarrasVeScheduler(),

@@ -23,7 +23,6 @@ IN_DEFAULT_SUITE = {
     "StableDiffusionPipeline",
     "StableDiffusionSAGPipeline",
     "StableDiffusionXLPipeline",
-    "StableVideoDiffusionPipeline",
     "TextToVideoZeroPipeline",
 }
 RUN = [name for name, outcome in TABLE["pipelines"].items() if NOT_RUN not in str(outcome)]

@@ -22,7 +22,6 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.profiler import ProfilerActivity, profile
 
 from sd_tokenmerge import apply_patch
-from sd_tokenmerge.patching.families import FAMILIES as SUPPORTED
 from sd_tokenmerge.patching.sites import find_sites
 from tests.tiny_transformers import (
     CHANNELS,
@@ -206,8 +205,9 @@ class Owner:
 
 
 def steps_of(owner, name):
-    scale = SUPPORTED[type(owner.transformer).__name__].timestep_scale
-    return [t.expand(2) if scale == 1 else t.expand(2) / scale for t in owner.scheduler.timesteps]
+    scale = 1000 if inputs_of(name)["timestep"].max() < 1 else 1
+    steps = [t.expand(2) if scale == 1 else t.expand(2) / scale for t in owner.scheduler.timesteps]
+    return [1 - step for step in steps] if name == "lumina2" else steps
 
 
 def pyramid_attention_broadcast():
@@ -296,9 +296,9 @@ def test_partitions_are_not_kept_over_skipped_refreshes():
         assert (row.times_computed, row.times_reused) == (4, 4)
 
 
-@pytest.mark.parametrize("name", ["qwen_image", "wan", "sd3"])
+@pytest.mark.parametrize("name", ["lumina2", "qwen_image", "wan", "sd3"])
 def test_guidance_by_separate_calls_keeps_partitions_apart(name):
-    """Qwen-Image and Wan call the denoiser with the prompt, then without it, in every step."""
+    """Some pipelines call the denoiser with the prompt, then without it, in every step."""
     prompts = [inputs_of(name)["encoder_hidden_states"], draw(2, TEXT, 24, seed=7)]
 
     def outputs_for(which):
@@ -337,17 +337,18 @@ def test_timesteps_of_each_token():
         assert (row.times_computed, row.times_reused) == (8, 8)
 
 
-@pytest.mark.parametrize("merge", ["kv", "two-sided"])
-def test_prompts_of_different_lengths(merge):
+@pytest.mark.parametrize(("merge", "features"), [("kv", "keys"), ("two-sided", "input")])
+@pytest.mark.parametrize("name", ["lumina2", "qwen_image"])
+def test_prompts_of_different_lengths(name, merge, features):
     """An image's output depends neither on the padding of its prompt nor on its neighbour's."""
-    name, inputs = "qwen_image", inputs_of("qwen_image")
-    model = tiny_transformer(name)
+    model, inputs = tiny_transformer(name), inputs_of(name)
+    (mask,) = (key for key in inputs if key.startswith("encoder_") and key.endswith("_mask"))
     noisy = inputs["encoder_hidden_states"].clone()
     noisy[1, 3:] = 5.0
     plain = call_transformer(model, name)
     if not torch.equal(call_transformer(model, name, encoder_hidden_states=noisy), plain):
         pytest.skip("this version of diffusers attends to padding")
-    apply_patch(model, "tome-sd", merge=merge, keep_rate=0.3)
+    apply_patch(model, "tome-sd", merge=merge, keep_rate=0.3, features=features)
     output = call_transformer(model, name)
     assert torch.equal(call_transformer(model, name, encoder_hidden_states=noisy), output)
     for image, length in enumerate((5, 3)):
@@ -357,7 +358,7 @@ def test_prompts_of_different_lengths(merge):
             if isinstance(value, (torch.Tensor, list))
         }
         alone["encoder_hidden_states"] = alone["encoder_hidden_states"][:, :length]
-        alone["encoder_hidden_states_mask"] = alone["encoder_hidden_states_mask"][:, :length]
+        alone[mask] = alone[mask][:, :length]
         expected = call_transformer(model, name, **alone)
         torch.testing.assert_close(output[image : image + 1], expected, rtol=0, atol=1e-5)
 

@@ -214,13 +214,13 @@ def test_steps_are_known_in_half_precision(name: str, saved: Saved) -> None:
     with patched(pipe, resolved) as handle:
         pixels = Sampler(pipe, resolved)([JOB]).pixels
     assert np.isfinite(pixels).all()
-    calls = 2 if name in ("flux", "qwen_image") else 1
+    calls = 2 if name in ("flux", "lumina2", "qwen_image") else 1
     for row in handle.report().rows:
         assert (row.times_computed, row.times_reused) == (2 * calls, calls)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["auraflow", "flux", "qwen_image", "sd3"])
+@pytest.mark.parametrize("name", ["auraflow", "flux", "lumina2", "qwen_image", "sd3"])
 def test_loras_change_the_picture_by_their_scales(
     name: str, saved: Saved, load: Load, tmp_path: Path
 ) -> None:
