@@ -154,9 +154,9 @@ class CallLog:
             distance = int(timestep.storage_offset() - timesteps.storage_offset())
             return distance // int(timesteps.stride(0))
         values = self._list(timesteps)
-        given = self._read(timestep)
+        given = set(self._read(timestep))
         if self._scheduler_timestep is not None:
-            given = [_nearest(self._scheduler_timestep(value), values) for value in given]
+            given = {_nearest(self._scheduler_timestep(value), values) for value in given}
         value = max(given)  # the noisiest image of a batch decides
         if value not in values:
             raise RuntimeError(
