@@ -12,6 +12,7 @@ from types import MappingProxyType
 from typing import Any, Literal
 
 from torch import Tensor, nn
+from torch.utils.weak import WeakIdKeyDictionary
 
 from sd_tokenmerge.methods.base import Grid
 
@@ -100,8 +101,16 @@ def _of_positions(
 ) -> tuple[Grid, int]:
     """Packed tokens with positions (image, row, column, ...), `[N, 3]` or `[B, N, 4]`."""
     positions: Tensor = _argument(args, kwargs, place, "img_ids")
-    height, width = (positions[..., 1:3].flatten(0, -2).amax(0) + 1).tolist()
-    return _require_filled(Grid(int(height), int(width)), args, kwargs), 1
+    version = None if positions.is_inference() else positions._version
+    known = _GRIDS.get(positions)
+    if known is None or version is None or known[0] != version:
+        height, width = (positions[..., 1:3].flatten(0, -2).amax(0) + 1).tolist()
+        known = _GRIDS[positions] = (version, Grid(int(height), int(width)))
+    return _require_filled(known[1], args, kwargs), 1
+
+
+_GRIDS = WeakIdKeyDictionary()
+"""By tensor of positions: its version, and the grid. Reading the positions waits for the device."""
 
 
 def _of_shapes(model: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Grid, int]:

@@ -197,6 +197,24 @@ def test_reports_show_frames_and_text_tokens(name):
     assert " 48 -> 12 " in str(report) or 0 not in texts
 
 
+def test_positions_are_read_again_only_when_they_change(monkeypatch):
+    model, positions = tiny_transformer("flux"), inputs_of("flux")["img_ids"]
+    handle, read = patch(model), []
+    plain = torch.Tensor.tolist
+    monkeypatch.setattr(torch.Tensor, "tolist", lambda self: read.append(self) or plain(self))
+    for _ in range(2):
+        call_transformer(model, "flux", img_ids=positions)
+    assert len(read) == 1
+    positions.copy_(positions[:, [0, 2, 1]])  # rows and columns change places
+    call_transformer(model, "flux", img_ids=positions)
+    assert len(read) == 2
+    assert {row.grid for row in handle.report().rows} == {Grid(WIDTH, HEIGHT)}
+    with torch.inference_mode():
+        for swap in ([0, 2, 1], [0, 1, 2]):
+            call_transformer(model, "flux", img_ids=positions[:, swap])
+    assert len(read) == 4
+
+
 @in_every_family
 def test_levels_and_sites(name):
     sites = find_sites(tiny_transformer(name))
