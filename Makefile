@@ -71,7 +71,7 @@ wheel: $(READY)
 	$(BIN)/python -m hatchling build
 
 test-wheel: $(READY)
-	$(BIN)/python -m pytest -m slow tests/test_wheel.py
+	$(BIN)/python -m pytest -m slow --timeout=1800 tests/test_wheel.py
 
 lint: $(READY)
 	$(BIN)/ruff check .

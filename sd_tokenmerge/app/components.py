@@ -38,6 +38,7 @@ class FieldComponent:
         hint = without_none(full_hint)
         self.name = name
         self._choices = _SWITCH if hint is bool and hint is not full_hint else None
+        self._is_optional_integer = hint is int and value is None
         shown = {
             "label": _label(entry),
             "info": entry.metadata["help"] if explain else None,
@@ -52,8 +53,8 @@ class FieldComponent:
             self.component = gr.Dropdown(list(self._choices), **shown)
         elif hint is bool:
             self.component = gr.Checkbox(**shown)
-        elif hint in (int, float):
-            self.component = gr.Number(**shown)
+        elif hint in (int, float) and value is not None:
+            self.component = gr.Number(**shown)  # turns None into 0 once it is visible
         else:
             self.component = gr.Textbox(**shown)
 
@@ -63,6 +64,8 @@ class FieldComponent:
             return format_keep_rates(value)
         if self._choices is not None:
             return next(text for text, choice in self._choices.items() if choice is value)
+        if self._is_optional_integer:
+            return "" if value is None else str(value)
         return value
 
     def read(self, values: Mapping[Any, Any]) -> Any:
@@ -72,7 +75,11 @@ class FieldComponent:
             values: of the page, by component.
         """
         value = values[self.component]
-        return value if self._choices is None else self._choices[value]
+        if self._choices is not None:
+            return self._choices[value]
+        if self._is_optional_integer:
+            return int(value) if value.isdecimal() else value or None
+        return value
 
 
 def _label(entry: Field[Any]) -> str:

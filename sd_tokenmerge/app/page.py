@@ -42,10 +42,16 @@ _KEEP_RATES = ["0.25", "0.5", "0.1"]
 """Keep rates to choose from; the first is compared at first."""
 _STYLE = """
 .picture img { max-height: 70vh; object-fit: contain; }
+.picture .image-container { padding-top: 2rem; }
+.clusters img { height: 60vh; image-rendering: pixelated; }
+.clusters code { overflow-wrap: anywhere; white-space: normal; }
 .numbers { overflow-x: auto; }
 .numbers :is(td, th) { overflow-wrap: normal; word-break: normal; }
+.progress:has([data-testid="status-tracker"]:not(.hide)) { min-height: 5rem; }
+.progress .progress-text { inset: auto 0 0 auto; transform: none; }
 """
-"""Pictures fit on the screen; tables can be scrolled, and their words stay whole."""
+"""Pictures fit on the screen below their labels; tables can be scrolled, and their words stay whole;
+the progress takes space only while something runs."""
 _NOTHING_YET = "Generate a picture first."
 
 
@@ -126,7 +132,7 @@ class AppPage:
                 FieldComponent(GenerateOptions, name, getattr(defaults, name), explain=False)
                 for name in _PICTURE_OPTIONS
             ]
-        self._generate_button, self._cancel_button = _buttons("Generate")
+        self._generate_button, self._cancel_button, self._progress = _buttons("Generate")
         names = [entry.name for entry in fields(MergeConfig)]
         self._preset = gr.Dropdown(
             list(PRESETS), label="preset", info="Fills in all merging options."
@@ -149,8 +155,8 @@ class AppPage:
         with gr.Row():
             self._step = gr.Slider(1, 2, 1, step=1, label="step", interactive=False)
             self._block = gr.Slider(1, 2, 1, step=1, label="block", interactive=False)
-        self._drawing_title = gr.Markdown(_NOTHING_YET)
-        self._drawing = _image("Clusters")
+        self._drawing_title = gr.Markdown(_NOTHING_YET, elem_classes="clusters")
+        self._drawing = _image("Clusters", "clusters")
 
     def _build_comparison(self) -> None:
         gr.Markdown("Every method with every form and keep rate; other options as on the left.")
@@ -161,7 +167,7 @@ class AppPage:
                 gr.Dropdown(list(get_args(Merge)), value=_FORMS, label="merge", multiselect=True),
                 gr.Dropdown(_KEEP_RATES, value=_KEEP_RATES[:1], label="keep rate", **many),
             ]
-        self._compare_button, self._cancel_comparison = _buttons("Compare")
+        self._compare_button, self._cancel_comparison, self._comparing = _buttons("Compare")
         self._sheet = _image("Comparison")
         self._table = gr.Markdown(elem_classes="numbers")
 
@@ -176,7 +182,7 @@ class AppPage:
             self._generate,
             inputs=inputs | {self._step, self._block},
             outputs=[self._unmerged, self._merged, self._difference, self._numbers, *clusters],
-            show_progress_on=self._merged,
+            show_progress_on=self._progress,
             concurrency_id="pipeline",
         )
         made.success(_draw_clusters, clusters, drawing)
@@ -192,7 +198,7 @@ class AppPage:
             self._compare,
             inputs=inputs | set(self._compared),
             outputs=[self._sheet, self._table],
-            show_progress_on=self._table,
+            show_progress_on=self._comparing,
             concurrency_id="pipeline",
         )
         gr.on(
@@ -283,18 +289,23 @@ def _merging_components(names: Iterable[str]) -> list[FieldComponent]:
     return [FieldComponent(MergeConfig, name, getattr(initial, name)) for name in names]
 
 
-def _buttons(start: str) -> tuple[Any, Any]:
-    """Beside each other: one that starts a generation, and one that cancels it."""
+def _buttons(start: str) -> tuple[Any, Any, Any]:
+    """A button that starts a generation, one that cancels it, and below them its progress."""
     with gr.Row():
-        return (
+        buttons = (
             gr.Button(start, variant="primary", min_width=120),
             gr.Button("Cancel", min_width=120),
         )
+    return *buttons, gr.HTML(elem_classes="progress", padding=False)
 
 
-def _image(label: str) -> Any:
+def _image(label: str, *classes: str) -> Any:
     return gr.Image(
-        label=label, format="png", interactive=False, buttons=["download", "fullscreen"]
+        label=label,
+        format="png",
+        interactive=False,
+        buttons=["download", "fullscreen"],
+        elem_classes=["picture", *classes],
     )
 
 

@@ -34,6 +34,8 @@ def test_options_are_read_back(preset):
     switch = by_name["first_order"]
     assert switch.read({switch.component: "off"}) is False
     assert by_name["seed"].component.label == "merge seed"
+    levels = by_name["levels"]
+    assert [levels.read({levels.component: text}) for text in ("", "2", "x")] == [None, 2, "x"]
 
 
 # gradio's server leaves its event loop and sockets to the garbage collector
@@ -79,6 +81,7 @@ def test_in_a_browser(page, tab):
         at.get_by_role(role, name=name, exact=True).first.click()
 
     fill(height=64, width=64, steps=2)
+    at.get_by_role("button", name="More merging options").click()  # options keep their values
     click("Generate")
     at.get_by_role("row", name="merged").last.wait_for()
     assert at.locator("img").count() >= 3
