@@ -50,8 +50,8 @@ _STYLE = """
 .progress:has([data-testid="status-tracker"]:not(.hide)) { min-height: 5rem; }
 .progress .progress-text { inset: auto 0 0 auto; transform: none; }
 """
-"""Pictures fit on the screen below their labels; tables can be scrolled, and their words stay whole;
-the progress takes space only while something runs."""
+"""Pictures fit on the screen, below their labels; tables can be scrolled, their words stay whole;
+progress takes space only while something runs."""
 _NOTHING_YET = "Generate a picture first."
 
 

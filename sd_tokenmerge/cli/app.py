@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from importlib.util import find_spec
+from socket import create_server
 from threading import Event
 from typing import Annotated, Any
 
@@ -41,6 +42,8 @@ def app_command(
     """
     if find_spec("gradio") is None:
         raise UserError("the app needs gradio: pip install sd-tokenmerge[app]")
+    with user_errors(OSError):
+        create_server((host, port or 0)).close()  # gradio would try a hundred ports
     from sd_tokenmerge.cli.quiet import quiet_libraries
 
     quiet_libraries()

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import sys
+from socket import create_server
 
 import pytest
 
@@ -30,3 +31,9 @@ def test_errors_are_one_line(capsys, arguments, message):
     assert printed.startswith("error: ")
     assert message in printed
     assert printed.count("\n") == 1
+
+
+def test_an_address_that_cannot_be_served_is_one_line(capsys):
+    with create_server(("127.0.0.1", 0)) as busy:
+        test_errors_are_one_line(capsys, ["--port", str(busy.getsockname()[1])], "already in use")
+    test_errors_are_one_line(capsys, ["--host", "198.51.100.1"], "('198.51.100.1', 0)")
