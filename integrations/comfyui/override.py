@@ -215,12 +215,12 @@ class MergedAttention:
         return _ImageTokens(0, count, grid)
 
     def _latent_grid(self, count: int) -> Grid | None:
-        """The grid of the latent's patches if they number `count`; frames below each other."""
+        """The grid of the latent's patches if they number `count`."""
         if len(self._latent_shape) < 4:
             return None
         *frames, height, width = self._latent_shape[2:]
         for size in _PATCH_SIZES:
-            grid = Grid(math.prod(frames) * math.ceil(height / size), math.ceil(width / size))
+            grid = Grid(math.ceil(height / size), math.ceil(width / size), math.prod(frames))
             if grid.num_tokens == count:
                 return grid
         return None

@@ -76,7 +76,7 @@ class MergedPicture(Picture):
         partition = recorded.partitions.get(name)
         if partition is None:
             return self.image, f"{title}nothing was merged"
-        labels = partition.labels[-1]  # the half of the batch with the prompt
+        labels = partition.labels[-1, 0]  # the half of the batch with the prompt
         sizes = np.bincount(labels.ravel())
         title += f"{len(sizes):,} clusters of {sizes.min():,} to {sizes.max():,} tokens"
         return draw_clusters(self.image, labels), title

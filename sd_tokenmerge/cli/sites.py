@@ -75,7 +75,6 @@ def _summary(sites: list[PlannedSite], config: MergeConfig) -> str:
 def _table(sites: list[PlannedSite]) -> str:
     rows = [["block", "level", "grid", "tokens", "after"]]
     for site in sites:
-        grid = f"{site.grid.height}x{site.grid.width}"
         after = f"{site.tokens_after:,}" if site.merged else "-"
-        rows.append([site.block, str(site.level), grid, f"{site.tokens_before:,}", after])
+        rows.append([site.block, str(site.level), str(site.grid), f"{site.tokens_before:,}", after])
     return in_columns(rows)

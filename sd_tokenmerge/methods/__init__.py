@@ -58,7 +58,7 @@ def partition(
     method: str | Method = "atc",
     *,
     num_clusters: int,
-    grid: tuple[int, int],
+    grid: tuple[int, ...],
     seed: int = 0,
     scores: Tensor | None = None,
 ) -> Partition:
@@ -67,11 +67,11 @@ def partition(
     Some checks wait for the device; calling the method itself skips them.
 
     Args:
-        tokens: `[B, N, C]` float, in row-major order of the grid.
+        tokens: `[B, N, C]` float, in the order of the grid.
         method: a method, or its string such as `"atc:linkage=complete"`.
         num_clusters: K, in [1, N]; some methods cannot reach the smallest. `clusters_to_keep`
             converts a keep rate.
-        grid: height and width in tokens; their product is N.
+        grid: height and width in tokens, and the number of frames of a video; their product is N.
         seed: seed of a random method, in [0, 2^63); ignored by other methods.
         scores: `[B, N]` non-negative significance of each token, for weighted methods only.
 
@@ -110,14 +110,16 @@ def _check_tokens(tokens: Tensor) -> None:
         raise ValueError("`tokens` must be finite, got NaN or infinity.")
 
 
-def _checked_grid(grid: tuple[int, int], num_tokens: int) -> Grid:
-    if not isinstance(grid, tuple) or len(grid) != 2 or any(type(side) is not int for side in grid):
-        raise TypeError(f"`grid` must be (height, width) in tokens, got {grid!r}.")
+def _checked_grid(grid: tuple[int, ...], num_tokens: int) -> Grid:
+    is_grid = isinstance(grid, tuple) and len(grid) in (2, 3)
+    if not is_grid or any(type(side) is not int for side in grid):
+        raise TypeError(
+            f"`grid` must be (height, width) or (height, width, frames) in tokens, got {grid!r}."
+        )
     checked = Grid(*grid)
     if min(checked) < 1 or checked.num_tokens != num_tokens:
         raise ValueError(
-            f"`grid` must be positive and hold the {num_tokens} tokens, "
-            f"got {checked.height} x {checked.width}."
+            f"`grid` must be positive and hold the {num_tokens} tokens, got {checked}."
         )
     return checked
 

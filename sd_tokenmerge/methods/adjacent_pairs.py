@@ -46,14 +46,14 @@ def merge_in_sequence(tokens: Tensor, num_clusters: int) -> Tensor:
 
 
 def merge_on_grid(tokens: Tensor, num_clusters: int, grid: Grid) -> Tensor:
-    """Merge pairs of horizontal or vertical neighbours until K remain, `[N, C] -> [N]`."""
+    """Merge pairs of neighbours in a row, a column or time until K remain, `[N, C] -> [N]`."""
     roots = torch.arange(grid.num_tokens, device=tokens.device)
     size = grid.num_tokens
     while size > num_clusters:
-        edges = _neighbours(roots.view(grid))
+        edges = _neighbours(roots.view(grid.shape))
         one, other = (torch.cat([edge[end].flatten() for edge in edges]) for end in (0, 1))
         unit = unit_tokens(segment_sum(tokens[None], roots[None], grid.num_tokens)[0])
-        unit = unit[roots].view(*grid, -1)
+        unit = unit[roots].view(*grid.shape, -1)
         # eq. (13)
         similarity = torch.cat([(a * b).sum(-1).flatten() for a, b in _neighbours(unit)])
         similarity.masked_fill_(one == other, -torch.inf)
@@ -101,5 +101,9 @@ def match_greedily(one: Tensor, other: Tensor, num_nodes: int) -> Tensor:
 
 
 def _neighbours(places: Tensor) -> list[tuple[Tensor, Tensor]]:
-    """Pair every place with its right and with its lower neighbour, for `places` `[H, W, ...]`."""
-    return [(places[:, :-1], places[:, 1:]), (places[:-1], places[1:])]
+    """Pair every place with the next in its row, its column and time; `places` `[F, H, W, ...]`."""
+    return [
+        (places[:, :, :-1], places[:, :, 1:]),
+        (places[:, :-1], places[:, 1:]),
+        (places[:-1], places[1:]),
+    ]

@@ -16,20 +16,29 @@ _LARGEST = 1e15
 
 
 class Grid(NamedTuple):
-    """Height and width of an image in tokens, in row-major order.
+    """Height and width of an image in tokens, and the number of frames of a video.
 
-    The frames of a video count as one image, stacked vertically: height is frames times rows. So
-    methods that use the grid work within frames, and see the last row of a frame and the first row
-    of the next as neighbours.
+    Tokens are in row-major order, one frame after the other.
     """
 
     height: int
     width: int
+    frames: int = 1
 
     @property
     def num_tokens(self) -> int:
-        """N = height * width."""
-        return self.height * self.width
+        """N = frames * height * width."""
+        return self.frames * self.height * self.width
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(frames, height, width): the shape of a tensor of the tokens in their order."""
+        return self.frames, self.height, self.width
+
+    def __str__(self) -> str:
+        """The height and width, after the number of frames if there are several: `2x4x6`."""
+        size = f"{self.height}x{self.width}"
+        return size if self.frames == 1 else f"{self.frames}x{size}"
 
 
 class Method(ABC):
@@ -101,7 +110,7 @@ class Method(ABC):
                 wait for the device in every block of every denoising step. `partition` refuses
                 them.
             num_clusters: K, in [`smallest_num_clusters(grid)`, N].
-            grid: height and width of the image; `grid.num_tokens == N`.
+            grid: of the tokens; `grid.num_tokens == N`.
             seed: seed of a random method.
             scores: `[B, N]` non-negative significance of each token; required if `uses_scores`,
                 otherwise ignored.
@@ -137,7 +146,7 @@ class Method(ABC):
                 tokens); magnitudes are at most 1e15, so that sums of squares are finite. If not
                 `uses_tokens`, the caller's tokens, detached.
             num_clusters: K, within reach and below N.
-            grid: height and width of the image.
+            grid: of the tokens.
             seed: seed of a random method.
             scores: `[B, N]`, prepared like the tokens; None if and only if not `uses_scores`.
         """
@@ -155,9 +164,8 @@ class Method(ABC):
         low, high = self.smallest_num_clusters(grid), grid.num_tokens
         if not low <= num_clusters <= high:
             raise ValueError(
-                f"`num_clusters` must be in [{low}, {high}] for {self} on a "
-                f"{grid.height}x{grid.width} grid (a keep rate of at least {low / high:.4g}), "
-                f"got {num_clusters}."
+                f"`num_clusters` must be in [{low}, {high}] for {self} on a {grid} grid "
+                f"(a keep rate of at least {low / high:.4g}), got {num_clusters}."
             )
 
     def __str__(self) -> str:

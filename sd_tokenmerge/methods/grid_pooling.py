@@ -4,6 +4,9 @@ The grid is cut into R horizontal bands and each band into K // R or K // R + 1 
 integers allow; each cell is a cluster, and every K in [1, N] can be reached. R is chosen to keep
 tokens closest to the centers of their cells: on an even grid, K = N / 4 gives cells of 2 x 2 tokens
 and K = N / 2 cells of two. Deterministic.
+
+The F frames of a video are each cut like an image into K // F or K // F + 1 cells; if K < F, each
+cluster is a run of whole frames.
 """
 
 from __future__ import annotations
@@ -38,14 +41,26 @@ class GridPooling(Method):
     def _cluster(
         self, tokens: Tensor, num_clusters: int, grid: Grid, seed: int, scores: Tensor | None
     ) -> Partition:
-        bands = best_num_bands(grid, num_clusters)
-        rows = torch.arange(grid.height, device=tokens.device).unsqueeze(1)
-        columns = torch.arange(grid.width, device=tokens.device)
-        band = _part(rows, grid.height, bands)
-        first_cell = band * num_clusters // bands
-        num_cells = (band + 1) * num_clusters // bands - first_cell
-        labels = first_cell + _part(columns, grid.width, num_cells)
-        return Partition(labels.reshape(1, -1).repeat(len(tokens), 1), num_clusters)
+        parts = min(grid.frames, num_clusters)
+        frames: list[Tensor] = []
+        for part in range(parts):
+            first, end = (edge * num_clusters // parts for edge in (part, part + 1))
+            cells = first + _cut_frame(grid, end - first, tokens.device)
+            num_frames = (part + 1) * grid.frames // parts - len(frames)
+            frames += num_frames * [cells]
+        labels = torch.stack(frames).reshape(1, -1)
+        return Partition(labels.repeat(len(tokens), 1), num_clusters)
+
+
+def _cut_frame(grid: Grid, num_clusters: int, device: torch.device) -> Tensor:
+    """The cell of each token of a frame, `[height, width]` int64 in [0, K)."""
+    bands = best_num_bands(grid, num_clusters)
+    rows = torch.arange(grid.height, device=device).unsqueeze(1)
+    columns = torch.arange(grid.width, device=device)
+    band = _part(rows, grid.height, bands)
+    first_cell = band * num_clusters // bands
+    num_cells = (band + 1) * num_clusters // bands - first_cell
+    return first_cell + _part(columns, grid.width, num_cells)
 
 
 @lru_cache(maxsize=256)

@@ -30,10 +30,10 @@ class LoTM(Method):
 
     Attributes:
         neighbours: which tokens may be paired. `"row"`, as in the paper: (1, 2), (3, 4), ... of the
-            row-major sequence. `"grid"`: any token with its horizontal or vertical neighbours,
-            most similar pair first, each token in at most one pair; a merged token has the
-            neighbours of all its tokens. If there are too few disjoint pairs, another application
-            follows.
+            row-major sequence, one frame of a video after the other. `"grid"`: any token with its
+            horizontal or vertical neighbours, or the same place in the previous or next frame, most
+            similar pair first, each token in at most one pair; a merged token has the neighbours of
+            all its tokens. If there are too few disjoint pairs, another application follows.
     """
 
     name: ClassVar[str] = "lotm"
@@ -41,7 +41,7 @@ class LoTM(Method):
 
     @property
     def uses_grid(self) -> bool:
-        """True for pairs in two dimensions."""
+        """True for pairs on the grid."""
         return self.neighbours == "grid"
 
     def _cluster(

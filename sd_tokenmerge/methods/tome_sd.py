@@ -3,7 +3,8 @@
 Bipartite soft matching to one destination per `stride` x `stride` cell of the grid (section 4.1):
 its top-left token, or one drawn at random. Tokens to the right of or below the last whole cell are
 sources, as in the authors' implementation. The draw depends only on the seed and is the same for
-all images of a batch.
+all images of a batch. In a video, each frame has cells of its own; a source is matched with the
+destinations of all frames.
 """
 
 from __future__ import annotations
@@ -48,8 +49,8 @@ class ToMeSD(Method):
         return True
 
     def smallest_num_clusters(self, grid: Grid) -> int:
-        """The number of destinations; N if the grid is smaller than one cell."""
-        cells = (grid.height // self.stride) * (grid.width // self.stride)
+        """The number of destinations; N if a frame is smaller than one cell."""
+        cells = grid.frames * (grid.height // self.stride) * (grid.width // self.stride)
         return cells if cells > 0 else grid.num_tokens
 
     def _cluster(
@@ -64,12 +65,13 @@ class ToMeSD(Method):
     def _destinations(self, grid: Grid, seed: int) -> Tensor:
         """Whether each token is a destination, `[N]` bool on the CPU."""
         rows, columns = grid.height // self.stride, grid.width // self.stride
-        offset = torch.zeros(rows, columns, dtype=torch.int64)
+        cells = (grid.frames, rows, columns)
+        offset = torch.zeros(cells, dtype=torch.int64)
         if self.random:
             generator = torch.Generator().manual_seed(seed)
-            offset = torch.randint(self.stride**2, (rows, columns), generator=generator)
+            offset = torch.randint(self.stride**2, cells, generator=generator)
         y = torch.arange(rows).unsqueeze(1) * self.stride + offset // self.stride
         x = torch.arange(columns) * self.stride + offset % self.stride
-        is_destination = torch.zeros(grid.num_tokens, dtype=torch.bool)
-        is_destination[(y * grid.width + x).reshape(-1)] = True
-        return is_destination
+        is_destination = torch.zeros(grid.shape, dtype=torch.bool)
+        is_destination[torch.arange(grid.frames).view(-1, 1, 1), y, x] = True
+        return is_destination.flatten()

@@ -84,7 +84,7 @@ def apply_patch(
         )
     native = native_grid(denoiser)
     if native is not None:
-        require_reachable(parsed, targets, *native)
+        require_reachable(parsed, targets, native)
     for target in targets:
         for installed in (None, *installed_processors(pipe, target.site.path)):
             require_mergeable(target.site.attention, config, target.site, installed)

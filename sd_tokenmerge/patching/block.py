@@ -29,27 +29,23 @@ Arguments = tuple[Any, ...]
 Keywords = dict[str, Any]
 
 
-def read_image_grid(model: Any, args: Arguments, kwargs: Mapping[str, Any]) -> tuple[Grid, int]:
+def read_image_grid(model: Any, args: Arguments, kwargs: Mapping[str, Any]) -> Grid:
     """The grid of a UNet's inner transformer: its input is an image, `[B, C, H, W]`."""
     image = args[0] if args else kwargs["hidden_states"]
-    return Grid(image.shape[-2], image.shape[-1]), 1
+    return Grid(image.shape[-2], image.shape[-1])
 
 
 class GridRecorder:
-    """Height and width in tokens of the image that runs through one transformer.
-
-    The frames of a video are stacked vertically.
+    """The token grid of the image or video that runs through one transformer.
 
     Attributes:
         grid: of the current run; None while the transformer does not run.
         last_grid: of the latest run.
-        frames: of the latest run.
         thread: the thread of the latest run.
     """
 
     grid: Grid | None = None
     last_grid: Grid | None = None
-    frames: int = 1
 
     def __init__(self, read: ReadGrid) -> None:
         """Record what `read` returns."""
@@ -59,8 +55,7 @@ class GridRecorder:
     def begin(self, module: Any, args: Arguments, kwargs: Keywords) -> None:
         """Forward pre-hook of the transformer."""
         self.thread.enter()
-        (height, width), self.frames = self._read(module, args, kwargs)
-        self.grid = self.last_grid = Grid(self.frames * height, width)
+        self.grid = self.last_grid = self._read(module, args, kwargs)
 
     def end(self, module: Any, args: Arguments, output: Any) -> None:
         """Forward hook of the transformer."""
@@ -242,8 +237,8 @@ class MergedBlock:
             raise RuntimeError(f"{self.path} must be run by its transformer.")
         if grid.num_tokens != inputs.num_tokens:
             raise ValueError(
-                f"the tokens of {self.path} must fill its transformer's "
-                f"{grid.height}x{grid.width} grid, got {inputs.num_tokens}."
+                f"the tokens of {self.path} must fill its transformer's {grid} grid, "
+                f"got {inputs.num_tokens}."
             )
         num_clusters = clusters_to_keep(inputs.num_tokens, self.rate)
         if num_clusters == inputs.num_tokens:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import weakref
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -46,8 +47,7 @@ def choose_in_graph(
         *features(),
         ticket,
         num_clusters,
-        grid.height,
-        grid.width,
+        list(grid),
         num_clusters if has_representatives else 0,
     )
     return Partition(labels, num_clusters, representatives if has_representatives else None)
@@ -59,8 +59,7 @@ def _choose_labels(
     scores: Tensor | None,
     ticket: Tensor,
     num_clusters: int,
-    height: int,
-    width: int,
+    grid: Sequence[int],
     num_representatives: int,
 ) -> tuple[Tensor, Tensor]:
     if is_in_backward():
@@ -72,7 +71,7 @@ def _choose_labels(
     reuse = _REGISTRY[key]
     partition = reuse.choose(
         reuse.blocks[index],
-        Grid(height, width),
+        Grid(*grid),
         tokens.shape[0],
         num_clusters,
         lambda: (tokens, scores),
@@ -89,8 +88,7 @@ def _(
     scores: Tensor | None,
     ticket: Tensor,
     num_clusters: int,
-    height: int,
-    width: int,
+    grid: Sequence[int],
     num_representatives: int,
 ) -> tuple[Tensor, Tensor]:
     batch, count, _ = tokens.shape

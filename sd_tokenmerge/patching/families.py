@@ -16,8 +16,8 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from sd_tokenmerge.methods.base import Grid
 
-ReadGrid = Callable[[Any, tuple[Any, ...], Mapping[str, Any]], tuple[Grid, int]]
-"""The token grid of one frame, and the number of frames, from the model and its arguments."""
+ReadGrid = Callable[[Any, tuple[Any, ...], Mapping[str, Any]], Grid]
+"""The token grid, from the model and its arguments."""
 Order = Literal["image", "image-text", "text-image", "text-image-padding"]
 """What an attention's sequence consists of. With `"text-image-padding"`, shorter texts of a batch
 are followed by the image at once, and the mask excludes the padding at the end of the sequence."""
@@ -73,32 +73,30 @@ def find_family(denoiser: nn.Module) -> Family | None:
     return None
 
 
-def _of_image(model: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Grid, int]:
+def _of_image(model: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Grid:
     """Latents `[B, C, H, W]`, divided into patches."""
     *_, height, width = _argument(args, kwargs, 0, "hidden_states").shape
     patch = model.config.patch_size
-    return Grid(height // patch, width // patch), 1
+    return Grid(height // patch, width // patch)
 
 
-def _of_video(model: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Grid, int]:
+def _of_video(model: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Grid:
     """Latents `[B, C, F, H, W]`, divided into patches (frames, height, width)."""
     *_, frames, height, width = _argument(args, kwargs, 0, "hidden_states").shape
     patch = model.config.patch_size
-    return Grid(height // patch[1], width // patch[2]), frames // patch[0]
+    return Grid(height // patch[1], width // patch[2], frames // patch[0])
 
 
-def _of_frames_first(
-    model: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]
-) -> tuple[Grid, int]:
+def _of_frames_first(model: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Grid:
     """Latents `[B, F, C, H, W]`, divided into patches."""
     _, frames, _, height, width = _argument(args, kwargs, 0, "hidden_states").shape
     patch, patch_t = model.config.patch_size, model.config.patch_size_t or 1
-    return Grid(height // patch, width // patch), frames // patch_t
+    return Grid(height // patch, width // patch, frames // patch_t)
 
 
 def _of_positions(
     model: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], place: int = 4
-) -> tuple[Grid, int]:
+) -> Grid:
     """Packed tokens with positions (image, row, column, ...), `[N, 3]` or `[B, N, 4]`."""
     positions: Tensor = _argument(args, kwargs, place, "img_ids")
     version = None if positions.is_inference() else positions._version
@@ -106,25 +104,25 @@ def _of_positions(
     if known is None or version is None or known[0] != version:
         height, width = (positions[..., 1:3].flatten(0, -2).amax(0) + 1).tolist()
         known = _GRIDS[positions] = (version, Grid(int(height), int(width)))
-    return _require_filled(known[1], args, kwargs), 1
+    return _require_filled(known[1], args, kwargs)
 
 
 _GRIDS = WeakIdKeyDictionary()
 """By tensor of positions: its version, and the grid. Reading the positions waits for the device."""
 
 
-def _of_shapes(model: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Grid, int]:
+def _of_shapes(model: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Grid:
     """Packed tokens with the shape of each sample's image (frames, height, width)."""
     shape = _argument(args, kwargs, 4, "img_shapes")[0]
-    _, height, width = shape[0] if isinstance(shape, list) else shape
-    return _require_filled(Grid(height, width), args, kwargs), 1
+    frames, height, width = shape[0] if isinstance(shape, list) else shape
+    return _require_filled(Grid(height, width, frames), args, kwargs)
 
 
 def _require_filled(grid: Grid, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Grid:
     num_tokens = _argument(args, kwargs, 0, "hidden_states").shape[1]
     if grid.num_tokens != num_tokens:
         raise ValueError(
-            f"the image tokens must be those of one image of {grid.height}x{grid.width} tokens, "
+            f"the image tokens must be those of one image of {grid} tokens, "
             f"got {num_tokens}: pipelines that add tokens of reference images are not supported."
         )
     return grid

@@ -147,11 +147,11 @@ def plan_sites(
             raise ValueError(f"`keep_rate` must be the same in every step, got {rate}.")
     finest = _finest_grid(outline, height, width)
     targets = choose_targets(outline.denoiser, config)
-    require_reachable(config.parsed_method, targets, *finest)
+    require_reachable(config.parsed_method, targets, finest)
     rates = {target.site.path: target.keep_rate.at(0.0, target.depth) for target in targets}
     planned = []
     for site in find_sites(outline.denoiser):
-        grid = level_grid(site.level, *finest)
+        grid = level_grid(site.level, finest)
         planned.append(
             PlannedSite(
                 block=site.path,

@@ -182,7 +182,6 @@ class Patch:
             level,
             merged=True,
             grid=grid,
-            frames=block.recorder.frames,
             text_tokens=block.text_tokens,
             tokens_before=count,
             tokens_after=None if count is None else clusters_to_keep(count, block.rate),

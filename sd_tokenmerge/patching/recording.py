@@ -20,8 +20,9 @@ class RecordedPartition:
     """The partition of one block in one step.
 
     Attributes:
-        labels: `[B, height, width]` int32 in [0, K); the cluster of each token. With
-            classifier-free guidance, diffusers puts the unconditional half of the batch first.
+        labels: `[B, frames, height, width]` int32 in [0, K); the cluster of each token. An image is
+            one frame. With classifier-free guidance, diffusers puts the unconditional half of the
+            batch first.
         num_clusters: K.
     """
 
@@ -82,6 +83,6 @@ class Recording:
                 f"and {block} runs outside of one, or repeatedly."
             )
         if partition not in self._known:
-            labels = partition.labels.to("cpu", torch.int32).view(-1, *grid).numpy()
+            labels = partition.labels.to("cpu", torch.int32).view(-1, *grid.shape).numpy()
             self._known[partition] = RecordedPartition(labels, partition.num_clusters)
         self.steps[-1].partitions[block] = self._known[partition]

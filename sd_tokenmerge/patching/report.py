@@ -17,9 +17,7 @@ class BlockReport:
         block: the block's name in the denoiser.
         level: 0 is the finest resolution.
         merged: whether the patch merges here.
-        grid: height and width in tokens in the last call; None before it, and if not merged. The
-            frames of a video are stacked vertically.
-        frames: of a video.
+        grid: of the tokens in the last call; None before it, and if not merged.
         text_tokens: that joined the image's in the last call; they are never merged.
         tokens_before: N in the last call.
         tokens_after: K in the last call.
@@ -31,7 +29,6 @@ class BlockReport:
     level: int
     merged: bool
     grid: Grid | None = None
-    frames: int = 1
     text_tokens: int = 0
     tokens_before: int | None = None
     tokens_after: int | None = None
@@ -65,18 +62,11 @@ def _cells(row: BlockReport) -> list[str]:
     if not row.merged:
         return [row.block, str(row.level), "not merged", "", "", ""]
     counts = [str(row.times_computed), str(row.times_reused)]
-    return [row.block, str(row.level), _grid(row), _tokens(row), *counts]
+    return [row.block, str(row.level), *_grid_and_tokens(row), *counts]
 
 
-def _grid(row: BlockReport) -> str:
+def _grid_and_tokens(row: BlockReport) -> list[str]:
     if row.grid is None:
-        return "-"
-    size = f"{row.grid.height // row.frames}x{row.grid.width}"
-    return size if row.frames == 1 else f"{row.frames} of {size}"
-
-
-def _tokens(row: BlockReport) -> str:
-    if row.grid is None:
-        return "-"
+        return ["-", "-"]
     text = f", {row.text_tokens} of text" if row.text_tokens else ""
-    return f"{row.tokens_before} -> {row.tokens_after}{text}"
+    return [str(row.grid), f"{row.tokens_before} -> {row.tokens_after}{text}"]

@@ -174,9 +174,9 @@ def _level(path: str, num_levels: int) -> int:
     raise ValueError(f"{path} must be in a down, mid or up block for its level to be known.")
 
 
-def level_grid(level: int, height: int, width: int) -> Grid:
+def level_grid(level: int, finest: Grid) -> Grid:
     """The token grid of a level: each level halves the height and width of level 0, rounding up."""
-    return Grid(-(-height // 2**level), -(-width // 2**level))
+    return Grid(-(-finest.height // 2**level), -(-finest.width // 2**level))
 
 
 def latents_per_token(denoiser: Any) -> int:

@@ -8,7 +8,7 @@ from torch import nn
 
 from sd_tokenmerge.config import MergeConfig
 from sd_tokenmerge.keep_rates import KeepRate
-from sd_tokenmerge.methods.base import Method
+from sd_tokenmerge.methods.base import Grid, Method
 from sd_tokenmerge.partitions import clusters_to_keep
 from sd_tokenmerge.patching.sites import Site, attention_holders, find_sites, level_grid
 
@@ -86,20 +86,19 @@ def require_sites(denoiser: nn.Module) -> list[Site]:
     return sites
 
 
-def require_reachable(method: Method, targets: list[Target], height: int, width: int) -> None:
+def require_reachable(method: Method, targets: list[Target], finest: Grid) -> None:
     """Refuse keep rates that a method can't reach.
 
     Args:
         method: the merging method.
         targets: the self-attentions to merge.
-        height: of level 0, in tokens.
-        width: likewise.
+        finest: the token grid of level 0.
 
     Raises:
         ValueError: the method can't reach one of the keep rates on its grid.
     """
     wanted = {
-        (level_grid(target.site.level, height, width), rate)
+        (level_grid(target.site.level, finest), rate)
         for target in targets
         for rate in target.keep_rate.all_at(target.depth)
     }

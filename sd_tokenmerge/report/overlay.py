@@ -29,7 +29,7 @@ def draw_cluster_grid(
     steps: Sequence[int] | None = None,
     blocks: Sequence[str] | None = None,
     row: int = -1,
-    frame: tuple[int, int] = (0, 1),
+    frame: int = 0,
 ) -> Image.Image:
     """Draw the clusters of chosen steps (down) and blocks (across) over a picture.
 
@@ -41,8 +41,8 @@ def draw_cluster_grid(
         row: of the batch that the denoiser gets. With classifier-free guidance, diffusers puts the
             unconditional half first, so -1 is the last picture, with its prompt. A UNet for videos
             gets each frame as a row.
-        frame: index of the frame, and number of frames, of a transformer that attends to the tokens
-            of several frames at once.
+        frame: of the row, 0 for an image. Transformers for videos attend to the tokens of several
+            frames at once.
 
     Returns:
         The sheet, RGB. Cells of blocks that merged nothing in a step are empty.
@@ -81,7 +81,7 @@ def draw_cluster_frames(
     block: str | None = None,
     *,
     row: int = -1,
-    frame: tuple[int, int] = (0, 1),
+    frame: int = 0,
 ) -> list[Image.Image]:
     """Draw the clusters of one block, a picture for each step in which it merged.
 
@@ -146,7 +146,7 @@ def _cell(
     step: int,
     block: str,
     row: int,
-    frame: tuple[int, int],
+    frame: int,
 ) -> Image.Image | None:
     if block not in recording.blocks:
         known = ", ".join(recording.blocks)
@@ -157,20 +157,15 @@ def _cell(
     batch = len(recorded.labels)
     if not -batch <= row < batch:
         raise ValueError(f"`row` must be in [-{batch}, {batch}), got {row}.")
-    labels = recorded.labels[row]
-    sizes = np.bincount(labels.ravel())
-    index, frames = frame
-    if frames < 1 or len(labels) % frames or not 0 <= index < frames:
-        raise ValueError(
-            f"`frame` must be an index and a number of frames that divides {len(labels)} rows of "
-            f"tokens, got {frame}."
-        )
-    labels = np.split(labels, frames)[index]
+    video = recorded.labels[row]
+    if not 0 <= frame < len(video):
+        raise ValueError(f"`frame` must be in [0, {len(video)}), got {frame}.")
+    labels, sizes = video[frame], np.bincount(video.ravel())
     aspect = image.width / labels.shape[1] / (image.height / labels.shape[0])
     if not 2 / 3 < aspect < 3 / 2:
         raise ValueError(
             f"`image` must have the shape of the {labels.shape[0]}x{labels.shape[1]} tokens, got "
-            f"{image.height}x{image.width} pixels; for a video, name its `frame`."
+            f"{image.height}x{image.width} pixels."
         )
     text = f"{len(sizes):,} clusters of {sizes.min():,} to {sizes.max():,} tokens"
     return _with_line(draw_clusters(image, labels), text)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
+from sd_tokenmerge.methods.base import Grid
 from sd_tokenmerge.patching import targets
 from sd_tokenmerge.patching.apply import apply_patch
 from sd_tokenmerge.patching.sites import find_denoiser, latents_per_token
@@ -27,8 +28,8 @@ def patched(pipe: Any, options: ResolvedOptions) -> AbstractContextManager[Any]:
         return nullcontext()
     chosen = targets.choose_targets(find_denoiser(pipe), config)
     scale = pixels_per_token(pipe)
-    size = (options.height // scale, options.width // scale)
-    targets.require_reachable(config.parsed_method, chosen, *size)
+    grid = Grid(options.height // scale, options.width // scale)
+    targets.require_reachable(config.parsed_method, chosen, grid)
     handle: AbstractContextManager[Any] = apply_patch(pipe, config)
     return handle
 

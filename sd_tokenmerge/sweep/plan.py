@@ -8,6 +8,7 @@ from pathlib import Path
 from statistics import median
 
 from sd_tokenmerge.config import MergeConfig
+from sd_tokenmerge.methods.base import Grid
 from sd_tokenmerge.patching.outline import Outline, load_outline
 from sd_tokenmerge.patching.targets import choose_targets, require_reachable
 from sd_tokenmerge.sampling.description import (
@@ -135,13 +136,13 @@ def _find_unreachable(
 ) -> dict[str, str]:
     """The reason for each setting whose method cannot reach the keep rate."""
     scale = outline.pixels_per_token
-    height, width = resolved.height // scale, resolved.width // scale
+    grid = Grid(resolved.height // scale, resolved.width // scale)
     unreachable = {}
     for setting in settings:
         config = setting.options.merging or MergeConfig()
         targets = choose_targets(outline.denoiser, config)
         try:
-            require_reachable(config.parsed_method, targets, height, width)
+            require_reachable(config.parsed_method, targets, grid)
         except ValueError as error:
             unreachable[str(setting)] = str(error)
     return unreachable

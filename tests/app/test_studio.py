@@ -123,7 +123,7 @@ def test_clusters_are_drawn(studio):
     assert recording.blocks[0].startswith("down_blocks.0")
     drawing, title = picture.draw_clusters(1, 1)
     assert title == f"`{recording.blocks[0]}`, step 1 of 3, t = 501: 16 clusters of 4 to 4 tokens"
-    labels = recording.steps[0].partitions[recording.blocks[0]].labels[-1]
+    labels = recording.steps[0].partitions[recording.blocks[0]].labels[-1, 0]
     np.testing.assert_array_equal(
         np.asarray(drawing), np.asarray(draw_clusters(picture.image, labels))
     )

@@ -20,7 +20,7 @@ FOLDER = Path(__file__).parents[2] / "integrations" / "comfyui"
 B, H, D = 2, 3, 8
 GRID = Grid(8, 8)
 N = GRID.num_tokens
-UNET = {"activations_shape": [B, 24, *GRID], "block": ("input", 1), "block_index": 0}
+UNET = {"activations_shape": [B, 24, *GRID[:2]], "block": ("input", 1), "block_index": 0}
 
 
 def draw(tokens=N, seed=0, batch=B, **options):
@@ -62,7 +62,7 @@ def merged(**options):
     return MergedAttention(**{"keep_rate": 0.5, "min_tokens": 16, "refresh_every": 1} | options)
 
 
-def run(override, *calls, latent=(B, 4, *GRID)):
+def run(override, *calls, latent=(B, 4, *GRID[:2])):
     """One generation with one model call for each list of attention calls."""
 
     def generation():
@@ -120,7 +120,7 @@ def test_tokens_outside_the_image_are_kept(image):
     [
         ((B, 4, 4, 16), Grid(4, 16)),
         ((B, 4, 7, 32), Grid(4, 16)),  # patches of two by two, padded
-        ((B, 16, 2, 16, 8), Grid(16, 4)),  # two frames
+        ((B, 16, 2, 16, 8), Grid(8, 4, 2)),  # two frames
     ],
 )
 def test_the_grid_is_that_of_the_latents_patches(latent, grid):

@@ -10,10 +10,10 @@ from sd_tokenmerge.partitions import clusters_to_keep
 from tests.methods.variants import VARIANTS, random_tokens, run
 from tests.mps_operators import MissingOnMPS
 
-GRIDS = [Grid(6, 6), Grid(4, 9), Grid(7, 5)]
+GRIDS = [Grid(6, 6), Grid(4, 9), Grid(5, 3, 3)]
 
 every_method = pytest.mark.parametrize("method", VARIANTS, ids=str)
-every_grid = pytest.mark.parametrize("grid", GRIDS, ids=lambda grid: f"{grid[0]}x{grid[1]}")
+every_grid = pytest.mark.parametrize("grid", GRIDS, ids=str)
 
 
 def reachable(method: Method, grid: Grid) -> list[int]:

@@ -10,7 +10,7 @@ from tests.methods.variants import random_tokens, run
 from tests.reference.lotm import grid_clusters, row_clusters
 from tests.reference.sets import as_sets
 
-GRIDS = [Grid(4, 4), Grid(3, 5), Grid(1, 9), Grid(7, 1), Grid(6, 8)]
+GRIDS = [Grid(4, 4), Grid(3, 5), Grid(1, 9), Grid(7, 1), Grid(6, 8), Grid(3, 4, 3)]
 
 
 @pytest.mark.parametrize("grid", GRIDS)
@@ -28,7 +28,7 @@ def test_grid_pairs_are_equal_to_matching_one_pair_at_a_time(grid):
     for num_clusters in range(1, grid.num_tokens + 1, 2):
         labels = run(LoTM(neighbours="grid"), tokens, num_clusters, grid).labels
         for image in range(2):
-            expected = grid_clusters(tokens[image].numpy(), num_clusters, *grid)
+            expected = grid_clusters(tokens[image].numpy(), num_clusters, grid.shape)
             assert as_sets(labels[image]) == expected
 
 
@@ -42,20 +42,21 @@ def test_one_application_merges_the_most_similar_adjacent_pairs():
 
 
 def test_clusters_are_connected():
-    grid = Grid(6, 7)
+    grid = Grid(4, 5, 2)
     tokens = random_tokens(1, grid)
     for num_clusters in (30, 20, 8, 2):
         rows = run(LoTM(), tokens, num_clusters, grid).labels[0]
         assert (rows.diff() >= 0).all()  # neighbours in the sequence
-        labels = run(LoTM(neighbours="grid"), tokens, num_clusters, grid).labels[0].view(grid)
+        labels = run(LoTM(neighbours="grid"), tokens, num_clusters, grid).labels[0].view(grid.shape)
         for cluster in range(num_clusters):
             places = {tuple(place) for place in (labels == cluster).nonzero().tolist()}
             reached, frontier = set(), [min(places)]
             while frontier:
-                y, x = place = frontier.pop()
+                t, y, x = place = frontier.pop()
                 if place in places and place not in reached:
                     reached.add(place)
-                    frontier += [(y + 1, x), (y - 1, x), (y, x + 1), (y, x - 1)]
+                    frontier += [(t, y + 1, x), (t, y - 1, x), (t, y, x + 1), (t, y, x - 1)]
+                    frontier += [(t + 1, y, x), (t - 1, y, x)]
             assert reached == places
 
 

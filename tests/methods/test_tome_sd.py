@@ -17,11 +17,13 @@ def numbers_of_clusters(method, grid):
 
 
 @pytest.mark.parametrize("stride", [2, 3])
-@pytest.mark.parametrize("grid", GRIDS)
+@pytest.mark.parametrize("grid", [*GRIDS, Grid(5, 4, 3)])
 def test_equal_to_one_token_at_a_time(grid, stride):
     method = ToMeSD(stride=stride)
     tokens = random_tokens(2, grid)
-    destinations = top_left_destinations(grid.height, grid.width, stride)
+    image = top_left_destinations(grid.height, grid.width, stride)
+    starts = range(0, grid.num_tokens, grid.height * grid.width)
+    destinations = [start + token for start in starts for token in image]
     if not destinations:
         assert numbers_of_clusters(method, grid) == [grid.num_tokens]
         return
@@ -35,7 +37,12 @@ def test_equal_to_one_token_at_a_time(grid, stride):
 @pytest.mark.parametrize("random", [False, True])
 @pytest.mark.parametrize(
     ("grid", "stride"),
-    [(grid, stride) for grid in GRIDS for stride in (2, 3, 4) if min(grid) >= stride],
+    [
+        (grid, stride)
+        for grid in GRIDS
+        for stride in (2, 3, 4)
+        if min(grid.height, grid.width) >= stride
+    ],
 )
 def test_equal_to_tomesd(grid, stride, random):
     method = ToMeSD(stride=stride, random=random)
@@ -59,7 +66,7 @@ def test_equal_to_tomesd(grid, stride, random):
 
 
 def test_random_destinations_are_one_per_cell_and_vary_between_cells_and_seeds():
-    grid = Grid(16, 24)
+    grid = Grid(8, 24, frames=2)
     drawn = set()
     for seed in range(50):
         mask = ToMeSD(random=True)._destinations(grid, seed).view(8, 2, 12, 2)
@@ -89,6 +96,8 @@ def test_all_images_of_a_batch_share_the_draw():
         (Grid(64, 64), 4, 256),
         (Grid(3, 8), 4, 24),
         (Grid(1, 8), 2, 8),
+        (Grid(7, 9, 3), 2, 36),
+        (Grid(1, 8, 2), 2, 16),
     ],
 )
 def test_reach_is_the_number_of_whole_cells(grid, stride, fewest):

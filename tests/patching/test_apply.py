@@ -8,7 +8,7 @@ import torch
 from diffusers import ControlNetModel, UNet2DConditionModel
 
 import sd_tokenmerge
-from sd_tokenmerge import During, ToMeSD, apply_patch, remove_patch
+from sd_tokenmerge import During, Grid, ToMeSD, apply_patch, remove_patch
 from sd_tokenmerge.patching.sites import find_sites
 from tests.patching.spies import SpyMethod
 from tests.tiny_models import call_unet, tiny_sd15, tiny_sdxl, tiny_unet
@@ -237,7 +237,7 @@ class TestArguments:
     def test_reach_is_checked_at_every_merged_level(self):
         class Fine(SpyMethod):
             def smallest_num_clusters(self, grid):
-                return 100 if grid == (16, 16) else grid.num_tokens
+                return 100 if grid == Grid(16, 16) else grid.num_tokens
 
         unet = tiny_unet()
         apply_patch(unet, Fine()).remove()
@@ -271,11 +271,11 @@ class TestReport:
         assert all(row.grid is None for row in rows)
         for _ in range(3):
             call_unet(unet, kind, height=16, width=24)
-        side = (8, 12) if kind == "sdxl" else (16, 24)
-        count = side[0] * side[1]
+        grid = Grid(8, 12) if kind == "sdxl" else Grid(16, 24)
+        count = grid.num_tokens
         for row in handle.report().rows:
             if row.merged:
-                assert row.grid == side
+                assert row.grid == grid
                 assert (row.tokens_before, row.times_computed, row.times_reused) == (count, 3, 0)
                 assert row.tokens_after == count - int(count * 0.4)
             else:

@@ -25,7 +25,7 @@ from packaging.version import Version
 from peft import LoraConfig
 from torch.utils.checkpoint import checkpoint
 
-from sd_tokenmerge import Linear, apply_patch
+from sd_tokenmerge import Grid, Linear, apply_patch
 from sd_tokenmerge.patching.sites import find_sites
 from tests.patching.spies import traced
 from tests.tiny_models import CROSS_ATTENTION_DIM, tiny_sd15, tiny_sdxl, tiny_unet, unet_inputs
@@ -358,7 +358,7 @@ def test_img2img():
         merged = redraw()
     assert not torch.allclose(merged, plain, atol=1e-3)
     row = handle.report().rows[0]
-    assert (tuple(row.grid), row.tokens_after) == ((12, 8), 24)
+    assert (row.grid, row.tokens_after) == (Grid(12, 8), 24)
     assert torch.equal(redraw(), plain)
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from diffusers import UNet2DConditionModel
 
-from sd_tokenmerge import apply_patch
+from sd_tokenmerge import Grid, apply_patch
 from tests.patching.test_apply import fingerprint
 
 
@@ -33,7 +33,7 @@ def test_sd15_at_512_px(shared):
     assert str(report).startswith("5 of 16 self-attention blocks merged: atc, keep rate 0.5")
     for row in report.rows:
         if row.merged:
-            assert (row.level, tuple(row.grid)) == (0, (64, 64))
+            assert (row.level, row.grid) == (0, Grid(64, 64))
             assert (row.tokens_before, row.tokens_after) == (4096, 2048)
             assert (row.times_computed, row.times_reused) == (1, 0)
     assert merged.shape == plain.shape

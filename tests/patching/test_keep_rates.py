@@ -16,7 +16,7 @@ from diffusers import (
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sd_tokenmerge import Depth, During, Linear, apply_patch, clusters_to_keep
+from sd_tokenmerge import Depth, During, Grid, Linear, apply_patch, clusters_to_keep
 from sd_tokenmerge.keep_rates import (
     Constant,
     KeepRate,
@@ -349,8 +349,8 @@ class TestOverBlocksAndLevels:
         owner = Owner(unet)
         handle = apply_patch(owner, spy, keep_rate={2: 0.5, 0: Linear(0.9, 0.6)})
         call_unet(unet, timestep=999)
-        by_grid = {tuple(call.grid): call.num_clusters for call in spy.calls}
-        assert by_grid == {(16, 16): clusters_to_keep(256, 0.9), (4, 4): 8}
+        by_grid = {call.grid: call.num_clusters for call in spy.calls}
+        assert by_grid == {Grid(16, 16): clusters_to_keep(256, 0.9), Grid(4, 4): 8}
         report = handle.report()
         assert {row.level for row in report.rows if row.merged} == {0, 2}
         assert "keep rate 0=linear:first=0.9,last=0.6,stages=5,2=0.5" in report.title

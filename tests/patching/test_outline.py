@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sd_tokenmerge import Linear, MergeConfig, network_size
+from sd_tokenmerge import Grid, Linear, MergeConfig, network_size
 from sd_tokenmerge.patching.apply import apply_patch
 from sd_tokenmerge.patching.outline import load_outline, plan_sites
 from tests.stored_json import JSON, MANY, places, replaced
@@ -24,9 +24,9 @@ def tiny_folder(tmp_path_factory):
 
 
 PUBLISHED = {
-    "stable-diffusion-v1-5": ((512, 512), 16, 5, (64, 64)),
-    "stable-diffusion-2-1": ((768, 768), 16, 5, (96, 96)),
-    "stable-diffusion-xl-base-1.0": ((1024, 1024), 70, 10, (64, 64)),
+    "stable-diffusion-v1-5": ((512, 512), 16, 5, Grid(64, 64)),
+    "stable-diffusion-2-1": ((768, 768), 16, 5, Grid(96, 96)),
+    "stable-diffusion-xl-base-1.0": ((1024, 1024), 70, 10, Grid(64, 64)),
 }
 
 
@@ -41,7 +41,7 @@ def test_full_size_models_need_no_weights(shared, name):
     merged = [site for site in sites if site.merged]
     assert len(merged) == num_merged
     assert {site.grid for site in merged} == {grid}
-    tokens = grid[0] * grid[1]
+    tokens = grid.num_tokens
     assert {(s.tokens_before, s.tokens_after) for s in merged} == {(tokens, tokens // 2)}
     rest = [site for site in sites if not site.merged]
     assert all(site.tokens_after == site.tokens_before for site in rest)

@@ -30,7 +30,7 @@ def test_every_partition_of_every_step():
         for recorded in step.partitions.values():
             expected = tape.partitions.pop(0)
             np.testing.assert_array_equal(recorded.labels.reshape(2, -1), expected.labels.numpy())
-            assert recorded.labels.shape == (2, 16, 16)
+            assert recorded.labels.shape == (2, 1, 16, 16)
             assert recorded.labels.dtype == np.int32
             assert recorded.num_clusters == 128
     assert not tape.partitions

@@ -17,7 +17,7 @@ from diffusers import (
     UniPCMultistepScheduler,
 )
 
-from sd_tokenmerge import Method, ToMeSD, apply_patch
+from sd_tokenmerge import Grid, Method, ToMeSD, apply_patch
 from sd_tokenmerge.patching.call import DenoiserCall
 from sd_tokenmerge.patching.compiled import register
 from sd_tokenmerge.patching.patch import find_patch
@@ -258,7 +258,7 @@ class TestShareLayers:
         handle = apply_patch(unet, spy, share_layers=True, levels=levels)
         for _ in range(3):
             call_unet(unet)
-        assert [tuple(call.grid) for call in spy.calls] == [(16, 16), (8, 8)][:levels] * 3
+        assert [call.grid for call in spy.calls] == [Grid(16, 16), Grid(8, 8)][:levels] * 3
         computed = [row.times_computed for row in handle.report().rows if row.merged]
         reused = [row.times_reused for row in handle.report().rows if row.merged]
         assert sum(computed) == 3 * levels

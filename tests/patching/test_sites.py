@@ -14,6 +14,7 @@ from diffusers import (
 )
 
 from sd_tokenmerge import apply_patch
+from sd_tokenmerge.methods import Grid
 from sd_tokenmerge.patching.sites import find_denoiser, find_sites, level_grid
 from tests.patching.spies import traced
 from tests.tiny_models import call_unet, tiny_sd15, tiny_sdxl, tiny_unet
@@ -58,7 +59,7 @@ def test_level_grid_is_what_runs_through_the_blocks(kind, size):
         traces = [stack.enter_context(traced(site.transformer)) for site in sites]
         call_unet(unet, kind, batch=1, height=size[0], width=size[1])
     for site, trace in zip(sites, traces, strict=True):
-        assert tuple(trace.inputs[0].shape[-2:]) == level_grid(site.level, *size), site.path
+        assert Grid(*trace.inputs[0].shape[-2:]) == level_grid(site.level, Grid(*size)), site.path
 
 
 def test_levels_of_the_published_models(shared):

@@ -99,7 +99,13 @@ def masked_reference(tensors, labels, kept, merge, is_sized):
     return output
 
 
+def grid_of(name):
+    is_video = SUPPORTED[FAMILIES[name]()[0].__name__].makes_videos
+    return Grid(HEIGHT // 2, WIDTH, frames=2) if is_video else Grid(HEIGHT, WIDTH)
+
+
 def clusters(batch):
+    """Cells of 2 x 2 tokens: the same in an image and in a video."""
     tokens = torch.zeros(batch, IMAGE, 1)
     grid = Grid(HEIGHT, WIDTH)
     return GridPooling()(tokens, IMAGE // 4, grid=grid, seed=0).labels
@@ -157,7 +163,7 @@ def test_methods_see_the_image_alone(name, features):
     assert len(spy.calls) == len(find_sites(model))
     for call in spy.calls:
         assert call.tokens.shape[:2] == (2, IMAGE)
-        assert call.grid == (HEIGHT, WIDTH)
+        assert call.grid == grid_of(name)
         assert call.scores.shape == (2, IMAGE)
 
 
@@ -184,15 +190,19 @@ def test_outputs_for_text_tokens_are_exact(name, merge):
 @in_every_family
 def test_reports_show_frames_and_text_tokens(name):
     model = tiny_transformer(name)
-    with apply_patch(model, GridPooling(), keep_rate=0.25, merge="kv") as handle:
+    with (
+        apply_patch(model, GridPooling(), keep_rate=0.25, merge="kv") as handle,
+        handle.record() as recording,
+    ):
         call_transformer(model, name)
     report = handle.report()
-    size = "2 of 4x6" if SUPPORTED[type(model).__name__].makes_videos else "8x6"
+    for recorded in recording.steps[0].partitions.values():
+        assert recorded.labels.shape == (2, *grid_of(name).shape)
     texts = {row.text_tokens for row in report.rows}
     registers = 8 if name == "auraflow" else 0  # it adds tokens of its own to the text
     is_mixed = name in ("lumina2", "sd35")
     assert texts == ({0, TEXT} if is_mixed else {TEXT + registers if name in JOINT else 0})
-    assert f" {size} " in str(report)
+    assert f" {'2x4x6' if grid_of(name).frames == 2 else '8x6'} " in str(report)
     assert (f" 48 -> 12, {TEXT + registers} of text " in str(report)) == (name in JOINT)
     assert " 48 -> 12 " in str(report) or 0 not in texts
 

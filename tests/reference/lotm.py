@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import combinations
 
 import numpy as np
 
@@ -29,11 +30,14 @@ def row_clusters(tokens: np.ndarray, num_clusters: int) -> set[Cluster]:
     return set(sequence)
 
 
-def grid_clusters(tokens: np.ndarray, num_clusters: int, height: int, width: int) -> set[Cluster]:
-    """Pairs of a cluster and its right or lower neighbour, best first, each cluster once."""
+def grid_clusters(
+    tokens: np.ndarray, num_clusters: int, shape: tuple[int, int, int]
+) -> set[Cluster]:
+    """Pairs of neighbours on a grid (frames, height, width), best first, each cluster once."""
     home = [frozenset([token]) for token in range(len(tokens))]
-    edges = [(y * width + x, y * width + x + 1) for y in range(height) for x in range(width - 1)]
-    edges += [(y * width + x, (y + 1) * width + x) for y in range(height - 1) for x in range(width)]
+    places = np.argwhere(np.ones(shape))
+    pairs_of_tokens = combinations(range(len(tokens)), 2)
+    edges = [(a, b) for a, b in pairs_of_tokens if np.abs(places[a] - places[b]).sum() == 1]
     while len(set(home)) > num_clusters:
         candidates = sorted(
             (-_similarity(tokens, home[a], home[b]), place)

@@ -17,7 +17,7 @@ EMPTY = (236, 234, 228)
 
 def partition(seed):
     labels = np.random.default_rng(seed).permuted(np.arange(2 * 64).reshape(2, 64) % 32, axis=1)
-    return RecordedPartition(labels.reshape(2, 8, 8).astype(np.int32), 32)
+    return RecordedPartition(labels.reshape(2, 1, 8, 8).astype(np.int32), 32)
 
 
 @pytest.fixture
@@ -56,7 +56,7 @@ def test_steps_are_rows_and_blocks_are_columns(recording, picture):
     found = []
     for step in (2, 6):
         for block in BLOCKS:
-            labels = recording.steps[step].partitions[block].labels[-1]
+            labels = recording.steps[step].partitions[block].labels[-1, 0]
             (place,) = places(sheet, draw_clusters(picture, labels))
             found.append(place)
     assert found == sorted(found)
@@ -66,7 +66,7 @@ def test_steps_are_rows_and_blocks_are_columns(recording, picture):
 
 def test_a_row_of_the_batch_can_be_chosen(recording, picture):
     sheet = draw_cluster_grid(picture, recording, steps=[2], blocks=BLOCKS[:1], row=0)
-    labels = recording.steps[2].partitions[BLOCKS[0]].labels
+    labels = recording.steps[2].partitions[BLOCKS[0]].labels[:, 0]
     assert len(places(sheet, draw_clusters(picture, labels[0]))) == 1
     assert not places(sheet, draw_clusters(picture, labels[1]))
 
@@ -81,7 +81,7 @@ def test_by_default_five_steps_with_the_first_and_the_last(recording, picture):
 def test_a_frame_for_each_step_that_merged(recording, picture, tmp_path):
     frames = draw_cluster_frames(picture, recording, BLOCKS[1])
     assert len(frames) == 5
-    labels = recording.steps[4].partitions[BLOCKS[1]].labels[-1]
+    labels = recording.steps[4].partitions[BLOCKS[1]].labels[-1, 0]
     assert len(places(frames[2], draw_clusters(picture, labels))) == 1
     assert len(draw_cluster_frames(picture, recording)) == 7
 
@@ -100,9 +100,7 @@ def test_a_frame_for_each_step_that_merged(recording, picture, tmp_path):
         ({"steps": [7]}, r"`steps` must be in \[0, 7\), got 7"),
         ({"blocks": ["mid_block"]}, "`block` must be a merged block"),
         ({"row": 2}, r"`row` must be in \[-2, 2\), got 2"),
-        ({"frame": (0, 3)}, "`frame` must be an index and a number of frames that divides 8 rows"),
-        ({"frame": (2, 2)}, "`frame` must be an index"),
-        ({"frame": (0, 2)}, "`image` must have the shape of the 4x8 tokens, got 64x64 pixels"),
+        ({"frame": 1}, r"`frame` must be in \[0, 1\), got 1"),
     ],
 )
 def test_refusals(recording, picture, options, message):
@@ -110,11 +108,15 @@ def test_refusals(recording, picture, options, message):
         draw_cluster_grid(picture, recording, **options)
 
 
-def test_a_frame_of_a_video(recording, picture):
+def test_a_frame_of_a_video(picture):
+    labels = partition(0).labels.reshape(2, 2, 4, 8)
+    video = Recording(BLOCKS)
+    video.steps.append(RecordedStep(1.0, {BLOCKS[0]: RecordedPartition(labels, 32)}))
     frame = picture.crop((0, 0, 64, 32))
-    (drawn, *_) = draw_cluster_frames(frame, recording, frame=(1, 2))
-    labels = recording.steps[0].partitions[BLOCKS[0]].labels[-1]
-    assert len(places(drawn, draw_clusters(frame, labels[4:]))) == 1
+    (drawn,) = draw_cluster_frames(frame, video, frame=1)
+    assert len(places(drawn, draw_clusters(frame, labels[-1, 1]))) == 1
+    with pytest.raises(ValueError, match="the shape of the 4x8 tokens, got 64x64 pixels"):
+        draw_cluster_frames(picture, video)
 
 
 def test_by_default_five_blocks(picture):
