@@ -67,7 +67,7 @@ def partition(
     Some checks wait for the device; calling the method itself skips them.
 
     Args:
-        tokens: `[B, N, C]` float, in the order of the grid.
+        tokens: `[B, N, C]` float, in row-major order, one frame of a video after the other.
         method: a method, or its string such as `"atc:linkage=complete"`.
         num_clusters: K, in [1, N]; some methods cannot reach the smallest. `clusters_to_keep`
             converts a keep rate.

@@ -5,8 +5,8 @@ integers allow; each cell is a cluster, and every K in [1, N] can be reached. R 
 tokens closest to the centers of their cells: on an even grid, K = N / 4 gives cells of 2 x 2 tokens
 and K = N / 2 cells of two. Deterministic.
 
-The F frames of a video are each cut like an image into K // F or K // F + 1 cells; if K < F, each
-cluster is a run of whole frames.
+In a video of F frames, each frame is cut like an image, into K // F or K // F + 1 cells; if K < F,
+each cluster consists of whole consecutive frames.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 Bipartite soft matching to one destination per `stride` x `stride` cell of the grid (section 4.1):
 its top-left token, or one drawn at random. Tokens to the right of or below the last whole cell are
 sources, as in the authors' implementation. The draw depends only on the seed and is the same for
-all images of a batch. In a video, each frame has cells of its own; a source is matched with the
+all images of a batch. In a video, each frame has cells of its own, and sources are matched with the
 destinations of all frames.
 """
 

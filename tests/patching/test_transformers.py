@@ -245,6 +245,7 @@ def test_levels_and_sites(name):
                 ("flux", "wrapped"),
                 ("flux", "in place"),
                 ("flux", "block by block"),
+                ("wan", "wrapped"),
             ]
         ),
     ],
