@@ -43,12 +43,13 @@ _KEEP_RATES = ["0.25", "0.5", "0.1"]
 _STYLE = """
 .picture img { max-height: 70vh; object-fit: contain; }
 .picture .image-container { padding-top: 2rem; }
-.clusters img { height: 60vh; image-rendering: pixelated; }
+.clusters img { height: min(60vh, 75vw); image-rendering: pixelated; }
 .clusters code { overflow-wrap: anywhere; white-space: normal; }
 .numbers { overflow-x: auto; }
 .numbers :is(td, th) { overflow-wrap: normal; word-break: normal; }
-.progress:has([data-testid="status-tracker"]:not(.hide)) { min-height: 5rem; }
-.progress .progress-text { inset: auto 0 0 auto; transform: none; }
+.progress { min-height: 5rem; }
+.progress:has([data-testid="status-tracker"].hide) { display: none; }
+.progress .progress-text { position: static !important; transform: none !important; }
 """
 """Pictures fit on the screen, below their labels; tables can be scrolled, their words stay whole;
 progress takes space only while something runs."""
