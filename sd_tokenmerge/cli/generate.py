@@ -11,7 +11,12 @@ import typer
 from sd_tokenmerge.cli.errors import generation_errors, interruption, user_errors
 from sd_tokenmerge.cli.field_options import flags_of, given_values, with_options
 from sd_tokenmerge.config import PRESETS, MergeConfig, make_config
-from sd_tokenmerge.sampling.options import NO_METHOD, PAPER_SIZE, GenerateOptions
+from sd_tokenmerge.sampling.options import (
+    FAMILY_DEFAULT,
+    NO_METHOD,
+    PAPER_SIZE,
+    GenerateOptions,
+)
 
 if TYPE_CHECKING:
     from sd_tokenmerge.sampling.run import RunSummary
@@ -27,7 +32,7 @@ Preset = Annotated[
 Size = Annotated[
     int | None,
     typer.Option(
-        help=f"Height and width in pixels. Default: the model's own, else {PAPER_SIZE}.",
+        help=f"Height and width in pixels. Default: {FAMILY_DEFAULT.format(PAPER_SIZE)}.",
         rich_help_panel="Images",
     ),
 ]

@@ -36,21 +36,21 @@ def sites_command(
     quiet_libraries()
 
     from sd_tokenmerge.patching.outline import plan_sites
+    from sd_tokenmerge.sampling.call_defaults import call_defaults
     from sd_tokenmerge.sampling.load import load_model_outline
     from sd_tokenmerge.sampling.resolve import default_model, read_sample_settings
 
     config = read_merging(values | {"preset": preset})
     with user_errors():
         model = default_model() if values["model"] is None else values["model"]
-        sample = read_sample_settings(model)
+        files = {
+            "revision": values["revision"],
+            "local_files_only": bool(values["local_files_only"]),
+        }
+        sample = call_defaults(model, **files) | read_sample_settings(model)
         given = {name: values[name] for name in ("height", "width") if values[name] is not None}
         pixels = sample | given | read_size(values | {"size": size})
-        outline = load_model_outline(
-            model,
-            model_config=values["model_config"],
-            revision=values["revision"],
-            local_files_only=bool(values["local_files_only"]),
-        )
+        outline = load_model_outline(model, model_config=values["model_config"], **files)
         sites = plan_sites(outline, config, height=pixels.get("height"), width=pixels.get("width"))
     if as_json:
         print(json.dumps([_as_dict(site) for site in sites], indent=2))

@@ -44,6 +44,9 @@ def print_plan(
     print(in_columns(rows))
     for note in plan.skipped:
         print(note)
+    one = plan.options
+    steps, guidance = format_count(one.steps, "step"), f"guidance {one.guidance_scale:g}"
+    print(f"Each image: {one.width}x{one.height} pixels, {steps}, {guidance}.")
     print(f"To generate: {_todo(plan)}.")
 
 
@@ -57,7 +60,9 @@ def _todo(plan: SweepPlan) -> str:
 
 
 def _plan_json(plan: SweepPlan) -> dict[str, Any]:
+    names = ("height", "width", "steps", "guidance_scale")
     return {
+        **{name: getattr(plan.options, name) for name in names},
         "runs": [
             {
                 "setting": str(run.setting),

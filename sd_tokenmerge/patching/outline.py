@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import diffusers
 import torch
 
 from sd_tokenmerge.config import MergeConfig
-from sd_tokenmerge.files import read_json_object
+from sd_tokenmerge.hub import read_config
 from sd_tokenmerge.methods.base import Grid
 from sd_tokenmerge.network_size import limited_size
 from sd_tokenmerge.partitions import clusters_to_keep
@@ -56,7 +55,9 @@ def load_outline(
         ValueError: there is no such model, its denoiser is not supported or can't be built, or no
             block could be merged.
     """
-    file, config = _read_config(model, _CONFIGS, revision, local_files_only)
+    file, config = read_config(
+        model, _CONFIGS, revision=revision, local_files_only=local_files_only
+    )
     kind = _denoiser_class(model, file, config)
     try:
         with torch.device("meta"), limited_size():
@@ -69,7 +70,7 @@ def load_outline(
             f"can't build a {kind.__name__} from: {' '.join(str(error).split())}"
         ) from error
     require_sites(denoiser)
-    scale = _vae_scale_factor(model, revision, local_files_only)
+    scale = read_vae_scale_factor(model, revision, local_files_only)
     return Outline(denoiser.eval(), scale * patch)
 
 
@@ -83,8 +84,15 @@ def _denoiser_class(model: str, file: str, config: dict[str, Any]) -> Any:
     return kind
 
 
-def _vae_scale_factor(model: str, revision: str | None, local_files_only: bool) -> int:
-    _, vae_config = _read_config(model, ("vae/config.json",), revision, local_files_only)
+def read_vae_scale_factor(model: str, revision: str | None, local_files_only: bool) -> int:
+    """Pixels per latent, in height and width; arguments are those of `load_outline`.
+
+    Raises:
+        ValueError: there is no such model, or its autoencoder's configuration is damaged.
+    """
+    _, vae_config = read_config(
+        model, ("vae/config.json",), revision=revision, local_files_only=local_files_only
+    )
     # AutoencoderTiny, as in the sample pipeline, has separate channels for encoder and decoder;
     # Qwen-Image's autoencoder has multiples of a base.
     names = ("block_out_channels", "encoder_block_out_channels", "dim_mult")
@@ -179,34 +187,3 @@ def _finest_grid(outline: Outline, height: int | None, width: int | None) -> Gri
             raise ValueError(f"`{name}` must be a positive multiple of {scale}, got {pixels}.")
         size.append(pixels // scale)
     return Grid(*size)
-
-
-def _read_config(
-    model: str, files: tuple[str, ...], revision: str | None, local_files_only: bool
-) -> tuple[str, dict[str, Any]]:
-    """The first of the files that the model has, and its content."""
-    path = Path(model).expanduser()
-    names = " or ".join(files)
-    if path.exists() or model.count("/") != 1 or model[0] in "./~":
-        for file in files:
-            if (path / file).is_file():
-                return file, read_json_object(path / file)
-        raise ValueError(
-            f"`model` must be a diffusers folder with a {names}, or a hub id, got {model!r}."
-        )
-    from huggingface_hub import hf_hub_download
-
-    failures = []
-    for file in files:
-        try:
-            downloaded = hf_hub_download(
-                model, file, revision=revision, local_files_only=local_files_only
-            )
-        except (OSError, ValueError) as error:
-            failures.append(error)
-        else:
-            return file, read_json_object(Path(downloaded))
-    reason = str(failures[0]).strip().splitlines()[0]
-    raise ValueError(
-        f"`model` {model!r} is not a local path, and its {names} cannot be fetched ({reason})."
-    ) from failures[0]

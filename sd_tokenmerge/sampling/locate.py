@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from sd_tokenmerge.files import file_sha256, read_json_object
+from sd_tokenmerge.hub import CHECKPOINT_SUFFIXES, is_hub_id, unreachable
 from sd_tokenmerge.sampling.options import ResolvedOptions
-
-CHECKPOINT_SUFFIXES = (".safetensors", ".ckpt")
 
 
 def locate_model(options: ResolvedOptions) -> Path:
@@ -94,17 +93,12 @@ def _local_or_downloaded(argument: str, name: str, download: Callable[[], str]) 
     path = Path(name).expanduser()
     if path.exists():
         return path
-    if name.count("/") != 1 or name[0] in "./~" or path.suffix in CHECKPOINT_SUFFIXES:
+    if not is_hub_id(name):
         raise ValueError(f"`{argument}` must exist, got {name!r}: no such file or folder.")
     try:
         return Path(download())
     except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0].partition(" (")[0].rstrip(".")
-        raise ValueError(
-            f"`{argument}` {name!r} is not a local path, is not in the local hub cache, and cannot "
-            f"be fetched ({reason}). Offline, give a local folder or file, or fetch it beforehand "
-            f"with `hf download {name}`."
-        ) from error
+        raise unreachable(argument, name, error) from error
 
 
 def files_identity(path: Path) -> dict[str, Any]:

@@ -26,7 +26,10 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 PAPER_SIZE, PAPER_STEPS, PAPER_GUIDANCE = 512, 50, 7.5
-"""ToMe-SD's and ATC's protocol for Stable Diffusion 1.5."""
+"""ToMe-SD's and ATC's protocol for Stable Diffusion 1.5, the default of UNets."""
+
+FAMILY_DEFAULT = "the model's own, else {} for UNets and diffusers' default for transformers"
+"""What replaces an option that is None, for help texts; {} is the paper's value."""
 
 NO_METHOD = "none"
 """Name of the unpatched pipeline, `merging=None`, on the command line."""
@@ -40,7 +43,7 @@ AttentionBackend = Literal["default", "eager", "sliced", "xformers", "flash", "e
 class GenerateOptions:
     """The options of `generate`; the fields' help texts describe them.
 
-    None means the model's own setting (its `sample.json`), else the paper's protocol; see
+    None means the model's own setting (its `sample.json`), else the default of its family; see
     `resolve_options`. Fields with `compared=False` may change between two starts in one folder:
     they say where and how the work is done, or name files that are compared by content.
 
@@ -107,7 +110,7 @@ class GenerateOptions:
         default=None,
         at_least=1,
         below=10_000,
-        when_none=f"the model's own, else {PAPER_STEPS}",
+        when_none=FAMILY_DEFAULT.format(PAPER_STEPS),
         panel="Images",
     )
     guidance_scale: float | None = option(
@@ -115,7 +118,7 @@ class GenerateOptions:
         "scale that they take as an input.",
         default=None,
         at_least=0,
-        when_none=f"the model's own, else {PAPER_GUIDANCE}",
+        when_none=FAMILY_DEFAULT.format(PAPER_GUIDANCE),
         panel="Images",
     )
     noise_device: str = option(

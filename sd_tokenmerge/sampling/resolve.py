@@ -1,4 +1,4 @@
-"""Fill in options that were not given: the model's own settings, else the paper's."""
+"""Fill in options that were not given: the model's own settings, else those of its family."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 from sd_tokenmerge.devices import best_device
 from sd_tokenmerge.files import read_json_object
+from sd_tokenmerge.sampling.call_defaults import call_defaults
 from sd_tokenmerge.sampling.imagenet import CLASSES
 from sd_tokenmerge.sampling.options import (
     PAPER_GUIDANCE,
@@ -41,11 +42,12 @@ def resolve_options(options: GenerateOptions) -> ResolvedOptions:
     """Fill in every default, and write the merging options out in full.
 
     A diffusers folder may hold a `sample.json` with the settings that the model was made for
-    (`classes`, `size`, `steps`, `guidance_scale`). The paper's protocol fills in the rest.
+    (`classes`, `size`, `steps`, `guidance_scale`). The rest is filled in by the defaults of the
+    pipeline's own call for a transformer (`call_defaults`), by the paper's protocol for a UNet.
 
     Raises:
-        ValueError: no model is given and there is no sample pipeline, its `sample.json` is bad, or
-            there is no such method.
+        ValueError: no model is given and there is no sample pipeline, its `sample.json` or
+            configuration is bad, or there is no such method.
     """
     model = default_model() if options.model is None else options.model
     device = best_device() if options.device is None else options.device
@@ -58,7 +60,12 @@ def resolve_options(options: GenerateOptions) -> ResolvedOptions:
         "classes": tuple(range(len(CLASSES))),
         "device": device,
         "dtype": "float32" if device == "cpu" else "float16",
-    } | read_sample_settings(model)
+    }
+    if None in (options.height, options.width, options.steps, options.guidance_scale):
+        defaults |= call_defaults(
+            model, revision=options.revision, local_files_only=options.local_files_only
+        )
+    defaults |= read_sample_settings(model)
     if options.prompts is not None:
         del defaults["classes"]
     given = {entry.name: getattr(options, entry.name) for entry in fields(options)}

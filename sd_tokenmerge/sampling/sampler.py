@@ -12,7 +12,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from sd_tokenmerge.patching.sites import find_denoiser
 from sd_tokenmerge.sampling.attention import attention_context
+from sd_tokenmerge.sampling.call_defaults import guidance_argument
 from sd_tokenmerge.sampling.options import ResolvedOptions
 from sd_tokenmerge.sampling.plan import ImageJob
 
@@ -91,15 +93,14 @@ def _guidance(
 ) -> tuple[dict[str, Any], str | None]:
     """The pipeline's argument for the guidance scale, and the negative prompt.
 
-    Flux and Qwen-Image take the scale of classifier-free guidance as `true_cfg_scale`, and use it
-    only with a negative prompt. Their `guidance_scale` is an input of distilled models, which need
-    no classifier-free guidance.
+    `true_cfg_scale` is used only with a negative prompt.
 
     Raises:
         ValueError: the pipeline takes no negative prompt.
     """
     scale, negative = options.guidance_scale, options.negative_prompt
-    is_true = "true_cfg_scale" in accepted and not pipe.transformer.config.guidance_embeds
+    argument = guidance_argument(accepted, find_denoiser(pipe).config)
+    is_true = argument == "true_cfg_scale"
     takes_negative = is_true or ("negative_prompt" in accepted and "true_cfg_scale" not in accepted)
     if negative is not None and not takes_negative:
         raise ValueError(
@@ -107,8 +108,8 @@ def _guidance(
             "classifier-free guidance."
         )
     if is_true:
-        return {"true_cfg_scale": scale}, (negative or "") if scale > 1 else None
-    return {"guidance_scale": scale}, negative
+        return {argument: scale}, (negative or "") if scale > 1 else None
+    return {argument: scale}, negative
 
 
 def _require_steps(scheduler: Any, steps: int) -> None:

@@ -64,10 +64,12 @@ class SweepPlan:
     """All settings of a sweep.
 
     Attributes:
+        options: of the unmerged pipeline; size, steps and guidance are the same in all runs.
         runs: one per setting, the unmerged pipeline first.
         skipped: a sentence for each keep rate that its method cannot reach.
     """
 
+    options: ResolvedOptions
     runs: tuple[PlannedRun, ...]
     skipped: tuple[str, ...] = ()
 
@@ -118,7 +120,7 @@ def plan_sweep(options: SweepOptions, *, overwrite: bool = False) -> SweepPlan:
     jobs = plan_images(resolved)
     runs = tuple(_plan_run(setting, jobs, overwrite) for setting in kept)
     notes = tuple(f"{name} is left out: {reason}" for name, reason in skipped.items())
-    return SweepPlan(runs, notes)
+    return SweepPlan(resolved, runs, notes)
 
 
 def _outline(options: ResolvedOptions) -> Outline | None:

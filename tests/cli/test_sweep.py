@@ -96,7 +96,8 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(command, tmp_path, capsys)
     table = capsys.readouterr().out.splitlines()
     assert table[0].split() == ["setting", "images", "there", "missing", "time"]
     assert table[1].split() == ["unmerged", "2", "0", "2", "?"]
-    assert len(table) == 1 + 5 + 1
+    assert len(table) == 1 + 5 + 2
+    assert table[-2] == "Each image: 32x32 pixels, 1 step, guidance 3."
     assert table[-1] == "To generate: 10 images (time unknown: this sweep has no image yet)."
     assert not (tmp_path / "demo").exists()
     assert not (tmp_path / "cache").exists()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from functools import cache
 
 import pytest
@@ -41,7 +42,7 @@ def test_sizes_are_refused_by_flag(saved, tmp_path, capsys):
 def test_overlays_show_each_step_once(saved, tmp_path):
     """With guidance, Flux calls its transformer twice per step."""
     command = ["overlay", "--model", saved("flux"), *SMALL, *MERGED, "--classes", "magpie"]
-    assert run([*command, "--out", str(tmp_path)]) == 0
+    assert run([*command, "--guidance-scale", "7.5", "--out", str(tmp_path)]) == 0
     with Image.open(tmp_path / "clusters.gif") as animation:
         assert animation.n_frames == 2
 
@@ -60,6 +61,22 @@ def test_sweeps(saved, tmp_path, monkeypatch):
     rows = json.loads((out / "table.json").read_text())["rows"]
     assert [row["method"] for row in rows] == ["none", "tome-sd"]
     assert (out / "index.html").exists()
+
+
+def test_dry_runs_show_the_defaults_of_the_family_and_read_no_weights(saved, tmp_path, capsys):
+    shutil.copytree(saved("pixart"), tmp_path / "model")
+    for file in (tmp_path / "model").rglob("*.safetensors"):
+        file.write_bytes(b"")
+    command = ["sweep", "--model", str(tmp_path / "model"), "--methods", "tome-sd", "--dry-run"]
+    command += ["--classes", "magpie", "--keep-rates", "50%", "--out", str(tmp_path / "sweep")]
+    assert run(command) == 0
+    assert "Each image: 128x128 pixels, 20 steps, guidance 4.5." in capsys.readouterr().out
+    assert run([*command, "--size", "64", "--steps", "3", "--json"]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert (plan["height"], plan["width"], plan["steps"]) == (64, 64, 3)
+    assert plan["guidance_scale"] == 4.5
+    assert run(["sites", "--model", str(tmp_path / "model"), *MERGED]) == 0
+    assert "64 -> 32 tokens" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -176,7 +176,10 @@ def test_a_vae_must_be_one(tiny_model: Path) -> None:
         ("/nowhere/model", "`model` must exist, got '/nowhere/model'"),
         ("./model.safetensors", "`model` must exist"),
         ("name", "`model` must exist, got 'name'"),
-        ("some-owner/some-model", "is not in the local hub cache, and cannot be fetched"),
+        (
+            "some-owner/some-model",
+            r"is not in the local hub cache, and its model_index\.json cannot be fetched",
+        ),
     ],
 )
 def test_absent_models_are_refused(model: str, message: str) -> None:

@@ -15,6 +15,8 @@ import torch
 from PIL import Image
 
 from sd_tokenmerge.config import make_config
+from sd_tokenmerge.methods.base import Grid
+from sd_tokenmerge.patching.families import find_family
 from sd_tokenmerge.sampling.description import read_description
 from sd_tokenmerge.sampling.load import load_pipeline
 from sd_tokenmerge.sampling.merging import patched
@@ -67,6 +69,7 @@ def options(model: Path | str, **changes: Any) -> GenerateOptions:
         "height": 64,
         "width": 96,
         "steps": 2,
+        "guidance_scale": 7.5,
         "merging": None,
     }
     return GenerateOptions(**values | changes)
@@ -124,6 +127,45 @@ def test_pictures_are_those_of_bare_pipeline_calls(name: str, saved: Saved, load
     with patched(pipe, replace(resolved, merging=MERGING.resolved())):
         merged = Sampler(pipe, resolved)([JOB]).pixels
     assert np.abs(merged - bare.images).max() > 1e-5
+
+
+class _StopError(Exception):
+    """Ends a pipeline's call at its first call of the transformer."""
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_is_not_given_is_what_a_bare_pipeline_call_does(
+    name: str, saved: Saved, load: Load
+) -> None:
+    bare_options = {"height": None, "width": None, "steps": None, "guidance_scale": None}
+    pipe, resolved = load(name), resolve_options(options(saved(name), **bare_options))
+    as_given = {key: value for key, value in GUIDANCE.get(name, {}).items() if value in (False, "")}
+    tokens = []
+
+    def capture(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        family = find_family(module)
+        assert family is not None
+        tokens.append(family.grid(module, args, kwargs)[0])
+        raise _StopError
+
+    hook = pipe.transformer.register_forward_pre_hook(capture, with_kwargs=True)
+    with pytest.raises(_StopError):
+        pipe("a cat", **as_given)
+    hook.remove()
+    assert tokens == [Grid(resolved.height // 16, resolved.width // 16)]
+    assert len(pipe.scheduler.timesteps) == resolved.steps
+
+    small = replace(resolved, height=64, width=96, steps=2)
+    bare = pipe(
+        JOB.prompt,
+        generator=torch.Generator().manual_seed(JOB.seed),
+        height=64,
+        width=96,
+        num_inference_steps=2,
+        output_type="np",
+        **as_given,
+    )
+    np.testing.assert_array_equal(Sampler(pipe, small)([JOB]).pixels, bare.images)
 
 
 @pytest.mark.parametrize("name", NAMES)
