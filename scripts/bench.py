@@ -3,6 +3,8 @@
     python scripts/bench.py clustering       time and memory of clustering tokens
     python scripts/bench.py unet             time of a UNet call, or of its merged self-attentions
     python scripts/bench.py transformer      time of one block of a transformer
+    python scripts/bench.py transformer-error
+                                             check of merged attention in transformers
     python scripts/bench.py quality          change to pictures, and time of denoising
     python scripts/bench.py compile          speed-up by merging under torch.compile
     python scripts/bench.py memory           memory of a UNet call
@@ -22,13 +24,23 @@ from sd_tokenmerge.cli.quiet import quiet_libraries
 def main(words: list[str] | None = None) -> None:
     """Run one benchmark and print its table."""
     quiet_libraries()
-    from benchmarks import clustering, compiled, fid, memory, quality, transformer, unet
+    from benchmarks import (
+        clustering,
+        compiled,
+        fid,
+        memory,
+        quality,
+        transformer,
+        transformer_error,
+        unet,
+    )
     from benchmarks.options import apply_common_options
 
     benchmarks = {
         "clustering": clustering,
         "unet": unet,
         "transformer": transformer,
+        "transformer-error": transformer_error,
         "quality": quality,
         "compile": compiled,
         "memory": memory,

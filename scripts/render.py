@@ -24,6 +24,7 @@ from benchmarks import (
     pipelines,
     quality_tables,
     transformer,
+    transformer_error,
     unet,
 )
 from benchmarks.rows import ROOT, STORE
@@ -35,6 +36,7 @@ TABLES: Mapping[str, Callable[[Path], str]] = {
     "unet": unet.step_times,
     "self-attention": unet.self_attention_times,
     "transformer": transformer.block_times,
+    "transformer-error": transformer_error.errors,
     "against": against.comparisons,
     "memory": memory.memory_use,
     "compile": compiled.compile_times,

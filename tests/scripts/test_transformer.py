@@ -6,7 +6,7 @@ import bench
 import diffusers
 import pytest
 import torch
-from benchmarks import transformer, unet
+from benchmarks import transformer, transformer_error, unet
 from benchmarks.cases import QUICK
 from benchmarks.rows import append_rows
 from benchmarks.transformer import CASES, FRAMES, BlockCalls
@@ -57,6 +57,22 @@ def test_a_trial(capsys, tmp_path):
     for name in PRESETS:
         assert text.count(f"| preset-{name} | ") == 2
     assert text.count("| oracle-two-sided-12.5 | ") == 2
+    assert not list(tmp_path.iterdir())
+
+
+def test_errors_are_those_of_image_tokens_and_none_without_merging(tmp_path, capsys):
+    calls = BlockCalls(
+        transformer_error.narrow(CASES["pixart-4096"]), batch=1, device="cpu", dtype="float32"
+    )
+    plain = transformer_error.attention_output(calls)
+    assert plain.shape == (1, 1024, 32)
+    with apply_patch(calls.denoiser, keep_rate=1.0):
+        assert torch.equal(transformer_error.attention_output(calls), plain)
+    bench.main(["transformer-error", "--quick", "--out", str(tmp_path), "--device", "cpu"])
+    line = capsys.readouterr().out.splitlines()[-1]
+    name, tokens, *errors = line.strip("| ").split(" | ")
+    assert (name, tokens, len(errors)) == ("pixart", "1,024", len(PRESETS))
+    assert all(0 < float(error.removesuffix(" %")) < 200 for error in errors)
     assert not list(tmp_path.iterdir())
 
 
