@@ -12,13 +12,15 @@ import hashlib
 import json
 import math
 import os
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, BinaryIO
 from uuid import uuid4
 
 _CHUNK_BYTES = 1 << 20
+_LEFTOVER_AGE_S = 3600.0
 
 
 def temporary_path(path: Path) -> Path:
@@ -48,6 +50,20 @@ def open_atomically(path: Path) -> Iterator[BinaryIO]:
     temporary = path.with_name(f".{path.name}.{uuid4().hex}.tmp")
     with _renamed_when_complete(path, temporary) as file:
         yield file
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove the temporary files that killed processes left in a folder.
+
+    Those are the files of `open_atomically` that nobody has written to for an hour.
+
+    Raises:
+        OSError: a file cannot be removed.
+    """
+    for path in folder.glob(".*.tmp"):
+        with suppress(FileNotFoundError):  # another process was faster
+            if time.time() - path.stat().st_mtime > _LEFTOVER_AGE_S:
+                path.unlink()
 
 
 @contextmanager

@@ -24,7 +24,7 @@ from sd_tokenmerge.fid.image_change import paired_change
 from sd_tokenmerge.files import read_json, write_atomically
 from sd_tokenmerge.report.contact_sheet import PictureGrid, contact_sheet
 from sd_tokenmerge.report.page import Picture, page_html
-from sd_tokenmerge.sampling.description import surroundings
+from sd_tokenmerge.sampling.description import DescriptionError, surroundings
 from sd_tokenmerge.sampling.load import load_pipeline
 from sd_tokenmerge.sampling.manifest import (
     intact_records,
@@ -271,7 +271,14 @@ class Work:
         for number in range(1, count + 1):
             part = replace(self.base, shard=f"{number}/{count}")
             for recipe in self.recipes:
-                if recipe.generate(pipe, part, self._folder).generated:
+                try:
+                    generated = recipe.generate(pipe, part, self._folder).generated
+                except DescriptionError as error:
+                    folder = self._folder / recipe.name
+                    raise ValueError(
+                        f"{error.problem}. Remove the folder {folder}, or use another `out`."
+                    ) from error
+                if generated:
                     steps = recipe.steps or self.base.steps
                     self._advance(f"picture {number} of {count}, {recipe.name}", steps)
 

@@ -34,7 +34,7 @@ from sd_tokenmerge.fid.storage import (
     read_arrays,
     write_arrays,
 )
-from sd_tokenmerge.files import file_sha256
+from sd_tokenmerge.files import file_sha256, remove_leftovers
 from sd_tokenmerge.processes import Processes
 
 logger = logging.getLogger(__name__)
@@ -240,6 +240,7 @@ def _write_entry(path: Path, features: Tensor, space: FeatureSpace) -> None:
     }
     try:
         write_arrays(path, arrays)
+        remove_leftovers(path.parent)
     except OSError as error:
         logger.warning("Features are not cached in %r: %s", str(path.parent), error)
 

@@ -24,7 +24,18 @@ FORMAT = 2
 
 
 class DescriptionError(ValueError):
-    """A `run.json` that cannot be used."""
+    """A `run.json` that cannot be used.
+
+    Attributes:
+        problem: the file and what is wrong with it; the message adds what can be done.
+    """
+
+    def __init__(self, problem: str):
+        self.problem = problem
+        super().__init__(
+            f"{problem}. The images beside it are untouched. Restore the file from a copy, or "
+            f"generate all images again, with `overwrite` or in another `out`."
+        )
 
 
 @dataclass(frozen=True)
@@ -213,10 +224,7 @@ def version_differences(old: Description, new: Description) -> list[str]:
 
 
 def _unusable(path: Path, problem: str) -> DescriptionError:
-    return DescriptionError(
-        f"{path} {problem}. The images beside it are untouched. Restore the file from a copy, or "
-        f"generate all images again, with `overwrite` or in another `out`."
-    )
+    return DescriptionError(f"{path} {problem}")
 
 
 def _part_identity(argument: str, name: str | None, local_files_only: bool) -> Any:

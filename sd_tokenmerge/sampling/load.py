@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import diffusers
 import torch
 
 from sd_tokenmerge.devices import resolve_device
+from sd_tokenmerge.hub import read_config
 from sd_tokenmerge.network_size import limited_size
 from sd_tokenmerge.patching.outline import Outline, load_outline
 from sd_tokenmerge.patching.sites import find_denoiser
@@ -27,12 +28,18 @@ from sd_tokenmerge.sampling.networks import (
     load_network,
     network_class,
     refuse_integers,
+    require_complete,
     require_finite,
 )
 from sd_tokenmerge.sampling.options import GenerateOptions, ResolvedOptions
 from sd_tokenmerge.sampling.pipelines import require_pipeline
 from sd_tokenmerge.sampling.resolve import resolve_options
-from sd_tokenmerge.sampling.single_file import holds_sdxl, published_model
+from sd_tokenmerge.sampling.single_file import holds_sdxl, missing_weights, published_model
+
+_NETWORKS_OF_FILES: dict[Literal["unet", "vae"], Any] = {
+    "unet": diffusers.UNet2DConditionModel,
+    "vae": diffusers.AutoencoderKL,
+}
 
 
 def load_pipeline(options: GenerateOptions) -> Any:
@@ -116,14 +123,39 @@ def _load_file(path: Path, options: ResolvedOptions, dtype: torch.dtype) -> Any:
                 **checker,
             )
     except ValueError as error:
-        if options.model_config is not None or not isinstance(error.__cause__, OSError):
-            raise
-        raise _unreachable_hub(options.model) from error
+        if options.model_config is None and isinstance(error.__cause__, OSError):
+            raise _unreachable_hub(options.model) from error
+        _require_all_weights(path, options)
+        raise
     with _loading("model", options.model):
         for component in pipe.components.values():
             if isinstance(component, torch.nn.Module):
                 require_finite(component)
     return pipe
+
+
+def _require_all_weights(path: Path, options: ResolvedOptions) -> None:
+    """Name missing weights of a checkpoint that can't be loaded, as diffusers' error does not.
+
+    Raises:
+        ValueError: weights of the UNet or the autoencoder are missing.
+    """
+    found = []
+    with suppress(Exception):  # something else is wrong, and diffusers' error may say what
+        source = options.model_config or published_model(path)
+        for slot, cls in _NETWORKS_OF_FILES.items():
+            _, config = read_config(
+                source,
+                (f"{slot}/config.json",),
+                revision=None,
+                local_files_only=options.local_files_only,
+            )
+            with torch.device("meta"), limited_size():
+                network = cls.from_config(config)
+            found.append((network, missing_weights(path, slot, network)))
+    with _loading("model", options.model):
+        for network, missing in found:
+            require_complete(network, missing)
 
 
 def load_model_outline(

@@ -85,15 +85,28 @@ def require_finite(network: torch.nn.Module) -> None:
     """
     weights = dict(network.named_parameters())
     missing = [name for name, weight in weights.items() if weight.is_meta]
-    if missing:
-        raise ValueError(
-            f"its weights do not fit {type(network).__name__}: missing {_listed(missing)}."
-        )
+    require_complete(network, missing)
     infinite = [name for name, weight in weights.items() if not weight.isfinite().all()]
     if infinite:
         raise ValueError(
             f"its weights for {type(network).__name__} must be finite in "
             f"{weights[infinite[0]].dtype}, got {_listed(infinite)}."
+        )
+
+
+def require_complete(network: torch.nn.Module, missing: Collection[str]) -> None:
+    """Refuse weights that are not all there.
+
+    Args:
+        network: whose weights they are.
+        missing: names of those that its file lacks.
+
+    Raises:
+        ValueError: there are some.
+    """
+    if missing:
+        raise ValueError(
+            f"its weights do not fit {type(network).__name__}: missing {_listed(missing)}."
         )
 
 

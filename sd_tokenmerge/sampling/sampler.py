@@ -99,7 +99,8 @@ def _guidance(
         ValueError: the pipeline takes no negative prompt.
     """
     scale, negative = options.guidance_scale, options.negative_prompt
-    argument = guidance_argument(accepted, find_denoiser(pipe).config)
+    denoiser: Any = find_denoiser(pipe)
+    argument = guidance_argument(accepted, denoiser.config)
     is_true = argument == "true_cfg_scale"
     takes_negative = is_true or ("negative_prompt" in accepted and "true_cfg_scale" not in accepted)
     if negative is not None and not takes_negative:

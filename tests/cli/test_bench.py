@@ -79,6 +79,19 @@ def test_interrupted_resumed_done_and_repaired(command, tmp_path, capsys, monkey
     assert run(command) == 0
     assert picture.read_bytes() == intact
 
+    picture.unlink()
+    description = picture.with_name("run.json")
+    content = description.read_bytes()
+    description.write_bytes(b"{")
+    assert run(command) == 2
+    error = capsys.readouterr().err
+    assert f"Remove the folder {picture.parent}, or use another --out.\n" in error
+    assert "overwrite" not in error
+    description.write_bytes(content)
+    assert run(command) == 0
+    assert picture.read_bytes() == intact
+    capsys.readouterr()
+
     assert run([*command, "--guidance-scale", "2"]) == 2
     assert "with another guidance_scale: 7.5, now 2.0." in capsys.readouterr().err
 

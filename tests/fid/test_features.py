@@ -186,7 +186,9 @@ def test_a_failed_write_leaves_nothing(
     assert entries(private_cache) == []
 
 
-def test_a_killed_write_leaves_no_entry(picture_set: Path, private_cache: Path) -> None:
+def test_the_next_writer_removes_what_a_killed_one_left(
+    picture_set: Path, private_cache: Path
+) -> None:
     program = f"""
         import os, signal
         from sd_tokenmerge.fid import extraction, storage
@@ -199,9 +201,14 @@ def test_a_killed_write_leaves_no_entry(picture_set: Path, private_cache: Path) 
         [sys.executable, "-c", textwrap.dedent(program)], cwd=REPOSITORY, env=dict(os.environ)
     )
     assert killed.returncode == -signal.SIGKILL
-    assert [path.name for path in entries(private_cache) if not path.name.startswith(".")] == []
+    (leftover,) = entries(private_cache)
+    assert leftover.name.startswith(".")
+    os.utime(leftover, (0, 0))
+    written = leftover.with_name(".of-a-running-process.npz.tmp")
+    written.touch()
     assert not extract_features(picture_set, extractor=toy_extractor()).from_cache
     assert extract_features(picture_set, extractor=toy_extractor()).from_cache
+    assert [path for path in entries(private_cache) if path.suffix == ".tmp"] == [written]
 
 
 def test_a_corrupt_image_is_named_and_nothing_is_cached(

@@ -81,6 +81,8 @@ def test_a_damaged_file_is_refused(checkpoint: Path, tiny_model: Path, tmp_path:
 
 
 VAE_WEIGHT = "first_stage_model.decoder.conv_out.weight"
+UNET_WEIGHT = "model.diffusion_model.input_blocks.1.1.transformer_blocks.0.attn1.to_q.weight"
+UNET_BIAS = "model.diffusion_model.output_blocks.2.1.conv.bias"
 TEXT_WEIGHT = "cond_stage_model.transformer.text_model.encoder.layers.1.self_attn.v_proj.weight"
 
 
@@ -90,8 +92,11 @@ TEXT_WEIGHT = "cond_stage_model.transformer.text_model.encoder.layers.1.self_att
         (VAE_WEIGHT, lambda value: value.to(torch.int32), "floating point numbers, got I32 for"),
         (VAE_WEIGHT, lambda value: value * torch.nan, "AutoencoderKL must be finite in"),
         (TEXT_WEIGHT, lambda value: None, "do not fit CLIPTextModel: missing"),
+        (VAE_WEIGHT, lambda value: None, "do not fit AutoencoderKL: missing"),
+        (UNET_WEIGHT, lambda value: None, "do not fit UNet2DConditionModel: missing"),
+        (UNET_BIAS, lambda value: None, "do not fit UNet2DConditionModel: missing"),
     ],
-    ids=["integers", "infinite", "missing"],
+    ids=["integers", "infinite", "missing", "missing VAE", "missing UNet", "missing UNet bias"],
 )
 def test_weights_are_checked_as_those_of_a_folder(
     checkpoint: Path, tiny_model: Path, tmp_path: Path, name: str, change: Any, message: str
