@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -46,7 +47,9 @@ class PipelineCalls:
         self._pixels_per_token = pixels_per_token(pipe)
         family = find_family(self.denoiser)
         self._place = 1 if family is None else family.timestep
-        self._scale = 1.0 if family is None else family.timestep_scale
+        self._scheduler_timestep: Callable[[float], float] = (
+            float if family is None else family.scheduler_timestep
+        )
         self._captured: dict[tuple[int, int], Inputs] = {}
 
     def call(self, timestep: Tensor, size: tuple[int, int]) -> Tensor:
@@ -63,7 +66,8 @@ class PipelineCalls:
         """Timesteps of a new generation, as the denoiser takes them."""
         args, kwargs = self._inputs(self._options.height, self._options.width)
         like = kwargs["timestep"] if "timestep" in kwargs else args[self._place]
-        times = self._pipe.scheduler.timesteps / self._scale
+        zero, one = map(self._scheduler_timestep, (0.0, 1.0))  # all families' are linear
+        times = (self._pipe.scheduler.timesteps - zero) / (one - zero)
         return torch.linspace(float(times[0]), float(times[-1]), TIMESTEPS).to(like)
 
     @torch.no_grad()
