@@ -76,7 +76,7 @@ def lumina2():
         head_dim=8,
     )
     return diffusers.Lumina2Pipeline(
-        transformer=tiny_transformer("lumina2", axes_lens=(300, 16, 16)),
+        transformer=tiny_transformer("lumina2", axes_lens=(300, 32, 32)),
         scheduler=dynamic_scheduler(),
         vae=tiny_vae(shift_factor=0.1),
         text_encoder=seeded(transformers.Gemma2Model, config),
