@@ -41,7 +41,7 @@ def app_command(
     draws the clusters by step and block, and compares methods. Needs the extra "app".
     """
     if find_spec("gradio") is None:
-        raise UserError("the app needs gradio: pip install sd-tokenmerge[app]")
+        raise UserError("the app needs gradio: pip install gradio")
     with user_errors(OSError):
         create_server((host, port or 0)).close()  # gradio would try a hundred ports
     from sd_tokenmerge.cli.quiet import quiet_libraries

@@ -12,7 +12,7 @@ def test_missing_gradio_is_one_line(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "gradio", None)
     assert run(["app"]) == 2
     assert capsys.readouterr().err == (
-        "error: the app needs gradio: pip install sd-tokenmerge[app]\n"
+        "error: the app needs gradio: pip install gradio\n"
     )
 
 
