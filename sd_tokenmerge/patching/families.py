@@ -100,11 +100,10 @@ def _of_positions(
     """Packed tokens with positions (image, row, column, ...), `[N, 3]` or `[B, N, 4]`."""
     positions: Tensor = _argument(args, kwargs, place, "img_ids")
     version = None if positions.is_inference() else positions._version
-    known = _GRIDS.get(positions)
-    if known is None or version is None or known[0] != version:
+    if version is None or positions not in _GRIDS or _GRIDS[positions][0] != version:
         height, width = (positions[..., 1:3].flatten(0, -2).amax(0) + 1).tolist()
-        known = _GRIDS[positions] = (version, Grid(int(height), int(width)))
-    return _require_filled(known[1], args, kwargs)
+        _GRIDS[positions] = (version, Grid(int(height), int(width)))
+    return _require_filled(_GRIDS[positions][1], args, kwargs)
 
 
 _GRIDS = WeakIdKeyDictionary()

@@ -11,9 +11,7 @@ from sd_tokenmerge.cli.commands import run
 def test_missing_gradio_is_one_line(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "gradio", None)
     assert run(["app"]) == 2
-    assert capsys.readouterr().err == (
-        "error: the app needs gradio: pip install gradio\n"
-    )
+    assert capsys.readouterr().err == "error: the app needs gradio: pip install gradio\n"
 
 
 @pytest.mark.parametrize(
