@@ -298,7 +298,7 @@ def test_a_compiled_graph_may_overwrite_the_labels_it_gets():
     for step in range(3):
         reuse.begin_call(DenoiserCall(step=step))
         got, _ = torch.ops.sd_tokenmerge.choose_labels(
-            torch.randn(2, 12, 4), None, reuse.blocks[0].ticket, 5, 3, 4, 0
+            torch.randn(2, 12, 4), None, reuse.blocks[0].ticket, 5, [3, 4], 0
         )
         labels.append(got.clone())
         got.zero_()

@@ -10,7 +10,6 @@ from diffusers import (
     StableDiffusionPipeline,
     UNet2DConditionModel,
     UNet2DModel,
-    UNetSpatioTemporalConditionModel,
 )
 
 from sd_tokenmerge import apply_patch
@@ -116,16 +115,6 @@ def test_other_architectures_are_refused():
     )
     with pytest.raises(ValueError, match=message):
         apply_patch(unconditional)
-    video = UNetSpatioTemporalConditionModel(
-        block_out_channels=(32, 64),
-        down_block_types=("CrossAttnDownBlockSpatioTemporal", "DownBlockSpatioTemporal"),
-        up_block_types=("UpBlockSpatioTemporal", "CrossAttnUpBlockSpatioTemporal"),
-        num_attention_heads=(2, 4),
-        cross_attention_dim=32,
-        layers_per_block=1,
-    )
-    with pytest.raises(ValueError, match="with attention only in TransformerSpatioTemporalModel"):
-        apply_patch(video)
 
 
 def test_blocks_that_attend_only_to_the_text_are_left_out():
