@@ -15,7 +15,7 @@ OTHER_VALUES = {
     "keep_rate": 0.4,
     "levels": 2,
     "merge": "qkv",
-    "features": "input",
+    "features": "keys",
     "refresh_every": 4,
     "share_layers": True,
     "proportional_attention": False,

@@ -61,6 +61,7 @@ def recipes(size: int) -> list[Recipe]:
         *merged("kv", KV, 25),
         *merged("qkv", QKV, 50),
         *merged("two-sided-tome-sd", replace(TWO_SIDED, method="tome-sd"), 25),
+        *merged("two-sided-tome-sd-input", replace(INPUT, method="tome-sd"), 25),
         *merged("two-sided", TWO_SIDED, 12.5, refresh=3),
         *with_fewer_steps(TWO_SIDED, 25, 20, 15),
         *with_fewer_steps(TWO_SIDED, 12.5, 20, 15),
