@@ -26,6 +26,12 @@ from sd_tokenmerge.bench.plot import frontier
 
 PAIRS = (
     ("preset-near-lossless", "kv-zeroth-26.6"),
+    ("preset-near-lossless", "preset-balanced"),
+    ("preset-balanced", "kv-zeroth-26.6"),
+    ("preset-balanced", "tomesd-50"),
+    ("preset-balanced", "steps-18"),
+    ("preset-fast", "steps-15"),
+    ("preset-fast", "dpm-15"),
     ("two-sided-12.5", "kv-zeroth-26.6"),
     ("two-sided-12.5", "kv-25"),
     ("two-sided-12.5", "qkv-50"),
