@@ -209,7 +209,7 @@ def test_options_that_do_not_fit_are_refused(
         ("WanPipeline", "wan", "must make images, got a WanTransformer3DModel .* makes videos"),
         ("SanaPipeline", None, "one of these transformers: AuraFlow.* got a SanaTransformer2D"),
         ("FluxImg2ImgPipeline", "flux", "with a UNet, or AuraFlow.*, got FluxImg2ImgPipeline"),
-        ("Flux2Pipeline", "flux", "with a UNet, or AuraFlowPipeline, .*, got Flux2Pipeline"),
+        ("FluxControlPipeline", "flux", "with a UNet, or AuraFlow.*, got FluxControlPipeline"),
     ],
 )
 def test_other_pipelines_are_refused_before_weights_are_read(
