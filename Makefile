@@ -1,7 +1,7 @@
 # make demo         merge tokens in the sample pipeline: pictures, clusters and a small table in demo/
 #                   (2 minutes)
 # make demo-full    measure Fréchet distances of three methods; writes tables, plots and pictures to
-#                   demo/full (480 pictures; half an hour or more)
+#                   demo/full (480 pictures)
 # make test         run the default test suite
 # make test-slow    run the slow tests
 # make test-faults  run the fault tests only: kills, Ctrl-C, damage, full disks (6 minutes)

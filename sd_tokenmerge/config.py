@@ -234,7 +234,7 @@ PRESETS: Mapping[str, MergeConfig] = MappingProxyType(
 `"paper"` is the papers' form, for comparing methods. The others use the two-sided form.
 `"near-lossless"` computes 27 % of the attention's products, with ATC's clusters, which are kept for
 three steps. `"balanced"` computes as many and `"fast"` 13 %, both with ToMe-SD's clusters, which
-are found faster and change pictures more. `docs/benchmarks.md` shows what each costs and saves.
+are found faster. `docs/benchmarks.md` shows what each costs and saves.
 """
 
 
