@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -11,7 +10,7 @@ from torch import Tensor
 
 from sd_tokenmerge.bench.calls import TIMESTEPS
 from sd_tokenmerge.bench.turns import Cost, timed
-from sd_tokenmerge.patching.families import find_family
+from sd_tokenmerge.patching.families import Clock, find_family
 from sd_tokenmerge.patching.sites import find_denoiser
 from sd_tokenmerge.sampling.attention import attention_context
 from sd_tokenmerge.sampling.merging import pixels_per_token, require_whole_tokens
@@ -47,9 +46,7 @@ class PipelineCalls:
         self._pixels_per_token = pixels_per_token(pipe)
         family = find_family(self.denoiser)
         self._place = 1 if family is None else family.timestep
-        self._scheduler_timestep: Callable[[float], float] = (
-            float if family is None else family.scheduler_timestep
-        )
+        self._clock = Clock() if family is None else family.clock
         self._captured: dict[tuple[int, int], Inputs] = {}
 
     def call(self, timestep: Tensor, size: tuple[int, int]) -> Tensor:
@@ -66,8 +63,7 @@ class PipelineCalls:
         """Timesteps of a new generation, as the denoiser takes them."""
         args, kwargs = self._inputs(self._options.height, self._options.width)
         like = kwargs["timestep"] if "timestep" in kwargs else args[self._place]
-        zero, one = map(self._scheduler_timestep, (0.0, 1.0))  # all families' are linear
-        times = (self._pipe.scheduler.timesteps - zero) / (one - zero)
+        times = self._clock.from_scheduler(self._pipe.scheduler.timesteps)
         return torch.linspace(float(times[0]), float(times[-1]), TIMESTEPS).to(like)
 
     @torch.no_grad()

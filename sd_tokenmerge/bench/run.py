@@ -113,6 +113,8 @@ def describe_conditions(base: ResolvedOptions, quick: bool) -> dict[str, Any]:
         "size": f"{base.width}x{base.height}",
         "steps": base.steps,
         "guidance_scale": base.guidance_scale,
+        "scheduler": base.scheduler or "the model's own",
+        "seed": base.seed,
         "dtype": base.dtype,
         "attention": base.attention_backend,
         "prompts": [job.prompt for job in plan_images(base)],

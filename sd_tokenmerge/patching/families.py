@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from torch import Tensor, nn
 from torch.utils.weak import WeakIdKeyDictionary
@@ -44,6 +44,26 @@ class Attentions:
     merges_input: bool = False
 
 
+class Clock(NamedTuple):
+    """Relates a model's timesteps to its scheduler's: `scale` times the model's, plus `offset`."""
+
+    scale: float = 1.0
+    offset: float = 0.0
+
+    def to_scheduler(self, timestep: float) -> float:
+        """The scheduler's timestep, up to rounding."""
+        return self.scale * timestep + self.offset
+
+    def from_scheduler(self, timesteps: Tensor) -> Tensor:
+        """The inverse, for the timesteps of a generation."""
+        return (timesteps - self.offset) / self.scale
+
+
+_SCHEDULERS = Clock()
+_NOISE_AT_ONE = Clock(1000.0)
+_NOISE_AT_ZERO = Clock(-1000.0, 1000.0)
+
+
 @dataclass(frozen=True)
 class Family:
     """A model class.
@@ -52,7 +72,7 @@ class Family:
         attentions: in the order in which they run.
         grid: reads the token grid of a call.
         timestep: position of `timestep` among the arguments of `forward`.
-        scheduler_timestep: the scheduler's timestep, up to rounding, from the model's.
+        clock: of the model's timesteps.
         patch_size: latents per token, in height and width; None: that of the model's configuration.
         makes_videos: whether the tokens are those of several frames.
     """
@@ -60,7 +80,7 @@ class Family:
     attentions: tuple[Attentions, ...]
     grid: ReadGrid
     timestep: int
-    scheduler_timestep: Callable[[float], float] = float
+    clock: Clock = _SCHEDULERS
     patch_size: int | None = None
     makes_videos: bool = False
 
@@ -127,16 +147,6 @@ def _require_filled(grid: Grid, args: tuple[Any, ...], kwargs: Mapping[str, Any]
     return grid
 
 
-def _thousandfold(timestep: float) -> float:
-    """From a model where 1 is noise and 0 the image."""
-    return 1000 * timestep
-
-
-def _reversed_thousandfold(timestep: float) -> float:
-    """From a model where 0 is noise and 1 the image."""
-    return 1000 * (1 - timestep)
-
-
 def _argument(args: tuple[Any, ...], kwargs: Mapping[str, Any], place: int, name: str) -> Any:
     return args[place] if len(args) > place else kwargs[name]
 
@@ -154,7 +164,7 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
             ),
             _of_image,
             timestep=2,
-            scheduler_timestep=_thousandfold,
+            clock=_NOISE_AT_ONE,
         ),
         "CogVideoXTransformer3DModel": Family(
             (Attentions("transformer_blocks", "attn1", "text-image", "CogVideoXAttnProcessor2_0"),),
@@ -169,7 +179,7 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
             ),
             _of_positions,
             timestep=3,
-            scheduler_timestep=_thousandfold,
+            clock=_NOISE_AT_ONE,
             patch_size=2,  # the pipeline packs latents before the model, which has patch_size 1
         ),
         "Flux2Transformer2DModel": Family(
@@ -184,7 +194,7 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
             ),
             partial(_of_positions, place=3),
             timestep=2,
-            scheduler_timestep=_thousandfold,
+            clock=_NOISE_AT_ONE,
             patch_size=2,
         ),
         "HunyuanDiT2DModel": Family(
@@ -199,7 +209,7 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
             ),
             _of_image,
             timestep=1,
-            scheduler_timestep=_reversed_thousandfold,
+            clock=_NOISE_AT_ZERO,
         ),
         "PixArtTransformer2DModel": Family(
             (
@@ -218,7 +228,7 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
             ),
             _of_shapes,
             timestep=3,
-            scheduler_timestep=_thousandfold,
+            clock=_NOISE_AT_ONE,
         ),
         "SD3Transformer2DModel": Family(
             (

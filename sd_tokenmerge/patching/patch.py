@@ -67,7 +67,7 @@ class Patch:
         self._timestep_place = 1 if family is None else family.timestep
         self._calls = CallLog(
             scheduler,
-            scheduler_timestep=None if family is None else family.scheduler_timestep,
+            scheduler_timestep=None if family is None else family.clock.to_scheduler,
             needs_step=config.refresh_every > 1,
             needs_progress=self._varying,
             needs_values=method.uses_seed,

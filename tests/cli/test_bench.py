@@ -94,6 +94,8 @@ def test_interrupted_resumed_done_and_repaired(command, tmp_path, capsys, monkey
 
     assert run([*command, "--guidance-scale", "2"]) == 2
     assert "with another guidance_scale: 7.5, now 2.0." in capsys.readouterr().err
+    assert run([*command, "--seed", "1"]) == 2
+    assert "with another seed: 0, now 1. Use another --out." in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("text", ["[]", "{}", '{"conditions": 1, "rounds": []}'])

@@ -52,11 +52,10 @@ def test_partitions_are_kept_from_step_to_step():
 def test_a_trial(capsys, tmp_path):
     bench.main(["transformer", "--quick", "--out", str(tmp_path), "--device", "cpu"])
     text = capsys.readouterr().out
-    for dtype in ("float32", "bfloat16"):
-        assert f"**quick**, {dtype}, batch 1; " in text
-    for name in PRESETS:
-        assert text.count(f"| preset-{name} | ") == 2
-    assert text.count("| oracle-two-sided-12.5 | ") == 2
+    head, _, *lines = (line.split(" | ") for line in text.splitlines() if line.startswith("|"))
+    names = {f"preset-{name}" for name in PRESETS} | {"oracle-two-sided-12.5"}
+    assert names <= {cell.strip("| ") for cell in head}
+    assert [line[:2] for line in lines] == [["| quick", "float32"], ["| quick", "bfloat16"]]
     assert not list(tmp_path.iterdir())
 
 
@@ -88,5 +87,5 @@ def test_the_table(tmp_path):
     ]
     append_rows(tmp_path / transformer.FILE, unet.COLUMNS, rows)
     text = transformer.block_times(tmp_path)
-    assert "**sd3-4096**" in text
-    assert "| preset-fast | 1 (1 to 1) | 1 | 2.00x | 0.50 | 0 | 67 % | - |" in text
+    assert "| turns | oracle-two-sided-6.25 | preset-fast |" in text
+    assert "| sd3-4096 | 1 | 0.00 | 1 | 4.00x | 2.00x (50 %) |" in text
