@@ -221,20 +221,23 @@ class MergeConfig:
         return ", ".join([str(self.method), f"keep rate {rate}", *rest])
 
 
+def _two_sided(method: str, keep_rate: float) -> MergeConfig:
+    return MergeConfig(method, keep_rate, merge="two-sided", refresh_every=2)
+
+
 PRESETS: Mapping[str, MergeConfig] = MappingProxyType(
     {
         "paper": MergeConfig(),
-        "near-lossless": MergeConfig(keep_rate=0.125, merge="two-sided", refresh_every=3),
-        "balanced": MergeConfig("tome-sd:stride=4", 0.125, merge="two-sided"),
-        "fast": MergeConfig("tome-sd:stride=4", 0.0625, merge="two-sided"),
+        "near-lossless": _two_sided("tome-sd:stride=4,lloyd=2", 0.125),
+        "balanced": _two_sided("tome-sd:stride=4,lloyd=2", 0.0625),
+        "fast": _two_sided("tome-sd:stride=5,lloyd=2", 0.04),
     }
 )
 """Options that belong together.
 
-`"paper"` is the papers' form, for comparing methods. The others use the two-sided form.
-`"near-lossless"` computes 27 % of the attention's products, with ATC's clusters, which are kept for
-three steps. `"balanced"` computes as many and `"fast"` 13 %, both with ToMe-SD's clusters, which
-are found faster. `docs/benchmarks.md` shows what each costs and saves.
+`"paper"` is the papers' form, for comparing methods. The others use the two-sided form with
+ToMe-SD's clusters, improved by two iterations of K-Means and kept for two steps. They compute 27,
+13 and 8 % of the attention's products. `docs/benchmarks.md` shows what each costs and saves.
 """
 
 

@@ -39,10 +39,9 @@ def instead(steps: tuple[int, ...], dpm: tuple[int, ...], every: tuple[int, ...]
     ]
 
 
-def with_fewer_steps(config: MergeConfig, kept: float, *steps: int) -> list[Recipe]:
-    """Merging at a percentage of tokens kept, with partitions for two steps, in fewer steps."""
-    (full,) = merged(config.merge, config, kept, refresh=2)
-    return [replace(full, name=f"steps-{n}-{full.name}", steps=n) for n in steps]
+def with_fewer_steps(preset: str, *steps: int) -> list[Recipe]:
+    """A preset in fewer steps."""
+    return [Recipe(f"steps-{n}-{preset}", PRESETS[preset], steps=n) for n in steps]
 
 
 def recipes(size: int) -> list[Recipe]:
@@ -52,36 +51,29 @@ def recipes(size: int) -> list[Recipe]:
         *instead((22, 20, 18, 15, 12), (20, 15, 10), (2, 3)),
         *(Recipe(f"preset-{name}", config) for name, config in PRESETS.items()),
         Recipe("tomesd-50", modification=Tomesd(0.5)),
-        *merged("two-sided", TWO_SIDED, 25, 12.5, 5),
-        *merged("two-sided", TWO_SIDED, 25, 12.5, refresh=2),
-        *merged("two-sided-input", INPUT, 12.5, 5),
-        *merged("two-sided-input", INPUT, 12.5, refresh=2),
-        *merged("two-sided-input", INPUT, 5, refresh=3),
-        *merged("kv-zeroth", replace(KV, first_order=False), 26.6),
-        *merged("kv", KV, 25),
-        *merged("qkv", QKV, 50),
+        *with_fewer_steps("balanced", 20, 15),
+        *merged(
+            "two-sided-lloyd", replace(INPUT, method="tome-sd:stride=4,lloyd=2"), 25, refresh=2
+        ),
+        *merged("two-sided-tome-sd-4", replace(INPUT, method="tome-sd:stride=4"), 12.5, 6.25),
         *merged("two-sided-tome-sd", replace(TWO_SIDED, method="tome-sd"), 25),
         *merged("two-sided-tome-sd-input", replace(INPUT, method="tome-sd"), 25),
+        *merged("two-sided-input", INPUT, 12.5, refresh=2),
+        *merged("two-sided-input", INPUT, 12.5, 5, refresh=3),
+        *merged("two-sided", TWO_SIDED, 12.5, 5),
         *merged("two-sided", TWO_SIDED, 12.5, refresh=3),
-        *with_fewer_steps(TWO_SIDED, 25, 20, 15),
-        *with_fewer_steps(TWO_SIDED, 12.5, 20, 15),
+        *merged("kv-zeroth", replace(KV, first_order=False), 26.6),
     ]
     if size > 256:
         return main
     complete, pairs = "atc:linkage=complete", "lotm:neighbours=grid"
     return [
         *main,
-        *instead((), (12,), (5,)),
-        Recipe("deepcache-2-branch-1", modification=DeepCache(2, branch=1)),
-        Recipe("tomesd-25", modification=Tomesd(0.25)),
-        *merged("two-sided", TWO_SIDED, 12.5, refresh=5),
-        *merged("two-sided", TWO_SIDED, 5, refresh=2),
-        *merged("two-sided-complete", replace(TWO_SIDED, method=complete), 12.5),
-        *merged("two-sided-input-complete", replace(INPUT, method=complete), 12.5),
-        *merged("two-sided-pairs", replace(TWO_SIDED, method=pairs), 50),
-        *merged("two-sided-grid", replace(TWO_SIDED, method="grid"), 25),
-        *merged("kv", KV, 50, 12.5),
-        *merged("kv", KV, 25, refresh=5),
+        *merged("kv", KV, 25),
         *merged("kv-tome-sd", replace(KV, method="tome-sd"), 25),
         *merged("q", Q, 25),
+        *merged("two-sided-complete", replace(INPUT, method=complete), 12.5),
+        *merged("two-sided-pairs", replace(INPUT, method=pairs), 50),
+        *merged("two-sided-grid", replace(INPUT, method="grid"), 25),
+        *instead((), (), (5,)),
     ]

@@ -44,12 +44,29 @@ class KMeans(TokenPooling):
         self, tokens: Tensor, num_clusters: int, grid: Grid, seed: int, scores: Tensor | None
     ) -> Partition:
         tokens = center_tokens(tokens)
-        centers = tokens_at(tokens, starting_tokens(tokens, num_clusters, scores))
-        for _ in range(self.iterations):
-            labels = _assign(tokens, centers)
-            centers = weighted_means(tokens, labels, num_clusters, scores)
-        labels = _assign(tokens, centers)
-        return Partition(number_by_first_token(labels, num_clusters), num_clusters)
+        labels = _assign(tokens, tokens_at(tokens, starting_tokens(tokens, num_clusters, scores)))
+        return lloyd(tokens, labels, num_clusters, self.iterations, scores)
+
+
+def lloyd(
+    tokens: Tensor,
+    labels: Tensor,
+    num_clusters: int,
+    iterations: int,
+    weights: Tensor | None = None,
+) -> Partition:
+    """Lloyd's iterations: take the mean of each cluster, and assign each token to the nearest.
+
+    Args:
+        tokens: `[B, N, C]`, centered.
+        labels: `[B, N]` int64 of K non-empty clusters to start from.
+        num_clusters: K.
+        iterations: how often.
+        weights: `[B, N]` of the tokens in the means; None: all weigh the same.
+    """
+    for _ in range(iterations):
+        labels = _assign(tokens, weighted_means(tokens, labels, num_clusters, weights))
+    return Partition(number_by_first_token(labels, num_clusters), num_clusters)
 
 
 def _assign(tokens: Tensor, centers: Tensor) -> Tensor:

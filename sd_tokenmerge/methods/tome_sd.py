@@ -17,6 +17,8 @@ from torch import Tensor
 
 from sd_tokenmerge.methods.base import Grid, Method
 from sd_tokenmerge.methods.bipartite import match_bipartite
+from sd_tokenmerge.methods.distances import center_tokens
+from sd_tokenmerge.methods.kmeans import lloyd
 from sd_tokenmerge.partitions import Partition
 
 
@@ -28,15 +30,19 @@ class ToMeSD(Method):
         stride: side of a cell in tokens, at least 2; the lowest keep rate is about 1 / stride^2.
         random: draw the destination of each cell from the seed (the authors' default) instead of
             taking its top-left token (the variant that the ATC paper compares with).
+        lloyd: number of K-Means iterations after the matching, at least 0 (as in the paper). In
+            each, every token joins the cluster of the nearest mean (Euclidean distance).
     """
 
     name: ClassVar[str] = "tome-sd"
     stride: int = 2
     random: bool = False
+    lloyd: int = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.require_at_least("stride", 2)
+        self.require_at_least("lloyd", 0)
 
     @property
     def uses_seed(self) -> bool:
@@ -60,6 +66,8 @@ class ToMeSD(Method):
         index = is_destination.int().argsort(stable=True).to(tokens.device)
         num_sources = grid.num_tokens - self.smallest_num_clusters(grid)
         labels = match_bipartite(tokens, index[:num_sources], index[num_sources:], num_clusters)
+        if self.lloyd > 0:
+            return lloyd(center_tokens(tokens), labels, num_clusters, self.lloyd)
         return Partition(labels, num_clusters)
 
     def _destinations(self, grid: Grid, seed: int) -> Tensor:

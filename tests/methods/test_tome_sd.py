@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 import torch
 from tomesd.merge import bipartite_soft_matching_random2d
@@ -6,6 +7,7 @@ from sd_tokenmerge.methods import Grid, ToMeSD
 from tests.methods.variants import random_tokens, run
 from tests.reference.bipartite import bipartite_clusters, top_left_destinations
 from tests.reference.sets import as_sets
+from tests.reference.token_pooling import lloyd
 
 GRIDS = [Grid(6, 6), Grid(4, 10), Grid(7, 9), Grid(5, 4), Grid(2, 2), Grid(9, 13)]
 
@@ -32,6 +34,23 @@ def test_equal_to_one_token_at_a_time(grid, stride):
         for image in range(2):
             expected = bipartite_clusters(tokens[image].numpy(), destinations, num_clusters)
             assert as_sets(labels[image]) == expected
+
+
+@pytest.mark.parametrize("iterations", [1, 3])
+@pytest.mark.parametrize("grid", [Grid(6, 6), Grid(7, 9), Grid(5, 4, 3)])
+def test_lloyd_iterations_are_those_of_k_means(grid, iterations):
+    tokens = random_tokens(2, grid).double()
+    for num_clusters in numbers_of_clusters(ToMeSD(), grid):
+        start = run(ToMeSD(), tokens, num_clusters, grid).labels
+        labels = run(ToMeSD(lloyd=iterations), tokens, num_clusters, grid).labels
+        for image in range(2):
+            expected = lloyd(
+                tokens[image].numpy(),
+                start[image].tolist(),
+                np.ones(grid.num_tokens),
+                iterations,
+            )
+            assert as_sets(labels[image]) == as_sets(expected)
 
 
 @pytest.mark.parametrize("random", [False, True])

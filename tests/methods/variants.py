@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args, get_origin
 import torch
 from torch import Tensor
 
-from sd_tokenmerge.methods import METHODS, Grid, Method, partition
+from sd_tokenmerge.methods import METHODS, Grid, Method, ToMeSD, partition
 from sd_tokenmerge.options import option_types
 from sd_tokenmerge.partitions import Partition
 
@@ -29,6 +29,7 @@ def _variants(method_class: type[Method]) -> list[Method]:
 
 
 VARIANTS = [variant for method_class in METHODS.values() for variant in _variants(method_class)]
+VARIANTS.append(ToMeSD(lloyd=2))
 
 
 def random_tokens(batch: int, grid: Grid, channels: int = 8, seed: int = 0) -> Tensor:

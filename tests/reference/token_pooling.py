@@ -28,16 +28,21 @@ def highest(scores: np.ndarray, num_clusters: int) -> list[int]:
 def kmeans_labels(
     tokens: np.ndarray, start: list[int], weights: np.ndarray, iterations: int
 ) -> list[int]:
+    """K-Means from tokens as centers."""
+    return lloyd(tokens, _assign_to_centers(tokens, tokens[start]), weights, iterations)
+
+
+def lloyd(tokens: np.ndarray, labels: list[int], weights: np.ndarray, iterations: int) -> list[int]:
     """Lloyd's iterations; an empty cluster takes the movable token farthest from its center."""
-    centers = tokens[start].copy()
     for _ in range(iterations):
-        labels = _assign_to_centers(tokens, centers)
-        for k in range(len(centers)):
+        centers = []
+        for k in range(max(labels) + 1):
             members = [i for i, label in enumerate(labels) if label == k]
             w = weights[members]
             w = w if w.sum() > 0 else np.ones_like(w)
-            centers[k] = (tokens[members] * w[:, None]).sum(0) / w.sum()
-    return _assign_to_centers(tokens, centers)
+            centers.append((tokens[members] * w[:, None]).sum(0) / w.sum())
+        labels = _assign_to_centers(tokens, np.array(centers))
+    return labels
 
 
 def kmedoids(

@@ -52,7 +52,7 @@ def test_each_recipe_has_its_place_in_the_plot():
         "dpm-15",
         "kv-tome-sd-25",
         "preset-paper",
-        "steps-20-two-sided-25-refresh-2",
+        "steps-20-balanced",
     )
     assert [found[name] for name in names] == ["steps", "dpm", "kv", "preset", "both"]
 
@@ -130,7 +130,7 @@ def test_tables(tmp_path):
     base = dict.fromkeys(quality.COLUMNS, "") | machine
     base |= {"size": "256", "images": "3", "references": "9", "named": "0.75"}
     rows = [base | {"recipe": UNMERGED, "products": "200", "fid": "2"}]
-    for name, psnr in (("two-sided-12.5", 40), ("kv-25", 30), ("tomesd-50", 20)):
+    for name, psnr in (("preset-near-lossless", 40), ("steps-20", 30), ("tomesd-50", 20)):
         changes = [ImageChange(f"{i}.png", psnr + 2.0 * i, 0.9, 1.0) for i in range(3)]
         row = {"recipe": name, "products": "50", "delta": "0.25", "delta_se": "0.125"}
         rows.append(base | row | quality.change_numbers(changes))
@@ -146,20 +146,28 @@ def test_tables(tmp_path):
     times = [
         dict.fromkeys(quality.TIME_COLUMNS, "1")
         | {"size": "256", "recipe": name, "relative": relative}
-        for name, relative in ((UNMERGED, "1"), ("two-sided-12.5", "0.75"), ("kv-25", "0.8"))
+        for name, relative in (
+            (UNMERGED, "1"),
+            ("preset-near-lossless", "0.75"),
+            ("steps-20", "0.8"),
+        )
     ]
     append_rows(tmp_path / "quality_time.csv", quality.TIME_COLUMNS, times)
     text = quality_tables.quality(tmp_path)
     assert "**256 px**: 3 pictures, 9 references; 1, 1 thread, torch 1, commit 1." in text
-    assert "| two-sided-12.5 | 25 % | 0.75 | 42.0 (40.0 to 44.0) | 40.0 | 42.0 ± 1.2 |" in text
+    assert (
+        "| preset-near-lossless | 25 % | 0.75 | 42.0 (40.0 to 44.0) | 40.0 | 42.0 ± 1.2 |" in text
+    )
     assert "| 0.900 ± 0.000 | 1.00 ± 0.00 | 75 % | 0.2 ± 0.1 |" in text
     assert "| tomesd-50 | 25 % | - | 22.0" in text  # was not timed
     assert "| unmerged | 100 % | 1.00 | - | - | - | - | - | 75 % | 2.0 (itself) |" in text
-    assert "| 256 px | two-sided-12.5 minus kv-25 | +10.0 ± 0.0 | 3 of 3 |" in (
+    assert "| 256 px | preset-near-lossless minus steps-20 | +10.0 ± 0.0 | 3 of 3 |" in (
         quality_tables.paired(tmp_path)
     )
     lines = quality_tables.frontier_table(tmp_path).splitlines()[4:]
-    assert lines == ["| 256 px | two-sided-12.5 | 0.75 | 42.0 | 42.0 ± 1.2 | 75 % | 0.2 ± 0.1 |"]
+    assert lines == [
+        "| 256 px | preset-near-lossless | 0.75 | 42.0 | 42.0 ± 1.2 | 75 % | 0.2 ± 0.1 |"
+    ]
     plot_quality(tmp_path)
     assert (tmp_path / "quality.png").stat().st_size > 10_000
 

@@ -82,10 +82,10 @@ def test_the_table(tmp_path):
         for name, speedup in (
             ("unpatched", "1"),
             ("oracle-two-sided-6.25", "4"),
-            ("preset-fast", "2"),
+            ("preset-balanced", "2"),
         )
     ]
     append_rows(tmp_path / transformer.FILE, unet.COLUMNS, rows)
     text = transformer.block_times(tmp_path)
-    assert "| turns | oracle-two-sided-6.25 | preset-fast |" in text
+    assert "| turns | oracle-two-sided-6.25 | preset-balanced |" in text
     assert "| sd3-4096 | 1 | 0.00 | 1 | 4.00x | 2.00x (50 %) |" in text
