@@ -228,7 +228,7 @@ def _two_sided(method: str, keep_rate: float) -> MergeConfig:
 PRESETS: Mapping[str, MergeConfig] = MappingProxyType(
     {
         "paper": MergeConfig(),
-        "near-lossless": _two_sided("tome-sd:stride=4,lloyd=2", 0.125),
+        "near-lossless": _two_sided("tome-sd:stride=4,lloyd=3", 0.125),
         "balanced": _two_sided("tome-sd:stride=4,lloyd=2", 0.0625),
         "fast": _two_sided("tome-sd:stride=5,lloyd=2", 0.04),
     }
@@ -236,8 +236,9 @@ PRESETS: Mapping[str, MergeConfig] = MappingProxyType(
 """Options that belong together.
 
 `"paper"` is the papers' form, for comparing methods. The others use the two-sided form with
-ToMe-SD's clusters, improved by two iterations of K-Means and kept for two steps. They compute 27,
-13 and 8 % of the attention's products. `docs/benchmarks.md` shows what each costs and saves.
+ToMe-SD's clusters, improved by two or three iterations of K-Means and kept for two steps. They
+compute 27, 13 and 8 % of the attention's products. `docs/benchmarks.md` shows what each costs and
+saves.
 """
 
 

@@ -40,7 +40,7 @@ STEP, SELF_ATTENTION = "unet-step", "self-attention-step"
 DEFAULT = (
     *(UNPATCHED, "oracle-qkv-50", "tomesd-50", "tomesd-25", "preset-paper", "atc-keys-50"),
     *("atc-keys-50-refresh-10", "preset-near-lossless", "preset-balanced", "preset-fast"),
-    *("oracle-two-sided-12.5", "oracle-two-sided-6.25"),
+    *("oracle-two-sided-12.5", "oracle-two-sided-6.25", "oracle-two-sided-4"),
 )
 
 
