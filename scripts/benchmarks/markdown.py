@@ -25,11 +25,16 @@ def grouped(rows: Iterable[Row], key: Sequence[str]) -> list[list[Row]]:
 
 
 def conditions(rows: Sequence[Row]) -> str:
-    """Device, threads and versions of the first row, and the commits of all."""
-    first, commits = rows[0], ", ".join(dict.fromkeys(row["commit"] for row in rows))
-    is_gpu = first["device"].startswith("NVIDIA")
-    threads = "" if is_gpu else f", {counted(first['threads'], 'thread')}"
-    return f"{first['device']}{threads}, torch {first['torch']}, commit {commits}."
+    """Threads and versions of the first row, and the devices and commits of all."""
+    first = rows[0]
+    devices, commits = (_each(rows, name) for name in ("device", "commit"))
+    threads = "" if first["device"].startswith("NVIDIA") else counted(first["threads"], "thread")
+    parts = [*devices, threads, f"torch {first['torch']}", f"commit {', '.join(commits)}"]
+    return f"{', '.join(filter(None, parts))}."
+
+
+def _each(rows: Iterable[Row], column: str) -> list[str]:
+    return list(dict.fromkeys(row[column] for row in rows))
 
 
 def counted(count: str | int, noun: str) -> str:

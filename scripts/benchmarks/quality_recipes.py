@@ -16,7 +16,8 @@ TWO_SIDED, KV, Q, QKV = (
     MergeConfig(merge=merge, features="keys") for merge in ("two-sided", "kv", "q", "qkv")
 )
 INPUT = MergeConfig(merge="two-sided")
-"""Clusters the block's input; the four above cluster the keys."""
+LLOYD = replace(INPUT, method="tome-sd:stride=4,lloyd=2")
+"""These two cluster the block's input, the four above the keys."""
 
 
 def merged(name: str, config: MergeConfig, *percents: float, refresh: int = 1) -> list[Recipe]:
@@ -52,9 +53,7 @@ def recipes(size: int) -> list[Recipe]:
         *(Recipe(f"preset-{name}", config) for name, config in PRESETS.items()),
         Recipe("tomesd-50", modification=Tomesd(0.5)),
         *with_fewer_steps("balanced", 20, 15),
-        *merged(
-            "two-sided-lloyd", replace(INPUT, method="tome-sd:stride=4,lloyd=2"), 25, refresh=2
-        ),
+        *merged("two-sided-lloyd", LLOYD, 25, 12.5, refresh=2),
         *merged("two-sided-tome-sd-4", replace(INPUT, method="tome-sd:stride=4"), 12.5, 6.25),
         *merged("two-sided-tome-sd", replace(TWO_SIDED, method="tome-sd"), 25),
         *merged("two-sided-tome-sd-input", replace(INPUT, method="tome-sd"), 25),

@@ -5,6 +5,9 @@ its top-left token, or one drawn at random. Tokens to the right of or below the 
 sources, as in the authors' implementation. The draw depends only on the seed and is the same for
 all images of a batch. In a video, each frame has cells of its own, and sources are matched with the
 destinations of all frames.
+
+The option `lloyd` continues with K-Means (Marin et al., WACV 2023) from these clusters, which is
+not part of the paper.
 """
 
 from __future__ import annotations
