@@ -27,9 +27,9 @@ def grouped(rows: Iterable[Row], key: Sequence[str]) -> list[list[Row]]:
 def conditions(rows: Sequence[Row]) -> str:
     """Threads and versions of the first row, and the devices and commits of all."""
     first = rows[0]
-    devices, commits = (_each(rows, name) for name in ("device", "commit"))
+    devices, commits = " and ".join(_each(rows, "device")), ", ".join(_each(rows, "commit"))
     threads = "" if first["device"].startswith("NVIDIA") else counted(first["threads"], "thread")
-    parts = [*devices, threads, f"torch {first['torch']}", f"commit {', '.join(commits)}"]
+    parts = [devices, threads, f"torch {first['torch']}", f"commit {commits}"]
     return f"{', '.join(filter(None, parts))}."
 
 

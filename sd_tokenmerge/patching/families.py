@@ -59,7 +59,7 @@ class Clock(NamedTuple):
         return (timesteps - self.offset) / self.scale
 
 
-_SCHEDULERS = Clock()
+_SAME = Clock()
 _NOISE_AT_ONE = Clock(1000.0)
 _NOISE_AT_ZERO = Clock(-1000.0, 1000.0)
 
@@ -80,7 +80,7 @@ class Family:
     attentions: tuple[Attentions, ...]
     grid: ReadGrid
     timestep: int
-    clock: Clock = _SCHEDULERS
+    clock: Clock = _SAME
     patch_size: int | None = None
     makes_videos: bool = False
 

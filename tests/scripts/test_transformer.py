@@ -56,6 +56,7 @@ def test_a_trial(capsys, tmp_path):
     names = {f"preset-{name}" for name in PRESETS} | {"oracle-two-sided-12.5"}
     assert names <= {cell.strip("| ") for cell in head}
     assert [line[:2] for line in lines] == [["| quick", "float32"], ["| quick", "bfloat16"]]
+    assert all("-" not in (cell.strip("| ") for cell in line) for line in lines)  # none is missing
     assert not list(tmp_path.iterdir())
 
 
