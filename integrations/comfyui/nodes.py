@@ -7,9 +7,12 @@ from typing import Any
 from comfy.patcher_extension import WrappersMP
 from comfy_api.latest import ComfyExtension, io
 
+from sd_tokenmerge.config import PRESETS
+
 from .override import FORMS, MergedAttention
 
 _KEY = "sd_tokenmerge"
+_PRESET = PRESETS["balanced"]
 
 
 class TokenMerge(io.ComfyNode):
@@ -25,12 +28,16 @@ class TokenMerge(io.ComfyNode):
             description="Attends to merged keys and values of the image tokens.",
             inputs=[
                 io.Model.Input("model"),
-                io.String.Input("method", default="atc", tooltip="Such as atc or tome-sd"),
-                io.Float.Input("keep_rate", default=0.25, min=0.01, max=1.0, step=0.01),
-                io.Combo.Input("merge", options=list(FORMS), default="kv"),
+                io.String.Input(
+                    "method", default=_PRESET.method, tooltip="Such as tome-sd:stride=4 or atc"
+                ),
+                io.Float.Input(
+                    "keep_rate", default=_PRESET.keep_rate.rate, min=0.01, max=1.0, step=0.0005
+                ),
+                io.Combo.Input("merge", options=list(FORMS), default=_PRESET.merge),
                 io.Int.Input(
                     "refresh_every",
-                    default=5,
+                    default=_PRESET.refresh_every,
                     min=1,
                     max=1000,
                     tooltip="Calls of the model that share clusters.",

@@ -69,11 +69,11 @@ class MergedAttention:
 
     def __init__(
         self,
-        method: str = "atc",
-        keep_rate: float = 0.25,
-        merge: Form = "kv",
-        refresh_every: int = 5,
-        min_tokens: int = 1024,
+        method: str,
+        keep_rate: float,
+        merge: Form,
+        refresh_every: int,
+        min_tokens: int,
         previous: Callable[..., Tensor] | None = None,
     ) -> None:
         if merge not in FORMS:

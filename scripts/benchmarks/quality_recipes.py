@@ -68,6 +68,7 @@ def recipes(size: int) -> list[Recipe]:
     complete, pairs = "atc:linkage=complete", "lotm:neighbours=grid"
     return [
         *main,
+        *merged("two-sided-lloyd-keys", replace(LLOYD, features="keys"), 6.25, refresh=2),
         *merged("kv", KV, 25),
         *merged("kv-tome-sd", replace(KV, method="tome-sd"), 25),
         *merged("q", Q, 25),

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import copy
+import importlib
 import json
 import logging
-import re
+import sys
 from pathlib import Path
+from types import SimpleNamespace
+from unittest.mock import MagicMock
 
 import pytest
 import torch
@@ -59,7 +62,8 @@ def expected(qkv, method="atc", keep=0.5, merge="kv", image=slice(0, N), seed=1)
 
 
 def merged(**options):
-    return MergedAttention(**{"keep_rate": 0.5, "min_tokens": 16, "refresh_every": 1} | options)
+    defaults = {"method": "atc", "keep_rate": 0.5, "merge": "kv"}
+    return MergedAttention(**defaults | {"refresh_every": 1, "min_tokens": 16} | options)
 
 
 def run(override, *calls, latent=(B, 4, *GRID[:2])):
@@ -164,8 +168,8 @@ def test_a_method_that_needs_an_unknown_grid_is_dense():
 
 def test_a_keep_rate_that_the_method_cannot_reach():
     with pytest.raises(ValueError, match=r"at least 0\.25"):
-        MergedAttention(method="tome-sd", keep_rate=0.1)
-    override = MergedAttention(method="tome-sd:stride=3", keep_rate=0.11, min_tokens=1)
+        merged(method="tome-sd", keep_rate=0.1)
+    override = merged(method="tome-sd:stride=3", keep_rate=0.11, min_tokens=1)
     call(override, draw(9, batch=B), {"activations_shape": [B, 1, 3, 3]})
     call(override, draw(4, batch=B), {"activations_shape": [B, 1, 2, 2]})
     assert override.outcomes["merged"] == 1
@@ -177,7 +181,7 @@ def test_a_keep_rate_that_the_method_cannot_reach():
 )
 def test_wrong_options_are_refused(options):
     with pytest.raises(ValueError, match=next(iter(options))):
-        MergedAttention(**options)
+        merged(**options)
 
 
 def test_dense_calls_go_to_the_previous_override():
@@ -248,13 +252,21 @@ def test_copied_model_options_hold_the_same_object():
     }
 
 
-def test_the_workflow_names_the_nodes_inputs():
-    source = (FOLDER / "nodes.py").read_text(encoding="utf-8")
+def test_the_workflow_has_the_nodes_inputs_with_their_defaults(monkeypatch):
+    io = MagicMock(ComfyNode=object)
+    for name in ("comfy", "comfy.patcher_extension", "comfy_api"):
+        monkeypatch.setitem(sys.modules, name, MagicMock())
+    latest = SimpleNamespace(io=io, ComfyExtension=object)
+    monkeypatch.setitem(sys.modules, "comfy_api.latest", latest)
+    importlib.import_module("integrations.comfyui.nodes").TokenMerge.define_schema()
+    made = [call for call in io.mock_calls if call[0].endswith(".Input")]
+    defaults = {args[0]: options.get("default") for _, args, options in made}
+
     workflow = json.loads((FOLDER / "workflow.json").read_text(encoding="utf-8"))
     [node] = [node for node in workflow.values() if node["class_type"] == "SDTokenMerge"]
-    assert 'node_id="SDTokenMerge"' in source
-    assert list(node["inputs"]) == re.findall(r'\.Input\(\s*"(\w+)"', source)
+    assert node["inputs"] == defaults | {"model": ["1", 0]}
+    assert io.Schema.call_args.kwargs["node_id"] == "SDTokenMerge"
     links = [value for node in workflow.values() for value in node["inputs"].values()]
     assert {link[0] for link in links if isinstance(link, list)} < set(workflow)
-    options = {name: value for name, value in node["inputs"].items() if name != "model"}
-    MergedAttention(**options)
+    del defaults["model"]
+    MergedAttention(**defaults)
