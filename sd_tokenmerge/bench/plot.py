@@ -23,7 +23,9 @@ KINDS = {
 
 TICKS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1, 1.5, 2, 3, 4, 6)
 MOST_NAMES = 12
-"""With more points in a panel, only those on the frontier are named."""
+"""With more points in a panel, only presets and those on the frontier are named."""
+NAME_HEIGHT = 8.5
+"""Distance between names above each other, in points."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,8 @@ def plot_against_time(
         _draw(axes, points, shown)
         axes.set_title(title, size=11)
         axes.set_xlabel(f"time per picture, relative to {full}")
+    for axes, points in zip(grid[0], panels.values(), strict=True):
+        _write_names(axes, points)
     figure.axes[0].set_ylabel(f"PSNR to the picture of {full} (dB)")
     order = [label for label, _, _ in KINDS.values() if label in shown]
     figure.legend(
@@ -111,9 +115,6 @@ def _draw(axes: Any, points: Sequence[Point], shown: dict[str, Any]) -> None:
         axes.errorbar(times, middle, lengths, fmt="none", ecolor=colour, alpha=0.25)
         shown[label] = axes.scatter(times, middle, c=colour, marker=marker, s=45, zorder=3)
     best = frontier(points)
-    for point in points if len(points) <= MOST_NAMES else best:
-        place, offset = (point.time, point.psnr), {"xytext": (-4, 5), "ha": "right"}
-        axes.annotate(point.name, place, textcoords="offset points", size=7, **offset)
     corners = [point.time for point in best], [point.psnr for point in best]
     (shown[""],) = axes.plot(*corners, color="0.3", linewidth=1.2, linestyle=(0, (5, 2)))
     axes.axvline(1.0, color="0.6", linewidth=0.8)
@@ -121,7 +122,27 @@ def _draw(axes: Any, points: Sequence[Point], shown: dict[str, Any]) -> None:
     axes.set_xticks(TICKS, [f"{tick:g}" for tick in TICKS])
     axes.minorticks_off()
     times = [1.0, *(point.time for point in points)]
-    axes.set_xlim(0.7 * min(times), 1.1 * max(times))  # room for names on the left
+    axes.set_xlim(0.7 * min(times), 1.35 * max(times))  # room for names
     axes.grid(color="0.92")
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
+
+
+def _write_names(axes: Any, points: Sequence[Point]) -> None:
+    """Write presets' names on the right of their points, others on the left, none over another."""
+    best = frontier(points)
+    named = [
+        point
+        for point in points
+        if len(points) <= MOST_NAMES or point.kind == "preset" or point in best
+    ]
+    axes.figure.draw_without_rendering()  # settles where the points are
+    points_per_pixel = 72 / axes.figure.dpi
+    lowest = {"left": float("inf"), "right": float("inf")}
+    for point in sorted(named, key=lambda point: -point.psnr):
+        side, x, above = ("left", 5, -2) if point.kind == "preset" else ("right", -4, 5)
+        place = point.time, point.psnr
+        y = axes.transData.transform(place)[1] * points_per_pixel
+        lowest[side] = min(y + above, lowest[side] - NAME_HEIGHT)
+        offset = x, lowest[side] - y
+        axes.annotate(point.name, place, xytext=offset, textcoords="offset points", size=7, ha=side)
