@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import gc
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,8 +24,6 @@ from torch import Tensor
 
 from benchmarks import unet
 from benchmarks.cases import QUICK
-from benchmarks.contestants import UNPATCHED, is_bound, oracle_of
-from benchmarks.markdown import NOT_RUN, Row, conditions, grouped, table
 from benchmarks.options import add_common_options
 from benchmarks.rows import append_rows, read_rows
 from sd_tokenmerge.bench.calls import TIMESTEPS
@@ -236,37 +234,9 @@ def run(arguments: argparse.Namespace) -> str:
             rows += found
             del calls
             gc.collect()
-    return times_table(rows)
+    return unet.times_table(rows)
 
 
 def block_times(folder: Path) -> str:
     """Times of one block: a table for each device and run."""
-    return times_table(read_rows(folder / FILE))
-
-
-def times_table(rows: Sequence[Row]) -> str:
-    """One line per case, with the speed-up of each contestant."""
-    parts = []
-    for run in grouped(unet.last_runs(list(rows)), ("device", "batch", "threads", "commit")):
-        names = list(dict.fromkeys(row["contestant"] for row in run))
-        names.remove(UNPATCHED)
-        lines = [_line(group, names) for group in grouped(run, ("case", "dtype"))]
-        head = ["", "", "unmerged, s", "turns", *names]
-        parts.append(f"Batch {run[0]['batch']}; {conditions(run)}\n\n{table(head, lines)}")
-    return "\n\n".join(parts) or NOT_RUN
-
-
-def _line(group: Sequence[Row], names: Sequence[str]) -> list[str]:
-    found = {row["contestant"]: row for row in group}
-    cells = [_speedup(found, name) if name in found else "-" for name in names]
-    unpatched, turns = found[UNPATCHED], {found[name]["repeats"] for name in names & found.keys()}
-    seconds = f"{float(unpatched['step_ms']) / 1000:.2f}"
-    return [unpatched["case"], unpatched["dtype"], seconds, " to ".join(sorted(turns)), *cells]
-
-
-def _speedup(found: Mapping[str, Row], name: str) -> str:
-    """The speed-up; for a preset, also the share of its time that choosing clusters takes."""
-    speedup, oracle = float(found[name]["speedup"]), found.get(oracle_of(name) or "")
-    if is_bound(name) or oracle is None:
-        return f"{speedup:.2f}x"
-    return f"{speedup:.2f}x ({100 * (1 - speedup / float(oracle['speedup'])):.0f} %)"
+    return unet.times_table(read_rows(folder / FILE))

@@ -15,7 +15,7 @@ from __future__ import annotations
 import argparse
 import gc
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -23,7 +23,7 @@ from typing import Any
 from benchmarks import against
 from benchmarks.cases import CASES
 from benchmarks.contestants import CONTESTANTS, UNPATCHED, Contestant, is_bound, oracle_of
-from benchmarks.markdown import MODEL, Row, case_tables, grouped, latest, spread
+from benchmarks.markdown import NOT_RUN, Row, conditions, grouped, latest, table
 from benchmarks.options import add_common_options, add_unet_options, build
 from benchmarks.rows import MACHINE, append_rows, describe_machine, read_rows
 from benchmarks.self_attention import SelfAttentionCalls
@@ -36,9 +36,11 @@ COLUMNS = (
     *("step_ms", "step_ms_20", "step_ms_80", "fresh_ms", "kept_ms", "speedup"),
     *MACHINE,
 )
+RUN = ("device", "batch", "threads", "commit")
+"""Columns in which the rows of a table agree."""
 STEP, SELF_ATTENTION = "unet-step", "self-attention-step"
 DEFAULT = (
-    *(UNPATCHED, "oracle-qkv-50", "tomesd-50", "tomesd-25", "preset-paper", "atc-keys-50"),
+    *(UNPATCHED, "oracle-qkv-50", "tomesd-50", "preset-paper", "atc-keys-50"),
     *("atc-keys-50-refresh-10", "preset-near-lossless", "preset-balanced", "preset-fast"),
     *("oracle-two-sided-12.5", "oracle-two-sided-6.25", "oracle-two-sided-4"),
 )
@@ -134,39 +136,39 @@ def _stored(folder: Path) -> list[Row]:
 
 
 def times_table(rows: Iterable[Row]) -> str:
-    """A table for each run that is shown."""
-    head = ["", "ms (20 to 80 %)", "turns", "speed-up", "of unmerged", "longer than the oracle, ms"]
-    head += ["of the oracle's saving", "of its own clusters'"]
-    return case_tables(grouped(last_runs(list(rows)), ("case", *MODEL, "commit")), head, _lines)
+    """A table for each run that is shown: a line for each case, a column for each contestant."""
+    parts = []
+    for run in grouped(last_runs(list(rows)), RUN):
+        names = list(dict.fromkeys(row["contestant"] for row in run))
+        names.remove(UNPATCHED)
+        lines = [_line(group, names) for group in grouped(run, ("case", "dtype"))]
+        head = ["", "", "unmerged, s", "turns", *names]
+        parts.append(f"Batch {run[0]['batch']}; {conditions(run)}\n\n{table(head, lines)}")
+    return "\n\n".join(parts) or NOT_RUN
 
 
-def _lines(group: Sequence[Row]) -> Iterator[list[str]]:
-    relative = {row["contestant"]: 1 / float(row["speedup"]) for row in group}
-    unpatched = next(float(row["step_ms"]) for row in group if row["contestant"] == UNPATCHED)
-    for row in group:
-        name, oracle = row["contestant"], relative.get(oracle_of(row["contestant"]))
-        longer = share = own = "-"
-        if not is_bound(name) and oracle is not None:
-            longer = f"{unpatched * (relative[name] - oracle):.0f}"
-            share = _percent(1 - relative[name], 1 - oracle)
-        if row["kept_ms"]:
-            step = float(row["step_ms"])
-            around = step / relative[name]
-            own = _percent(around - step, around - float(row["kept_ms"]))
-        times = [spread(row, "step_ms"), row["repeats"], f"{float(row['speedup']):.2f}x"]
-        yield [name, *times, f"{relative[name]:.2f}", longer, share, own]
+def _line(group: Sequence[Row], names: Sequence[str]) -> list[str]:
+    found = {row["contestant"]: row for row in group}
+    cells = [_speedup(found, name) if name in found else "-" for name in names]
+    unpatched, turns = found[UNPATCHED], {found[name]["repeats"] for name in names & found.keys()}
+    seconds = f"{float(unpatched['step_ms']) / 1000:.2f}"
+    return [unpatched["case"], unpatched["dtype"], seconds, " to ".join(sorted(turns)), *cells]
 
 
-def _percent(saved: float, most: float) -> str:
-    return f"{100 * saved / most:.0f} %" if most > 0 else "-"
+def _speedup(found: Mapping[str, Row], name: str) -> str:
+    """The speed-up, and the share of its time that choosing clusters takes."""
+    speedup, oracle = float(found[name]["speedup"]), found.get(oracle_of(name))
+    if is_bound(name) or oracle is None:
+        return f"{speedup:.2f}x"
+    return f"{speedup:.2f}x ({100 * (1 - speedup / float(oracle['speedup'])):.0f} %)"
 
 
 def last_runs(rows: list[Row]) -> list[Row]:
     """Each contestant's last row, with the unpatched UNet and the oracles of the same run."""
-    run = ("case", *MODEL, "commit")
+    run = ("case", "dtype", *RUN)
     rows = latest(rows, ("contestant", *run))
     settings = [row for row in rows if not is_bound(row["contestant"])]
-    last = latest(settings, ("contestant", "case", *MODEL))
+    last = latest(settings, ("contestant", "case", "dtype", *RUN[:-1]))
     shown_runs = {tuple(row[name] for name in run) for row in last}
     shown = [
         row

@@ -152,6 +152,5 @@ def preset_contestants() -> list[Contestant]:
     """
     presets = [Contestant(f"preset-{name}", config) for name, config in PRESETS.items()]
     oracles = {one.name: one for one in map(oracle, PRESETS.values())}
-    rates = (0.5, 0.25) if find_spec("tomesd") else ()
-    peers = [Contestant(f"tomesd-{100 * rate:g}", modification=Tomesd(rate)) for rate in rates]
+    peers = [Contestant("tomesd-50", modification=Tomesd(0.5))] if find_spec("tomesd") else []
     return [Contestant(UNPATCHED), *oracles.values(), *presets, *peers]

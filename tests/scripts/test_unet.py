@@ -116,10 +116,10 @@ def test_times(tmp_path):
     rows = rows_of(unet.STEP, {"tomesd-50": 5}) + rows_of(unet.STEP, speedups, step_ms="1000")
     append_rows(tmp_path / "unet.csv", unet.COLUMNS, rows)
     text = unet.step_times(tmp_path)
-    assert "**sd15-512**, 1, batch 1; a CPU, 1 thread, torch 1, commit 1." in text
-    assert "| oracle-qkv-50 | 1000 (1 to 1) | 1 | 4.00x | 0.25 | - | - | - |" in text
-    assert "| tomesd-50 | 1000 (1 to 1) | 1 | 1.25x | 0.80 | 550 | 27 % | - |" in text
-    assert "| preset-fast | 1000 (1 to 1) | 1 | 2.00x | 0.50 | - | - | - |" in text  # no oracle
+    assert "Batch 1; a CPU, 1 thread, torch 1, commit 1." in text
+    assert "| turns | tomesd-50 | oracle-qkv-50 | preset-fast |" in text
+    # in parentheses, the share of choosing clusters; the oracle of `preset-fast` is not there
+    assert "| sd15-512 | 1 | 1.00 | 1 | 1.25x (69 %) | 4.00x | 2.00x |" in text
     assert text.count("tomesd-50") == 1  # the last row counts
     assert unet.self_attention_times(tmp_path) == "Not run."
 
@@ -131,10 +131,9 @@ def test_settings_stand_beside_the_oracles_of_their_run():
         "third": {"unpatched": 1, "oracle-qkv-50": 2, "tomesd-50": 1.6, "preset-fast": 1.8},
     }
     rows = [row for commit in runs for row in rows_of(unet.STEP, runs[commit], commit=commit)]
-    rows[-1]["kept_ms"] = "0.8"
-    second, third = unet.times_table(rows).split("\n\n**")
+    second, third = unet.times_table(rows).split("\n\nBatch 1")
     assert "commit second." in second
-    assert "| atc-keys-50 | 1 (1 to 1) | 1 | 0.90x | 1.11 | 0 | -56 % | - |" in second
-    assert "tomesd" not in second
-    assert "| tomesd-50 | 1 (1 to 1) | 1 | 1.60x | 0.62 | 0 | 75 % | - |" in third
-    assert "| preset-fast | 1 (1 to 1) | 1 | 1.80x | 0.56 | - | - | 80 % |" in third
+    assert "| oracle-qkv-50 | atc-keys-50 |" in second
+    assert "| 1.25x | 0.90x (28 %) |" in second
+    assert "| oracle-qkv-50 | tomesd-50 | preset-fast |" in third
+    assert "| 2.00x | 1.60x (20 %) | 1.80x |" in third
