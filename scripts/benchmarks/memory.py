@@ -108,5 +108,4 @@ def _lines(group: Sequence[Row]) -> Iterator[list[str]]:
         name, relative = row["contestant"], "-"
         if UNPATCHED in attention:
             relative = f"{attention[name] / attention[UNPATCHED]:.2f}"
-        peak = f"{number(row['peak_mib'], 0)}, in `{row['peak_in']}`"
-        yield [name, f"{attention[name]:.0f}", relative, peak]
+        yield [name, f"{attention[name]:.0f}", relative, number(row["peak_mib"], 0)]

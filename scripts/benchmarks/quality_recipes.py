@@ -55,25 +55,24 @@ def recipes(size: int) -> list[Recipe]:
         *with_fewer_steps("balanced", 20, 15),
         *merged("two-sided-lloyd", LLOYD, 25, 12.5, refresh=2),
         *merged("two-sided-tome-sd-4", replace(INPUT, method="tome-sd:stride=4"), 12.5, 6.25),
-        *merged("two-sided-tome-sd", replace(TWO_SIDED, method="tome-sd"), 25),
         *merged("two-sided-tome-sd-input", replace(INPUT, method="tome-sd"), 25),
         *merged("two-sided-input", INPUT, 12.5, refresh=2),
-        *merged("two-sided-input", INPUT, 12.5, 5, refresh=3),
+        *merged("two-sided-input", INPUT, 12.5, refresh=3),
         *merged("two-sided", TWO_SIDED, 12.5, 5),
         *merged("two-sided", TWO_SIDED, 12.5, refresh=3),
         *merged("kv-zeroth", replace(KV, first_order=False), 26.6),
     ]
     if size > 256:
         return main
-    complete, pairs = "atc:linkage=complete", "lotm:neighbours=grid"
     return [
         *main,
+        *merged("two-sided-input", INPUT, 5, refresh=3),
+        *merged("two-sided-tome-sd", replace(TWO_SIDED, method="tome-sd"), 25),
         *merged("two-sided-lloyd-keys", replace(LLOYD, features="keys"), 6.25, refresh=2),
         *merged("kv", KV, 25),
         *merged("kv-tome-sd", replace(KV, method="tome-sd"), 25),
         *merged("q", Q, 25),
-        *merged("two-sided-complete", replace(INPUT, method=complete), 12.5),
-        *merged("two-sided-pairs", replace(INPUT, method=pairs), 50),
+        *merged("two-sided-complete", replace(INPUT, method="atc:linkage=complete"), 12.5),
         *merged("two-sided-grid", replace(INPUT, method="grid"), 25),
         *instead((), (), (5,)),
     ]

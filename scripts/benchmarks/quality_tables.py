@@ -32,12 +32,16 @@ PAIRS = (
     ("preset-balanced", "two-sided-tome-sd-4-6.25"),
     ("preset-balanced", "tomesd-50"),
     ("preset-balanced", "steps-18"),
+    ("preset-balanced", "reuse-2"),
+    ("preset-balanced", "deepcache-2"),
+    ("preset-balanced", "two-sided-lloyd-keys-6.25-refresh-2"),
     ("preset-fast", "two-sided-input-5-refresh-3"),
     ("preset-fast", "steps-15"),
     ("preset-fast", "dpm-15"),
     ("two-sided-lloyd-25-refresh-2", "two-sided-tome-sd-input-25"),
     ("two-sided-input-12.5-refresh-2", "two-sided-input-12.5-refresh-3"),
     ("two-sided-12.5", "two-sided-12.5-refresh-3"),
+    ("two-sided-complete-12.5", "preset-near-lossless"),
     ("steps-20", "steps-20-balanced"),
     ("steps-15", "reuse-2"),
     ("steps-15", "deepcache-2"),
@@ -46,7 +50,7 @@ PAIRS = (
 
 
 SD15 = ("sd15-512", "sd15-768", "sd15-1024")
-INSTEAD = ("tomesd-50", "steps-20", "steps-15")
+INSTEAD = ("tomesd-50", "deepcache-2", "steps-20", "steps-15")
 """What the README compares the presets with."""
 
 

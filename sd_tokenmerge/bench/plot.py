@@ -122,7 +122,7 @@ def _draw(axes: Any, points: Sequence[Point], shown: dict[str, Any]) -> None:
     axes.set_xticks(TICKS, [f"{tick:g}" for tick in TICKS])
     axes.minorticks_off()
     times = [1.0, *(point.time for point in points)]
-    axes.set_xlim(0.7 * min(times), 1.35 * max(times))  # room for names
+    axes.set_xlim(0.6 * min(times), 1.35 * max(times))  # room for names
     axes.grid(color="0.92")
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
