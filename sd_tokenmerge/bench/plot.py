@@ -129,7 +129,10 @@ def _draw(axes: Any, points: Sequence[Point], shown: dict[str, Any]) -> None:
 
 
 def _write_names(axes: Any, points: Sequence[Point]) -> None:
-    """Write presets' names on the right of their points, others on the left, none over another."""
+    """Write presets' names to the right of their points, others to the left.
+
+    Names of one side never overlap: from top to bottom, each keeps its distance from the last.
+    """
     best = frontier(points)
     named = [
         point
